@@ -1,0 +1,41 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: setup demo serve test check bench lock clean
+.DEFAULT_GOAL := help
+
+help:  ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(STAMP): pyproject.toml requirements/lock.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --progress-bar off -r requirements/lock.txt
+	$(BIN)/python -m pip install --quiet --progress-bar off --no-deps --editable .
+	touch $@
+
+setup: $(STAMP)  ## create .venv from the lock file
+
+demo: $(STAMP)  ## sixty real requests through a running gateway, then a table and a report
+	$(BIN)/smallcall demo
+
+serve: $(STAMP)  ## the gateway on port 8080
+	$(BIN)/smallcall serve --port 8080
+
+test: $(STAMP) check  ## every check and test that CI runs
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## formatting, lint, types, import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+lock: $(STAMP)  ## write the lock file anew from pyproject.toml
+	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-find-links --no-emit-index-url \
+		--no-emit-trusted-host --output-file requirements/lock.txt pyproject.toml
+
+clean:  ## remove the environment and caches
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

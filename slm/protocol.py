@@ -1,0 +1,110 @@
+"""What crosses the worker's Unix socket: one JSON object a line, one connection a draft.
+
+The client sends one `Command`; the worker answers with `Event`s and closes. Closing the connection is how a client
+cancels. Lines are bounded by `MAX_LINE_BYTES` in both directions. Importing this module imports no model library.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+PROTOCOL_VERSION = 1
+MAX_LINE_BYTES = 16 * 1024 * 1024
+
+ToolChoice = Literal["auto", "required", "named"]
+Finish = Literal["stop", "length", "deadline"]
+
+
+class DraftCommand(msgspec.Struct, tag="draft", tag_field="op", frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Draft the assistant's next message. `messages` and `tools` are OpenAI chat-completions JSON."""
+
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]]
+    tool_choice: ToolChoice = "auto"
+    forced_tool: str | None = None
+    parallel_tool_calls: bool = True
+    max_tokens: int = 512
+    """Bound on the draft's own tokens, forced ones included."""
+    deadline_s: float = 30.0
+    """Seconds from the worker's receipt of the command, queueing included."""
+    grammar: bool = True
+
+
+class InfoCommand(msgspec.Struct, tag="info", tag_field="op", frozen=True, forbid_unknown_fields=True):
+    """Ask what is loaded."""
+
+
+Command = DraftCommand | InfoCommand
+
+
+class Info(msgspec.Struct, tag="info", tag_field="event", frozen=True, kw_only=True):
+    """What is loaded, with the hashes that a certificate is bound to."""
+
+    protocol: int
+    model: str
+    weights_sha256: str
+    adapter_sha256: str | None
+    pattern_version: str
+    architecture: str
+    dtype: str
+    context_tokens: int
+
+
+class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True, kw_only=True):
+    """The prompt is in: decoding starts. Seconds are wall-clock."""
+
+    prompt_tokens: int
+    cached_tokens: int
+    queue_s: float
+    prefill_s: float
+
+
+class Token(msgspec.Struct, tag="token", tag_field="event", frozen=True, kw_only=True):
+    """One token of the draft, in order. Field meanings and units: `policies.policy.TokenSignals`.
+
+    `text` concatenates to the draft; a token that ends inside a UTF-8 character has empty text and the next carries it.
+    """
+
+    id: int
+    text: str
+    logprob: float
+    margin: float
+    entropy: float
+    feasible_mass: float
+    forced: bool
+    span: int
+
+
+class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_only=True):
+    """The `Thought:` line stands and no argument is spent. `kind` is `calls`, `none` or `ask`."""
+
+    kind: Literal["calls", "none", "ask"]
+    names: list[str]
+
+
+class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=True):
+    """The draft ended. `steps` counts forward passes after the prefill; fewer than tokens where some were forced."""
+
+    text: str
+    finish: Finish
+    decode_s: float
+    steps: int
+    tokens: int
+    warnings: list[str] = []
+
+
+class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
+    """The draft cannot be made. `code` is stable: `bad_request`, `prompt_too_long`, `schema_unsupported`,
+    `queue_full`, `deadline`, `internal`."""
+
+    code: str
+    message: str
+
+
+Event = Info | Started | Token | PlanMade | Done | Failed
+
+encode = msgspec.json.encode
+command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+event_decoder: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)
