@@ -36,6 +36,7 @@ check: $(STAMP)  ## formatting, lint, types, import layers
 lock: $(STAMP)  ## write the lock file anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --output-file requirements/lock.txt pyproject.toml
+	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements/lock.txt  # the local label exists on some indexes only
 
 clean:  ## remove the environment and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
