@@ -143,6 +143,20 @@ def calls_draft(calls: Iterable[tuple[str, Any]]) -> Parsed:
     return Parsed("calls", tuple(call.name for call in made), made)
 
 
+def parse_plan(line: str) -> tuple[Kind, tuple[str, ...]]:
+    """Read a `Thought:` line back: inverse of `render_plan`, newline or not.
+
+    Raises:
+        PatternError: it is no such line.
+    """
+    if not line.startswith(_THOUGHT.rstrip()):
+        raise PatternError("no Thought line")
+    plan = line[len(_THOUGHT.rstrip()) :].strip()
+    if plan in _RESERVED:
+        return ("none" if plan == "none" else "ask"), ()
+    return "calls", tuple(_read_name(name.strip()) for name in plan.split(","))
+
+
 def parse_draft(text: str) -> Parsed:
     """Read a draft back.
 
@@ -153,15 +167,12 @@ def parse_draft(text: str) -> Parsed:
         PatternError: the text does not follow the pattern, or its plan disagrees with its actions.
     """
     lines = [line for line in text.strip().split("\n") if line.strip()]
-    if not lines or not lines[0].startswith(_THOUGHT.rstrip()):
-        raise PatternError("no Thought line")
-    plan_text = lines[0][len(_THOUGHT.rstrip()) :].strip()
+    kind, plan = parse_plan(lines[0] if lines else "")
     rest = lines[1:]
-    if plan_text in _RESERVED:
-        if rest != [_ACTION + plan_text]:
-            raise PatternError(f"plan says {plan_text}, actions do not")
-        return Parsed("none" if plan_text == "none" else "ask", ())
-    plan = tuple(_read_name(name.strip()) for name in plan_text.split(","))
+    if kind != "calls":
+        if rest != [_ACTION + kind]:
+            raise PatternError(f"plan says {kind}, actions do not")
+        return Parsed(kind, ())
     calls = tuple(_parse_calls(rest))
     if tuple(call.name for call in calls) != plan:
         raise PatternError("plan and actions name different tools")

@@ -1,0 +1,11 @@
+"""Draw the demo's rows from the study data again: `python -m evaluation.demo`, in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from evaluation.demo.rows import FILE, write
+from evaluation.recordings import StudyData
+
+if __name__ == "__main__":
+    write(StudyData.of_checkout(), Path(__file__).parent / FILE)

@@ -1,0 +1,159 @@
+"""One decision while it is made: what is known so far, and the row and the `smallcall` object it ends as."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+import orjson
+
+from policies.policy import Action, Draft, Stage, Verdict
+from router.dialects.chat import ChatRequest
+from router.ledger import DecisionRow
+from router.ledger.row import nano_usd
+from router.local import DraftBuilder
+from router.upstream import Usage
+from slm.protocol import Info
+
+Side = Literal["small", "large", "none"]
+_UNDECIDED = Verdict(Action.CONTINUE, Stage.BEFORE, "undecided")
+
+
+def new_decision_id() -> str:
+    """25 characters: milliseconds since 1970 in hex, then 52 random bits; sorts by time and cannot be guessed."""
+    return f"d{time.time_ns() // 1_000_000:011x}{secrets.randbits(52):013x}"
+
+
+@dataclass(slots=True)
+class Decision:
+    """Mutable, owned by one request's task."""
+
+    chat: ChatRequest
+    dialect: str
+    policy: str
+    decision_id: str = field(default_factory=new_decision_id)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    began: float = field(default_factory=time.monotonic)
+    side: Side = "none"
+    reason: str = "undecided"
+    verdict: Verdict = _UNDECIDED
+    builder: DraftBuilder | None = None
+    draft: Draft | None = None
+    info: Info | None = None
+    large_model: str | None = None
+    usage: Usage | None = None
+    cost_usd: float | None = None
+    status: int = 200
+    error_code: str | None = None
+    client_disconnected: bool = False
+    answer: dict[str, Any] | None = None
+    """What was answered, where content is stored."""
+    recorded: bool = False
+    latency_s: float = 0.0
+
+    def headers(self) -> dict[str, str]:
+        """The response headers that tell of the decision."""
+        named = {"x-smallcall-decision-id": self.decision_id, "x-smallcall-reason": self.reason}
+        return named | ({"x-smallcall-model": self.side} if self.side != "none" else {})
+
+    def small_usage(self) -> dict[str, int]:
+        """The draft's tokens as an OpenAI usage object."""
+        prompt = self.builder.started.prompt_tokens if self.builder and self.builder.started else 0
+        completion = len(self.builder.tokens) if self.builder else 0
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+    def extras(self) -> dict[str, Any]:
+        """The `smallcall` object of a response."""
+        return {
+            "decision_id": self.decision_id,
+            "side": self.side,
+            "reason": self.reason,
+            "policy": self.policy,
+            "stage": self.verdict.stage,
+            "score": self.verdict.score,
+            "threshold": self.verdict.threshold,
+            "findings": list(self.verdict.findings),
+            "cost_usd": 0.0 if self.usage is None and self.side == "small" else self.cost_usd,
+            "latency_s": time.monotonic() - self.began,
+            "small": self._small(),
+        }
+
+    def _small(self) -> dict[str, Any] | None:
+        draft, builder = self.draft, self.builder
+        if draft is None or builder is None:
+            return None
+        started, done = builder.started, builder.done
+        told: dict[str, Any] = {
+            "outcome": draft.outcome,
+            "plan": list(draft.plan),
+            "calls": [{"name": call.name, "arguments": call.arguments} for call in draft.calls],
+            "complete": draft.complete,
+            "text": draft.text,
+            "prompt_tokens": started.prompt_tokens if started else None,
+            "completion_tokens": len(builder.tokens),
+            "queue_s": started.queue_s if started else None,
+            "prefill_s": started.prefill_s if started else None,
+            "decode_s": done.decode_s if done else None,
+            "steps": done.steps if done else None,
+            "signals": None,
+        }
+        if self.chat.include_signals and draft.signals is not None:
+            signals = draft.signals
+            names = ("logprob", "margin", "entropy", "feasible_mass", "forced", "span")
+            told["signals"] = {name: getattr(signals, name).tolist() for name in names}
+        return told
+
+    def row(self, *, store_content: bool) -> DecisionRow:
+        """The ledger's row."""
+        builder, info = self.builder, self.info
+        started = builder.started if builder else None
+        done = builder.done if builder else None
+        content = {"request": self.chat.body, "answer": self.answer} if store_content else None
+        return DecisionRow(
+            decision_id=self.decision_id,
+            created_at=self.created_at,
+            dialect=self.dialect,
+            client_model=self.chat.client_model,
+            side=self.side,
+            reason=self.reason,
+            stage=self.verdict.stage,
+            policy=self.policy,
+            score=self.verdict.score,
+            threshold=self.verdict.threshold,
+            outcome=self.draft.outcome if self.draft else None,
+            n_tools=len(self.chat.view.tools),
+            n_messages=len(self.chat.view.messages),
+            streamed=self.chat.stream,
+            status=self.status,
+            error_code=self.error_code,
+            client_disconnected=self.client_disconnected,
+            large_model=self.large_model,
+            large_prompt_tokens=self.usage.prompt_tokens if self.usage else None,
+            large_completion_tokens=self.usage.completion_tokens if self.usage else None,
+            large_cached_tokens=self.usage.cached_tokens if self.usage else None,
+            large_cost_nusd=nano_usd(self.cost_usd),
+            small_model=info.model if builder and info else None,
+            small_prompt_tokens=started.prompt_tokens if started else None,
+            small_cached_tokens=started.cached_tokens if started else None,
+            small_completion_tokens=len(builder.tokens) if builder else None,
+            small_steps=done.steps if done else None,
+            small_queue_s=started.queue_s if started else None,
+            small_prefill_s=started.prefill_s if started else None,
+            small_decode_s=done.decode_s if done else None,
+            latency_s=self.latency_s,
+            request_sha256=_sha256(self.chat.body),
+            tools_sha256=_sha256(self.chat.tools),
+            weights_sha256=info.weights_sha256 if builder and info else None,
+            adapter_sha256=info.adapter_sha256 if builder and info else None,
+            pattern_version=info.pattern_version if builder and info else None,
+            findings=self.verdict.findings,
+            content=content,
+        )
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()

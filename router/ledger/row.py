@@ -1,0 +1,69 @@
+"""One decision as it is kept. Units stand in the names; money is in whole nano-dollars, so that sums are exact."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+NANO = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """What was decided about one request, why, and what it cost. Prompts only where the caller stores `content`."""
+
+    decision_id: str
+    created_at: datetime
+    """UTC, with its time zone."""
+    dialect: str
+    client_model: str
+    """The model name that the client asked for."""
+    side: Literal["small", "large", "none"]
+    """Whose words the client got; `none` where it got an error."""
+    reason: str
+    stage: str
+    policy: str
+    score: float | None = None
+    threshold: float | None = None
+    propensity: float = 1.0
+    """Probability of the chosen action at decision time; 1 for a deterministic policy."""
+    outcome: str | None = None
+    """Of the draft: calls, no_call, ask, unparsable; None where nothing was drafted."""
+    n_tools: int = 0
+    n_messages: int = 0
+    streamed: bool = False
+    status: int = 200
+    error_code: str | None = None
+    client_disconnected: bool = False
+    large_model: str | None = None
+    large_prompt_tokens: int | None = None
+    large_completion_tokens: int | None = None
+    large_cached_tokens: int | None = None
+    large_cost_nusd: int | None = None
+    """None: nothing was asked of the large model, or its price is not known."""
+    small_model: str | None = None
+    small_prompt_tokens: int | None = None
+    small_cached_tokens: int | None = None
+    small_completion_tokens: int | None = None
+    small_steps: int | None = None
+    small_queue_s: float | None = None
+    small_prefill_s: float | None = None
+    small_decode_s: float | None = None
+    latency_s: float = 0.0
+    request_sha256: str = ""
+    tools_sha256: str = ""
+    weights_sha256: str | None = None
+    adapter_sha256: str | None = None
+    pattern_version: str | None = None
+    findings: tuple[str, ...] = ()
+    content: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.created_at.tzinfo is None:
+            raise ValueError("created_at needs a time zone")
+
+
+def nano_usd(usd: float | None) -> int | None:
+    """Dollars to whole nano-dollars; None stays None."""
+    return None if usd is None else round(usd * NANO)

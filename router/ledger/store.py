@@ -1,0 +1,188 @@
+"""Writes and reads decisions. `write` returns when the row is committed; waiting writers share one commit.
+
+SQLite runs in WAL mode with synchronous=FULL: neither `kill -9` nor a power cut loses a row whose `write` returned (as
+far as the disk keeps its word). The queue is bounded: a writer waits, nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import fields
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Self
+
+import alembic.command
+import alembic.config
+from sqlalchemy import Connection, event, func, insert, select
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from router.ledger.row import DecisionRow
+from router.ledger.tables import decisions
+
+MAX_QUEUED = 4096
+MAX_BATCH = 256
+_COLUMNS = [field.name for field in fields(DecisionRow)]
+
+
+class LedgerUnavailableError(RuntimeError):
+    """A row could not be committed."""
+
+
+class Ledger:
+    """Made by `Ledger.open`; belongs to one event loop."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._queue: asyncio.Queue[tuple[DecisionRow, asyncio.Future[None]]] = asyncio.Queue(MAX_QUEUED)
+        self.commits = 0
+        """Transactions that held rows, since opening."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, url: str) -> AsyncIterator[Self]:
+        """Open the database at a SQLAlchemy URL (`sqlite+aiosqlite:///file`), migrate it, write until the block ends.
+
+        Raises:
+            LedgerUnavailableError: the database cannot be opened or migrated.
+        """
+        engine = _engine(url)
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(_migrate)
+        except (SQLAlchemyError, OSError) as error:
+            await engine.dispose()
+            raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
+        ledger = cls(engine)
+        writer = asyncio.create_task(ledger._run(), name="ledger-writer")
+        try:
+            yield ledger
+        finally:
+            await ledger._queue.join()
+            writer.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writer
+            await engine.dispose()
+
+    async def write(self, row: DecisionRow) -> None:
+        """Return when `row` is committed. A cancelled caller's row is committed all the same.
+
+        Raises:
+            LedgerUnavailableError: it could not be committed.
+        """
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        await self._queue.put((row, done))
+        await asyncio.shield(done)
+
+    async def get(self, decision_id: str) -> DecisionRow | None:
+        """The row of one decision."""
+        async with self._engine.connect() as connection:
+            found = (await connection.execute(select(decisions).where(decisions.c.decision_id == decision_id))).first()
+        return None if found is None else _row(found._asdict())
+
+    async def count(self) -> int:
+        """Number of rows."""
+        async with self._engine.connect() as connection:
+            return (await connection.execute(select(func.count()).select_from(decisions))).scalar_one()
+
+    async def page(self, limit: int = 1000, after: str = "") -> list[DecisionRow]:
+        """Rows in the order of their ids, which is the order of time, from behind the id `after`."""
+        query = select(decisions).where(decisions.c.decision_id > after).order_by(decisions.c.decision_id).limit(limit)
+        async with self._engine.connect() as connection:
+            return [_row(found._asdict()) for found in (await connection.execute(query)).all()]
+
+    async def ping(self) -> bool:
+        """Whether the database answers."""
+        try:
+            await self.count()
+        except (SQLAlchemyError, OSError):
+            return False
+        return True
+
+    async def _run(self) -> None:
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < MAX_BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                await self._commit(batch)
+            finally:
+                for _ in batch:
+                    self._queue.task_done()
+
+    async def _commit(self, batch: Sequence[tuple[DecisionRow, asyncio.Future[None]]]) -> None:
+        try:
+            await self._insert([row for row, _ in batch])
+        except (SQLAlchemyError, OSError, TypeError, ValueError) as error:
+            if len(batch) > 1:  # one bad row must not take its neighbours with it
+                for waiting in batch:
+                    await self._commit([waiting])
+                return
+            failure = LedgerUnavailableError(f"the row could not be committed: {type(error).__name__}")
+            failure.__cause__ = error
+            _settle(batch[0][1], failure)
+            return
+        for _, done in batch:
+            _settle(done, None)
+
+    async def _insert(self, rows: Sequence[DecisionRow]) -> None:
+        async with self._engine.begin() as connection:
+            await connection.execute(insert(decisions), [_values(row) for row in rows])
+        self.commits += 1
+
+
+def _settle(done: asyncio.Future[None], failure: LedgerUnavailableError | None) -> None:
+    if done.done():
+        return
+    if failure is None:
+        done.set_result(None)
+    else:
+        done.set_exception(failure)
+        done.exception()  # a caller that was cancelled will not fetch it
+
+
+def _engine(url: str) -> AsyncEngine:
+    parsed = make_url(url)
+    if parsed.get_backend_name() == "sqlite" and parsed.database:
+        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = create_async_engine(url, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+    if parsed.get_backend_name() == "sqlite":
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def _durable(connection: Any, _: Any) -> None:
+            cursor = connection.cursor()
+            for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL"):
+                cursor.execute(f"PRAGMA {pragma}")
+            cursor.close()
+
+    return engine
+
+
+def _migrate(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        # Two gateways that start at once: the second waits here for the first one's migration.
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS ledger_lock (held INTEGER)")
+        connection.exec_driver_sql("INSERT INTO ledger_lock VALUES (1)")
+        connection.exec_driver_sql("DELETE FROM ledger_lock")
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    alembic.command.upgrade(config, "head")
+
+
+def _values(row: DecisionRow) -> dict[str, Any]:
+    values = {name: getattr(row, name) for name in _COLUMNS}
+    values["findings"] = list(row.findings)
+    return values
+
+
+def _row(values: dict[str, Any]) -> DecisionRow:
+    values["findings"] = tuple(values["findings"])
+    if values["created_at"].tzinfo is None:
+        values["created_at"] = values["created_at"].replace(tzinfo=UTC)
+    return DecisionRow(**values)

@@ -1,0 +1,161 @@
+"""Keys and values: the buffer of one draft, and a store of prefixes shared between drafts.
+
+Prefixes are kept in blocks of `BLOCK_TOKENS` tokens, each known by the block before it and its own tokens, compared in
+full: no hash decides what a model reads. Blocks of the system text and the tools are thus held once for all requests
+that share them. Reuse is exact up to rounding: a forward pass over fewer tokens may add in another order.
+
+Not safe to share between threads: the engine's thread owns both.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+BLOCK_TOKENS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one token's keys and values take in one model. Every layer has full attention and the same heads."""
+
+    layers: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_token(self) -> int:
+        itemsize: int = self.dtype.itemsize
+        return 2 * self.layers * self.heads * self.head_dim * itemsize
+
+
+class KeyValues(Cache):  # type: ignore[misc]
+    """Keys and values of one draft, in one buffer that is allocated once and written in place.
+
+    Args:
+        capacity: tokens that fit; writing more is an error of the caller.
+    """
+
+    def __init__(self, shape: Shape, capacity: int) -> None:
+        self._buffer = torch.empty(2 * shape.layers, 1, shape.heads, capacity, shape.head_dim, dtype=shape.dtype)
+        super().__init__(layers=[_Layer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)])
+
+    @property
+    def length(self) -> int:
+        """Tokens held by every layer."""
+        return int(self.layers[-1].length)
+
+    def read(self, start: int, end: int) -> torch.Tensor:
+        """A copy of tokens [start, end): shape (2 · layers, 1, heads, end − start, head_dim)."""
+        return self._buffer[:, :, :, start:end].clone()
+
+    def append(self, block: torch.Tensor) -> None:
+        """Write a block as `read` gave it behind what is held."""
+        start, end = self.length, self.length + block.shape[3]
+        self._buffer[:, :, :, start:end] = block
+        for layer in self.layers:
+            layer.length = end
+
+
+class _Layer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer's view of the buffer, in the form in which transformers reads a cache."""
+
+    is_sliding = False
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.length = keys, values, 0
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do: the buffer is there from the start."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        start, end = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, start:end] = key_states
+        self.values[:, :, start:end] = value_states
+        self.length = end
+        return self.keys[:, :, :end], self.values[:, :, :end]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.length + query_length, 0
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def get_max_length(self) -> int:
+        return int(self.keys.shape[-2])
+
+
+@dataclass(slots=True)
+class _Block:
+    id: int
+    data: torch.Tensor
+
+
+class PrefixCache:
+    """Blocks of prefixes, the least recently used given up first.
+
+    Args:
+        capacity_bytes: bound on the keys and values held; 0 keeps none.
+    """
+
+    def __init__(self, shape: Shape, capacity_bytes: int) -> None:
+        self._most = capacity_bytes // (shape.bytes_per_token * BLOCK_TOKENS)
+        self._blocks: OrderedDict[tuple[int, tuple[int, ...]], _Block] = OrderedDict()
+        """By the id of the block before (0 for none) and the block's tokens; least recently used first. A block is
+        always used after the blocks behind it, so no block outlives the one before it."""
+        self._next_id = 1
+        self._block_bytes = shape.bytes_per_token * BLOCK_TOKENS
+
+    @property
+    def bytes_held(self) -> int:
+        return len(self._blocks) * self._block_bytes
+
+    def lookup(self, tokens: Sequence[int], into: KeyValues) -> int:
+        """Fill an empty buffer with the longest prefix of `tokens` that is held.
+
+        Returns:
+            How many tokens were filled in: a multiple of `BLOCK_TOKENS`.
+        """
+        keys = []
+        before = 0
+        for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            key = (before, tuple(tokens[start : start + BLOCK_TOKENS]))
+            block = self._blocks.get(key)
+            if block is None:
+                break
+            into.append(block.data)
+            keys.append(key)
+            before = block.id
+        self._use(keys)
+        return len(keys) * BLOCK_TOKENS
+
+    def store(self, tokens: Sequence[int], source: KeyValues) -> None:
+        """Keep the whole blocks of `tokens`, whose keys and values `source` holds."""
+        keys: list[tuple[int, tuple[int, ...]]] = []
+        before = 0
+        for start in range(0, min(len(tokens), self._most * BLOCK_TOKENS) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
+            key = (before, tuple(tokens[start : start + BLOCK_TOKENS]))
+            block = self._blocks.get(key)
+            if block is None:
+                block = _Block(self._next_id, source.read(start, start + BLOCK_TOKENS))
+                self._blocks[key] = block
+                self._next_id += 1
+            keys.append(key)
+            before = block.id
+        self._use(keys)
+        while len(self._blocks) > self._most:
+            self._blocks.popitem(last=False)
+
+    def _use(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+        for key in reversed(keys):
+            self._blocks.move_to_end(key)

@@ -1,0 +1,223 @@
+"""The process that hosts the small model: `python -m slm.worker --socket PATH --model FOLDER`.
+
+The socket (mode 0600) appears when the model is loaded and goes when the worker ends: on SIGTERM or SIGINT, or when
+the process that started it is gone. Nothing is written to stdout; stderr gets JSON lines without prompts. The main
+thread speaks `slm.protocol` with any number of connections, one command each; one other thread runs the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import structlog
+import torch
+from structlog.typing import FilteringBoundLogger
+from transformers.utils import logging as transformers_logging
+
+from slm.engine import Engine
+from slm.model import DTYPES, LoadError
+from slm.protocol import (
+    MAX_LINE_BYTES,
+    Command,
+    Done,
+    DraftCommand,
+    Event,
+    Failed,
+    InfoCommand,
+    command_decoder,
+    encode,
+)
+from slm.scheduler import Job, Scheduler
+
+COMMAND_TIMEOUT_S = 30.0
+"""A connection that sends no command for so long is closed."""
+DISCARD_TIMEOUT_S = 2.0
+"""How long the rest of a command that is too long is read away."""
+STOP_TIMEOUT_S = 5.0
+"""How long the end of the worker waits for a forward pass under way."""
+PARENT_POLL_S = 0.5
+BACKLOG = 1024
+
+
+class Server:
+    """The socket's side of the worker. Lives in the event loop's thread."""
+
+    def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
+        self._engine, self._scheduler = engine, scheduler
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection: read its command, answer, close. A client that goes away is no error."""
+        try:
+            await self._answer(reader, writer)
+        except (ConnectionError, TimeoutError):
+            pass
+        finally:
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), COMMAND_TIMEOUT_S)
+        except ValueError:
+            await _send(writer, Failed(code="bad_request", message=f"a line over {MAX_LINE_BYTES} bytes"))
+            # A close with bytes unread would cost the client this answer.
+            await asyncio.wait_for(_until_closed(reader), DISCARD_TIMEOUT_S)
+            return
+        received = time.monotonic()
+        command = _command(line) if line else None
+        if isinstance(command, DraftCommand):
+            await self._draft(command, received, reader, writer)
+        elif command is not None:
+            await _send(writer, self._engine.info if isinstance(command, InfoCommand) else command)
+
+    async def _draft(
+        self, command: DraftCommand, received: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        events: asyncio.Queue[Event] = asyncio.Queue()  # Bounded by the draft: about one event a token.
+        job = Job(command, lambda event: loop.call_soon_threadsafe(events.put_nowait, event), received)  # type: ignore[arg-type]
+        if not self._scheduler.submit(job):
+            await _send(writer, Failed(code="queue_full", message="too many drafts are waiting"))
+            return
+        tasks = {asyncio.create_task(_pass_on(events, writer)), asyncio.create_task(_until_closed(reader))}
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self._scheduler.cancel(job)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _command(line: bytes) -> Command | Failed:
+    """The command of a line, or what is wrong with it, by the field's path."""
+    try:
+        return command_decoder.decode(line)
+    except msgspec.MsgspecError as exc:
+        return Failed(code="bad_request", message=str(exc))
+    except RecursionError:
+        return Failed(code="bad_request", message="the command is nested too deeply")
+
+
+async def _send(writer: asyncio.StreamWriter, event: Event) -> None:
+    writer.write(encode(event) + b"\n")
+    await writer.drain()
+
+
+async def _pass_on(events: asyncio.Queue[Event], writer: asyncio.StreamWriter) -> None:
+    """Send events until the draft's last one."""
+    while True:
+        event = await events.get()
+        await _send(writer, event)
+        if isinstance(event, Done | Failed):
+            return
+
+
+async def _until_closed(reader: asyncio.StreamReader) -> None:
+    while await reader.read(65536):
+        pass
+
+
+def _bound(path: Path) -> socket.socket:
+    """A Unix socket at `path`, for its owner only; one that a dead worker left there is replaced.
+
+    Raises:
+        OSError: the path is too long, is taken by something else, or cannot be written.
+    """
+    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+        path.unlink()
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        bound.bind(str(path))
+    except OSError:
+        bound.close()
+        raise
+    finally:
+        os.umask(mask)
+    return bound
+
+
+async def _until_orphaned() -> None:
+    parent = os.getppid()
+    while os.getppid() == parent:  # noqa: ASYNC110  Nothing can be awaited here: a parent ends silently.
+        await asyncio.sleep(PARENT_POLL_S)
+
+
+async def run(engine: Engine, bound: socket.socket, max_queue: int, log: FilteringBoundLogger) -> None:
+    """Serve on a bound socket until a signal comes or the parent is gone."""
+    scheduler = Scheduler(
+        engine,
+        max_queue=max_queue,
+        clock=time.monotonic,
+        crashed=lambda where: log.error("draft_crashed", where=where),
+    )
+    ending = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.set)
+    orphaned = asyncio.create_task(_until_orphaned())
+    orphaned.add_done_callback(lambda _: ending.set())
+    scheduler.start()
+    server = await asyncio.start_unix_server(
+        Server(engine, scheduler).serve, sock=bound, limit=MAX_LINE_BYTES, backlog=BACKLOG
+    )
+    log.info("ready", socket=bound.getsockname(), model=engine.info.model, pid=os.getpid())
+    await ending.wait()
+    server.close()
+    orphaned.cancel()
+    log.info("ended", in_time=await asyncio.to_thread(scheduler.stop, STOP_TIMEOUT_S))
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m slm.worker", description=__doc__.partition("\n")[0])
+    parser.add_argument("--socket", type=Path, required=True, help="path of the Unix socket to serve on")
+    parser.add_argument("--model", type=Path, required=True, help="Hugging Face folder: config, tokenizer, safetensors")
+    parser.add_argument("--adapter", type=Path, help="LoRA adapter folder to merge in")
+    parser.add_argument("--threads", type=int, help="threads of a forward pass; default: torch's choice")
+    parser.add_argument("--max-queue", type=int, default=64, help="drafts that may wait (default: %(default)s)")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the worker. Returns the exit code: 0 after a wanted end, 2 where it could not start."""
+    arguments = _arguments(argv)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    log = structlog.get_logger("worker")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        engine = Engine.load(arguments.model, arguments.adapter, arguments.dtype)
+        bound = _bound(arguments.socket)
+    except (LoadError, OSError) as exc:
+        log.error("cannot_start", error=str(exc))
+        return 2
+    try:
+        asyncio.run(run(engine, bound, arguments.max_queue, log))
+    finally:
+        arguments.socket.unlink(missing_ok=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,115 @@
+"""A gateway on a real port, with a scripted small model and a recorded large one."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+
+from router.app import create_app
+from router.local import SmallModelError
+from router.settings import Settings, load_settings
+from slm import protocol
+from slm.pattern import SpanTracker, parse_draft
+
+
+class ScriptedSmall:
+    """A small model at the seam: writes the text it is given, one token a character, each as sure as it is told."""
+
+    info = protocol.Info(
+        protocol=1,
+        model="scripted",
+        weights_sha256="0" * 64,
+        adapter_sha256=None,
+        pattern_version="1",
+        architecture="scripted",
+        dtype="float32",
+        context_tokens=1000,
+    )
+
+    def __init__(
+        self, text: str, logprob: float = -0.01, pause_s: float = 0.0, error: SmallModelError | None = None
+    ) -> None:
+        self.text, self.logprob, self.pause_s, self.error = text, logprob, pause_s, error
+        self.commands: list[protocol.DraftCommand] = []
+        self.cancelled = 0
+        self.written = 0
+
+    @contextlib.asynccontextmanager
+    async def events(self, command: protocol.DraftCommand) -> AsyncIterator[AsyncIterator[protocol.Event]]:
+        self.commands.append(command)
+        if self.error:
+            raise self.error
+        finished: list[bool] = []
+        try:
+            yield self._events(finished)
+        finally:
+            self.cancelled += not finished
+
+    async def _events(self, finished: list[bool]) -> AsyncIterator[protocol.Event]:
+        yield protocol.Started(prompt_tokens=7, cached_tokens=0, queue_s=0.0, prefill_s=0.0)
+        tracker = SpanTracker()
+        for index, character in enumerate(self.text):
+            await asyncio.sleep(self.pause_s)
+            self.written += 1
+            yield protocol.Token(
+                id=index,
+                text=character,
+                logprob=self.logprob,
+                margin=0.9,
+                entropy=0.1,
+                feasible_mass=1.0,
+                forced=False,
+                span=int(tracker.feed(character)),
+            )
+            if character == "\n" and self.text[: index + 1].count("\n") == 1:
+                parsed = parse_draft(self.text)
+                yield protocol.PlanMade(kind=parsed.kind, names=list(parsed.plan))
+        finished.append(True)
+        size = len(self.text)
+        yield protocol.Done(text=self.text, finish="stop", decode_s=0.0, steps=size, tokens=size)
+
+
+@contextlib.asynccontextmanager
+async def served(app: FastAPI) -> AsyncIterator[str]:
+    """The base URL of `app` on a free port, until the block ends."""
+    config = uvicorn.Config(app, port=0, log_config=None, lifespan="on", timeout_graceful_shutdown=2)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve())
+    while not server.started:
+        assert not task.done(), task.exception()
+        await asyncio.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        await task
+
+
+Make = Callable[..., FastAPI]
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Make:
+    """Make a gateway's app: `gateway(small=…, large_base=…, **settings)`."""
+
+    def make(*, small: Any = None, large_base: str | None = None, **values: Any) -> FastAPI:
+        values.setdefault("policy", {"kind": "threshold", "threshold": 0.5})
+        values["ledger"] = {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", **values.get("ledger", {})}
+        if large_base:
+            values["large"] = {
+                "model": "openai/gpt-4o-2024-08-06",
+                "api_base": large_base,
+                "api_key": "sk-secret-of-the-gateway",
+                "retries": 2,
+                **values.get("large", {}),
+            }
+        settings = Settings.model_validate(values)
+        return create_app(settings, small=small)
+
+    assert load_settings(environment={})
+    return make

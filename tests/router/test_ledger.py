@@ -1,0 +1,152 @@
+"""The ledger loses no row that was acknowledged."""
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from router.ledger import DecisionRow, Ledger, LedgerUnavailableError
+from router.ledger.row import nano_usd
+from router.ledger.tables import decisions
+
+
+def row(decision_id: str, **changes: object) -> DecisionRow:
+    made = DecisionRow(
+        decision_id=decision_id,
+        created_at=datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
+        dialect="chat_completions",
+        client_model="gpt-4o",
+        side="large",
+        reason="no_tools",
+        stage="before",
+        policy="p",
+    )
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def url(folder: Path) -> str:
+    return f"sqlite+aiosqlite:///{folder / 'deep' / 'ledger.db'}"
+
+
+async def test_a_row_is_read_back_as_written(tmp_path: Path) -> None:
+    """Every field survives, also across a reopening."""
+    written = row(
+        "a",
+        findings=("schema at /x: breaks enum",),
+        content={"é": [1, None]},
+        large_cost_nusd=nano_usd(0.00125),
+        score=0.5,
+    )
+    async with Ledger.open(url(tmp_path)) as ledger:
+        await ledger.write(written)
+    async with Ledger.open(url(tmp_path)) as ledger:
+        assert await ledger.get("a") == written
+        assert await ledger.get("b") is None
+        assert await ledger.page() == [written]
+        assert await ledger.ping()
+
+
+async def test_concurrent_writers_share_commits(tmp_path: Path) -> None:
+    """A thousand writers are all committed, in far fewer transactions."""
+    async with Ledger.open(url(tmp_path)) as ledger:
+        await asyncio.gather(*(ledger.write(row(f"{i:04}")) for i in range(1000)))
+        assert await ledger.count() == 1000
+        assert ledger.commits < 100
+
+
+async def test_a_bad_row_fails_alone(tmp_path: Path) -> None:
+    """Rows that share a batch with a duplicate are committed; only its own writer sees the error."""
+    async with Ledger.open(url(tmp_path)) as ledger:
+        await ledger.write(row("a"))
+        results = await asyncio.gather(*(ledger.write(row(i)) for i in "abc"), return_exceptions=True)
+        assert [type(result) for result in results] == [LedgerUnavailableError, type(None), type(None)]
+        assert await ledger.count() == 3
+
+
+async def test_a_cancelled_writers_row_is_committed(tmp_path: Path) -> None:
+    """A client that goes away does not take its row along."""
+    async with Ledger.open(url(tmp_path)) as ledger:
+        task = asyncio.create_task(ledger.write(row("a")))
+        await asyncio.sleep(0)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    async with Ledger.open(url(tmp_path)) as ledger:
+        assert await ledger.count() == 1
+
+
+async def test_two_gateways_may_open_a_new_ledger_at_once(tmp_path: Path) -> None:
+    """Migrations do not collide, and both write."""
+
+    async def use(name: str) -> None:
+        async with Ledger.open(url(tmp_path)) as ledger:
+            await ledger.write(row(name))
+
+    await asyncio.gather(*(use(f"g{i}") for i in range(4)))
+    async with Ledger.open(url(tmp_path)) as ledger:
+        assert await ledger.count() == 4
+
+
+async def test_an_unusable_database_is_a_clear_error(tmp_path: Path) -> None:
+    """A file that is no database is refused at opening."""
+    (tmp_path / "x.db").write_bytes(b"not a database" * 100)
+    with pytest.raises(LedgerUnavailableError, match="cannot be opened"):
+        async with Ledger.open(f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"):
+            pass
+
+
+def test_killing_the_writer_loses_no_acknowledged_row(tmp_path: Path) -> None:
+    """Every id that was printed after `write` returned is there after `kill -9`."""
+    script = f"""
+import asyncio, itertools
+from tests.router.test_ledger import row
+from router.ledger import Ledger
+async def main():
+    async with Ledger.open({url(tmp_path)!r}) as ledger:
+        async def work(name):
+            for i in itertools.count():
+                await ledger.write(row(f"{{name}}-{{i}}"))
+                print(f"{{name}}-{{i}}", flush=True)
+        await asyncio.gather(*(work(n) for n in "abcdefgh"))
+asyncio.run(main())
+"""
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    seen = [process.stdout.readline().strip() for _ in range(300)]
+    process.kill()
+    seen += process.stdout.read().split("\n")[:-1]
+    process.stdout.close()
+    process.wait()
+
+    async def stored() -> set[str]:
+        async with Ledger.open(url(tmp_path)) as ledger:
+            return {found.decision_id for found in await ledger.page(limit=100_000)}
+
+    assert set(filter(None, map(str.strip, seen))) <= asyncio.run(stored())
+
+
+async def test_migrations_make_the_table_that_the_code_uses(tmp_path: Path) -> None:
+    """Alembic sees no difference between the migrated database and the metadata; the row has the same columns."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+    from sqlalchemy import create_engine
+
+    async with Ledger.open(url(tmp_path)):
+        pass
+    engine = create_engine(f"sqlite:///{tmp_path / 'deep' / 'ledger.db'}")
+    with engine.connect() as connection:
+        differences = compare_metadata(MigrationContext.configure(connection), decisions.metadata)
+    engine.dispose()
+    assert [d for d in differences if "ledger_lock" not in str(d) and "alembic" not in str(d)] == []
+    assert [field.name for field in fields(DecisionRow)] == list(decisions.columns.keys())
+
+
+def test_a_time_without_zone_is_refused() -> None:
+    """Nobody guesses time zones."""
+    with pytest.raises(ValueError, match="time zone"):
+        row("a", created_at=datetime(2026, 1, 1))  # noqa: DTZ001

@@ -1,0 +1,63 @@
+"""Configuration: files, variables, and errors that name the key."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from router import settings as module
+from router.settings import Settings, SettingsError, load_settings
+
+
+def test_variables_win_over_the_file(tmp_path: Path) -> None:
+    """Nested keys come from both; the environment has the last word."""
+    file = tmp_path / "smallcall.yaml"
+    file.write_text("server: {port: 9000}\nlarge: {model: openai/a}\n")
+    made = load_settings(file, {"SMALLCALL_LARGE__MODEL": "openai/b", "SMALLCALL_SMALL__THREADS": "2", "OTHER": "x"})
+    assert (made.server.port, made.large.model, made.small.threads) == (9000, "openai/b", 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "named"),
+    [
+        ("sever: {port: 1}", {}, "sever"),
+        ("server: {prot: 1}", {}, "server.prot"),
+        ("server: {port: many}", {}, "server.port"),
+        ("", {"SMALLCALL_SERVER__PROT": "1"}, "server.prot"),
+        ("policy: {kind: magic}", {}, "policy"),
+        ("server: {host: 0.0.0.0}", {}, "server.host"),
+        ("- 1", {}, "not a mapping"),
+    ],
+)
+def test_unknown_and_wrong_keys_are_named(tmp_path: Path, text: str, environment: dict[str, str], named: str) -> None:
+    """Nothing is ignored: a wrong key fails at start-up with its path."""
+    file = tmp_path / "smallcall.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=named):
+        load_settings(file, environment)
+
+
+def test_an_error_never_shows_a_secret() -> None:
+    """A wrong setting beside a key does not print the key."""
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment={"SMALLCALL_LARGE__API_KEY": "sk-secret", "SMALLCALL_LARGE__RETRIES": "x"})
+    assert "sk-secret" not in str(caught.value)
+    assert "sk-secret" not in repr(load_settings(environment={"SMALLCALL_LARGE__API_KEY": "sk-secret"}))
+
+
+def _names(model: type[BaseModel]) -> set[str]:
+    names = set()
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        names |= _names(inner) if isinstance(inner, type) and issubclass(inner, BaseModel) else {name}
+    return names
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    """No knob is dead: each field's name is used as an attribute outside the settings module."""
+    root = Path(module.__file__).parent
+    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "settings.py")
+    dead = {name for name in _names(Settings) if name != "cache" and not re.search(rf"\.{name}\b", code)}
+    assert dead == set()
+    assert "cache_folder" in code

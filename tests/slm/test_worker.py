@@ -1,0 +1,278 @@
+"""The worker through its only door: a real process, a real socket, a tiny model."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from slm.pattern import parse_draft
+from slm.protocol import (
+    MAX_LINE_BYTES,
+    Done,
+    DraftCommand,
+    Event,
+    Failed,
+    Info,
+    InfoCommand,
+    PlanMade,
+    Started,
+    Token,
+    encode,
+    event_decoder,
+)
+from tests.slm.conftest import command
+
+
+class Worker:
+    """A worker process and its socket."""
+
+    def __init__(self, folder: Path, *, model: Path, arguments: tuple[str, ...] = ()) -> None:
+        self.socket = folder / "w.sock"
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "slm.worker", "--socket", str(self.socket), "--model", str(model),
+                 "--threads", "1", *arguments],
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log,
+            )  # fmt: skip
+
+    def wait(self, timeout_s: float = 60.0) -> None:
+        """Until the socket is there, or the process has ended."""
+        end = time.monotonic() + timeout_s
+        while not self.socket.exists() and self.process.poll() is None:
+            assert time.monotonic() < end, self.log.read_text()
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait(10)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=MAX_LINE_BYTES)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+    async def ask(self, line: bytes | DraftCommand | InfoCommand) -> list[Event]:
+        """All events that answer one line."""
+        async with self.connected() as (reader, writer):
+            writer.write(line if isinstance(line, bytes) else encode(line) + b"\n")
+            return [event_decoder.decode(answer) async for answer in reader]
+
+
+@pytest.fixture(scope="module")
+def worker(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """A running worker with room for the waiting drafts of a test."""
+    made = Worker(tmp_path_factory.mktemp("w"), model=llama_folder, arguments=("--max-queue", "24"))
+    made.wait()
+    yield made
+    made.stop()
+
+
+async def test_a_worker_says_what_is_loaded(worker: Worker) -> None:
+    """`info` answers with one event, hashes included; the socket is its owner's alone."""
+    (info,) = await worker.ask(InfoCommand())
+    assert isinstance(info, Info)
+    assert info.architecture == "LlamaForCausalLM"
+    assert len(info.weights_sha256) == 64
+    assert stat.S_IMODE(worker.socket.stat().st_mode) == 0o600
+
+
+async def test_a_draft_streams_in_order(worker: Worker) -> None:
+    """Started, tokens, the plan, tokens, the end; then the worker closes."""
+    events = await worker.ask(command(tool_choice="required", max_tokens=400))
+    kinds = [type(event) for event in events]
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert kinds[0] is Started
+    assert Token in kinds[: kinds.index(PlanMade)]
+    assert "".join(event.text for event in events if isinstance(event, Token)) == done.text
+    if done.finish == "stop":
+        assert parse_draft(done.text).kind == "calls"
+
+
+async def test_twenty_drafts_at_once_are_twenty_drafts(worker: Worker) -> None:
+    """Concurrent drafts all end, and equal commands get equal drafts."""
+    asked = [command(messages=[{"role": "user", "content": f"City {n % 5}?"}], max_tokens=24) for n in range(20)]
+    ends = [events[-1] for events in await asyncio.gather(*map(worker.ask, asked))]
+    assert all(isinstance(end, Done) for end in ends)
+    texts = [end.text for end in ends if isinstance(end, Done)]
+    assert texts == texts[:5] * 4
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        (b"\n", ""),
+        (b"not json\n", ""),
+        (b"\xff\xfe\n", ""),
+        (b'{"op": "dance"}\n', r"\$\.op"),
+        (b'{"op": "draft", "messages": 3, "tools": []}\n', r"\$\.messages"),
+        (b'{"op": "draft", "messages": [], "tools": [], "temperature": 1}\n', "temperature"),
+        (b'{"op": "draft", "messages": [], "tools": [], "max_tokens": NaN}\n', ""),
+        (b'{"op": "draft", "messages": [], "tools": [], "max_tokens": -1}\n', "max_tokens"),
+        (b'{"op": "draft", "messages": [], "tools": [{}]}\n', r"tools\[0\]"),
+        (b'{"op": "draft", "messages": [], "tools": [' + b'{"a":' * 100_000 + b"1" + b"}" * 100_000 + b"]}\n", "deep"),
+        (b'{"op": "draft", "messages": "' + b"x" * (MAX_LINE_BYTES + 100) + b'"}\n', "bytes"),
+    ],
+    ids=["empty", "text", "bytes", "op", "type", "unknown", "nan", "range", "tool", "depth", "size"],
+)
+async def test_a_malformed_command_is_answered_and_harms_nothing(worker: Worker, line: bytes, place: str) -> None:
+    """Whatever stands in the line, the answer is one `bad_request` that says where, and the worker lives on."""
+    (failed,) = await worker.ask(line)
+    assert isinstance(failed, Failed)
+    assert failed.code == "bad_request"
+    assert re.search(place, failed.message)
+    assert isinstance((await worker.ask(InfoCommand()))[0], Info)
+
+
+async def test_a_client_that_goes_away_frees_its_slot(worker: Worker) -> None:
+    """Closing the connection cancels: long drafts that nobody reads do not hold up the next one."""
+    longest = command(max_tokens=1500, deadline_s=120.0, tool_choice="required")
+    for _ in range(8):
+        async with worker.connected() as (reader, writer):
+            writer.write(encode(longest) + b"\n")
+            await reader.readline()
+    began = time.monotonic()
+    assert isinstance((await worker.ask(command(max_tokens=4)))[-1], Done)
+    assert time.monotonic() - began < 2.0
+
+
+async def test_a_client_that_sends_half_a_command_and_leaves_is_no_matter(worker: Worker) -> None:
+    """An unfinished line, or none, ends with the connection."""
+    for line in (b"", b'{"op": "dra'):
+        async with worker.connected() as (_, writer):
+            writer.write(line)
+    assert isinstance((await worker.ask(InfoCommand()))[0], Info)
+
+
+async def test_a_full_queue_is_said_at_once(llama_folder: Path, tmp_path: Path) -> None:
+    """With room for one waiting draft, of many at once some are refused as `queue_full` and none is lost."""
+    small = Worker(tmp_path, model=llama_folder, arguments=("--max-queue", "1"))
+    try:
+        small.wait()
+        ends = [events[-1] for events in await asyncio.gather(*(small.ask(command()) for _ in range(16)))]
+        codes = {end.code if isinstance(end, Failed) else end.finish for end in ends if isinstance(end, Failed | Done)}
+        assert "queue_full" in codes
+        assert codes <= {"queue_full", "stop", "length"}
+        assert len(codes) > 1
+    finally:
+        small.stop()
+
+
+async def test_sigterm_ends_a_worker_cleanly(llama_folder: Path, tmp_path: Path) -> None:
+    """On SIGTERM, even while drafting: exit code 0, no socket left, nothing on stdout, JSON lines on stderr."""
+    ending = Worker(tmp_path, model=llama_folder)
+    try:
+        ending.wait()
+        async with ending.connected() as (reader, writer):
+            writer.write(encode(command(max_tokens=1500)) + b"\n")
+            await reader.readline()
+            ending.process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(ending.process.wait, 15) == 0
+        assert not ending.socket.exists()
+        assert ending.process.stdout is not None
+        assert ending.process.stdout.read() == b""
+        events = [json.loads(line)["event"] for line in ending.log.read_text().splitlines()]
+        assert events == ["ready", "ended"]
+    finally:
+        ending.stop()
+
+
+async def test_a_killed_worker_closes_its_connections_and_can_be_replaced(llama_folder: Path, tmp_path: Path) -> None:
+    """`kill -9` shows as a closed stream without an end; a new worker takes the same path over."""
+    first = Worker(tmp_path, model=llama_folder)
+    try:
+        first.wait()
+        async with first.connected() as (reader, writer):
+            writer.write(encode(command(max_tokens=1500, grammar=False)) + b"\n")
+            await reader.readline()
+            first.process.kill()
+            rest = await reader.read()
+        assert rest == b"" or not isinstance(event_decoder.decode(rest.splitlines()[-1]), Failed)
+    finally:
+        first.stop()
+    assert first.socket.exists()
+    second = Worker(tmp_path, model=llama_folder)
+    try:
+        for _ in range(600):
+            try:
+                (info,) = await second.ask(InfoCommand())
+                break
+            except (ConnectionRefusedError, FileNotFoundError):
+                await asyncio.sleep(0.1)
+        assert isinstance(info, Info)
+    finally:
+        second.stop()
+
+
+def test_a_worker_ends_with_the_process_that_started_it(llama_folder: Path, tmp_path: Path) -> None:
+    """When its parent is killed the worker notices and goes, socket included."""
+    path = tmp_path / "w.sock"
+    script = (
+        "import subprocess, sys, time; "
+        f"p = subprocess.Popen([sys.executable, '-m', 'slm.worker', '--socket', {str(path)!r}, "
+        f"'--model', {str(llama_folder)!r}, '--threads', '1'], stderr=subprocess.DEVNULL); "
+        "print(p.pid, flush=True); time.sleep(120)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    try:
+        worker = int(parent.stdout.readline())
+        end = time.monotonic() + 60
+        while not path.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        parent.kill()
+        parent.wait(10)
+        parent.stdout.close()
+    end = time.monotonic() + 15
+    while path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    while _runs(worker):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+
+
+@pytest.mark.parametrize("fault", ["no model", "path taken"])
+def test_a_worker_that_cannot_start_says_why(llama_folder: Path, tmp_path: Path, fault: str) -> None:
+    """Exit code 2 and one JSON line with the reason; what stands at the path is left alone."""
+    path = tmp_path / "w.sock"
+    if fault == "path taken":
+        path.write_text("precious")
+    model = tmp_path if fault == "no model" else llama_folder
+    ended: Any = subprocess.run(
+        [sys.executable, "-m", "slm.worker", "--socket", str(path), "--model", str(model)],
+        capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stdout == b""
+    (line,) = ended.stderr.splitlines()
+    assert json.loads(line)["event"] == "cannot_start"
+    assert fault != "path taken" or path.read_text() == "precious"
