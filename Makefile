@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo serve test check bench lock clean
+.PHONY: help setup demo serve test check bench lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -25,7 +25,10 @@ serve: $(STAMP)  ## the gateway on port 8080
 	$(BIN)/smallcall serve --port 8080
 
 test: $(STAMP) check  ## every check and test that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --quiet
+
+bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
+	$(BIN)/smallcall study scorer
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -30,7 +30,7 @@ def wilson(passes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
 
 
 def cluster_weights(
-    clusters: Sequence[Hashable], draws: int, rng: np.random.Generator, *, max_cells: int = 4_000_000
+    clusters: Sequence[Hashable], draws: int, rng: np.random.Generator, *, max_cells: int = 1_000_000
 ) -> Iterator[npt.NDArray[np.int64]]:
     """How often each of n rows occurs in each draw: blocks of shape (b, n), `draws` rows in all.
 

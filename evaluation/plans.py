@@ -75,9 +75,9 @@ def baselines(arms: Arms) -> list[Plan]:
     return [
         plan(arms, "small_only", "small only", ones, zeros),
         plan(arms, "large_only", "large only", zeros, ones),
-        plan(arms, "random_mix", "random mix, half and half", half, half),
+        plan(arms, "random_mix", "random mix, 50 : 50", half, half),
         plan_of(arms, "schema_valid", "schema-valid drafts", replay(SchemaValidOnly(), arms)),
-        plan(arms, "oracle", "oracle: escalates where only the large model passes", ones, helped),
+        plan(arms, "oracle", "oracle", ones, helped),
     ]
 
 

@@ -1,7 +1,7 @@
 """What a policy would have done: the small and the large arm's traces side by side, and policies run over them.
 
 A replay counts what the gateway does. The small model is paid for wherever a draft was begun, the large one wherever it
-was asked; a draft that may not be served escalates. A draft that `during` would cut short is charged in full; and
+was asked; a draft that may not be served escalates. A draft that `during` would cut short is charged in full, and
 latencies are those of the traces, under whatever load they were collected.
 """
 

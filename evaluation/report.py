@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from rich import box
 from rich.table import Table
 
 from evaluation.report_content import Report
@@ -31,17 +32,17 @@ def write_report(report: Report, folder: Path) -> ReportPaths:
 
 
 def summary_table(report: Report) -> Table:
-    """The ways to answer, for a terminal."""
-    table = Table(title=f"{report.small.arm} before {report.large.arm}, {report.cases:,} requests")
-    table.add_column("way to answer")
-    for header in ("passes", "cost, of large", "USD per 1,000", "escalated", "median s"):
-        table.add_column(header, justify="right")
+    """The ways to answer, for a terminal of 80 columns."""
+    title = f"{report.small.arm} before {report.large.arm}, {report.cases:,} requests"
+    table = Table(title=title, caption="cost: relative to the large model alone", box=box.SIMPLE_HEAD)
+    table.add_column("way to answer", overflow="fold")
+    for header in ("passes (95 %)", "cost", "escalated", "median s"):
+        table.add_column(header, justify="right", no_wrap=True)
     for point in report.points:
         table.add_row(
             point.label,
             percent(point.quality),
-            percent(point.cost),
-            f"{point.cost_usd_per_1000:.4g}",
+            f"{100 * (point.cost.value or 0.0):.1f} %",
             f"{100 * point.escalated:.1f} %",
             "–" if point.latency_p50_s is None else f"{point.latency_p50_s:.2f}",
         )

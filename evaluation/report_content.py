@@ -188,7 +188,7 @@ def _scores(arms: Arms, names: Sequence[str], servable: BoolArray) -> tuple[list
     return scores, absent
 
 
-_SCORE_LABELS = {"weakest_token": "weakest token", "mean_logprob": "mean log-probability"}
+_SCORE_LABELS = {"weakest_token": "weakest token", "mean_logprob": "mean log-prob"}
 
 
 def _category_plans(plans: Sequence[Plan], first: Score | None) -> list[Plan]:

@@ -1,12 +1,112 @@
-"""The `smallcall` command."""
+"""The `smallcall` command. Only this and its `cli_*` neighbours print."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
 import typer
+from rich.console import Console
+from rich.table import Table
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False)
+from router.cli_models import models_app
+from router.cli_study import study_app
+from router.cli_train import train
+from router.settings import Settings, SettingsError, load_settings
+from slm.folders import WeightsError
+from slm.weights import resolve_model
+
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
+app.add_typer(models_app, name="models", help="Weights: pull and list.")
+app.command()(train)
+app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
+console = Console()
+
+Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
 
 
-@app.callback()
-def main() -> None:
-    """A gateway that lets a small model make the tool call first."""
+def settings_or_exit(config: Path | None) -> Settings:
+    """The settings, or exit code 2 and what is wrong with them."""
+    try:
+        return load_settings(config)
+    except SettingsError as error:
+        console.print(f"[red]configuration:[/red] {error}", highlight=False, markup=True)
+        raise typer.Exit(2) from None
+
+
+def model_or_exit(settings: Settings) -> Path:
+    """The small model's folder, pulled if need be, or exit code 1 and why it cannot be had."""
+    from router.cli_progress import progress_bar
+
+    try:
+        with progress_bar(console) as tell:
+            return resolve_model(settings.small.model, settings.cache_folder, tell).path
+    except WeightsError as error:
+        console.print(f"[red]weights:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+@app.command()
+def serve(
+    config: Config = None, port: Annotated[int | None, typer.Option(help="instead of server.port")] = None
+) -> None:
+    """Run the gateway."""
+    from router.serving import serve as run
+
+    settings = settings_or_exit(config)
+    if port is not None:
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
+    run(settings, model_or_exit(settings) if settings.small.enabled else None)
+
+
+@app.command()
+def demo(
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="where the report, the ledger and the log go")] = Path("var/demo"),
+    requests: Annotated[int, typer.Option(min=1, max=60)] = 60,
+) -> None:
+    """Send sixty real requests through a running gateway, print what came of them, and write a report."""
+    from router.cli_progress import progress_bar
+    from router.demo import run_demo
+
+    settings = settings_or_exit(config)
+    folder = model_or_exit(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar(console) as tell:
+        result = asyncio.run(run_demo(settings, folder, out, tell, requests=requests))
+    table = Table(title=f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o")
+    for header in ("", "smallcall", "always large"):
+        table.add_column(header)
+    for row in result.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(result.table)
+    console.print(f"report: {result.report.html.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def recorded(
+    model: Annotated[str, typer.Option(help="a name of evaluation/data/bfcl_recorded")] = "gpt-4o-2024-08-06-FC",
+    port: Annotated[int, typer.Option()] = 8081,
+) -> None:
+    """Serve a recorded large model as an OpenAI-compatible endpoint."""
+    from evaluation.recorded import RecordedServer
+    from evaluation.recorded import serve as run
+    from evaluation.recordings import StudyData
+
+    data = StudyData.of_checkout()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        server = RecordedServer(data.recording(model), data.bfcl(), port=port)
+        await run(server, stop, lambda url: console.print(f"{model} at {url}", highlight=False))
+
+    asyncio.run(main())
+
+
+if __name__ == "__main__":
+    app()

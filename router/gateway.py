@@ -28,6 +28,8 @@ from router.upstream import LargeModel, UpstreamError, usage_of
 from slm import protocol
 
 _log = structlog.get_logger("gateway")
+_PERMANENT = frozenset({"bad_request", "prompt_too_long", "schema_unsupported"})
+"""Codes of drafts that will fail again."""
 _GRACE_S = 2.0
 """What a draft may take beyond its deadline before the worker counts as hung."""
 

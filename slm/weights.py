@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,7 +55,6 @@ class KnownModel:
     """A base model with the one file that it is made of, and where that file can be had."""
 
     name: str
-    about: str
     licence: str
     file: RemoteFile
     sources: tuple[Source, ...]
@@ -65,7 +65,6 @@ class KnownModel:
 
 _SMOLLM2 = KnownModel(
     name="smollm2-135m-instruct",
-    about="SmolLM2-135M-Instruct, Q4_1",
     licence="Apache-2.0",
     file=RemoteFile(
         name="SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -147,7 +146,7 @@ def resolve_model(
         missing = 0 if (downloads / model.file.name).is_file() else 2 * model.file.bytes
         require_room(cache, missing + model.converted_bytes, free_bytes)
         gguf = fetch(model.file, model.sources if sources is None else sources, downloads, tell)
-        tell(f"converting {model.name} to safetensors", 0, None)
+        tell("converting to safetensors", 0, None)
         _publish(final, lambda part: convert(gguf, part, model.file.sha256))
     if found := find_model(model, cache):
         return found
@@ -170,13 +169,17 @@ def _converted(model: KnownModel, cache: Path) -> Path:
 
 
 def _publish(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside `final` and rename it; under the caller's lock, so that leftovers belong to nobody."""
-    part, old = final.with_name(f".{final.name}.part"), final.with_name(f".{final.name}.old")
-    for leftover in (part, old):
+    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers belong to nobody.
+
+    Each try has a folder of its own: a converter whose parent was killed may still be writing into an earlier one.
+    """
+    prefix, old = f".{final.name}.", final.with_name(f".{final.name}.old")
+    for leftover in (*final.parent.glob(f"{prefix}*.part"), old):
         if leftover.exists():
             shutil.rmtree(leftover)
-    part.mkdir()
+    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=final.parent))
     try:
+        part.chmod(0o755)
         fill(part)
         read_model(part)
         if final.exists():
@@ -195,7 +198,7 @@ def _locked(path: Path, tell: Progress) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("waiting for another process that is pulling the same model", 0, None)
+            tell("waiting for another process", 0, None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import signal
 import socket
-import stat
 import sys
 import time
 from pathlib import Path
@@ -60,6 +60,8 @@ class Server:
             await self._answer(reader, writer)
         except (ConnectionError, TimeoutError):
             pass
+        except asyncio.CancelledError:  # Only the end of the worker cancels; asyncio would log it as an error.
+            pass
         finally:
             writer.close()
 
@@ -68,7 +70,7 @@ class Server:
             line = await asyncio.wait_for(reader.readline(), COMMAND_TIMEOUT_S)
         except ValueError:
             await _send(writer, Failed(code="bad_request", message=f"a line over {MAX_LINE_BYTES} bytes"))
-            # A close with bytes unread would cost the client this answer.
+            writer.write_eof()  # A close with bytes unread would cost the client this answer: let it close first.
             await asyncio.wait_for(_until_closed(reader), DISCARD_TIMEOUT_S)
             return
         received = time.monotonic()
@@ -128,24 +130,28 @@ async def _until_closed(reader: asyncio.StreamReader) -> None:
         pass
 
 
-def _bound(path: Path) -> socket.socket:
-    """A Unix socket at `path`, for its owner only; one that a dead worker left there is replaced.
+def listening_socket(path: Path) -> socket.socket:
+    """A Unix socket at `path`, for its owner only. It appears when it listens; a dead worker's socket gives way to it.
 
     Raises:
         OSError: the path is too long, is taken by something else, or cannot be written.
     """
-    if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
-        path.unlink()
-    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    if path.exists() and not path.is_socket():
+        raise FileExistsError(errno.EEXIST, "something that is no socket stands there", str(path))
+    hidden = path.with_name(f"{path.name}.{os.getpid()}")
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)
     try:
-        bound.bind(str(path))
+        listening.bind(str(hidden))
+        listening.listen(BACKLOG)
+        hidden.rename(path)
     except OSError:
-        bound.close()
+        listening.close()
+        hidden.unlink(missing_ok=True)
         raise
     finally:
         os.umask(mask)
-    return bound
+    return listening
 
 
 async def _until_orphaned() -> None:
@@ -154,8 +160,8 @@ async def _until_orphaned() -> None:
         await asyncio.sleep(PARENT_POLL_S)
 
 
-async def run(engine: Engine, bound: socket.socket, max_queue: int, log: FilteringBoundLogger) -> None:
-    """Serve on a bound socket until a signal comes or the parent is gone."""
+async def run(engine: Engine, listening: socket.socket, max_queue: int, log: FilteringBoundLogger) -> None:
+    """Serve on a listening socket until a signal comes or the parent is gone."""
     scheduler = Scheduler(
         engine,
         max_queue=max_queue,
@@ -170,9 +176,9 @@ async def run(engine: Engine, bound: socket.socket, max_queue: int, log: Filteri
     orphaned.add_done_callback(lambda _: ending.set())
     scheduler.start()
     server = await asyncio.start_unix_server(
-        Server(engine, scheduler).serve, sock=bound, limit=MAX_LINE_BYTES, backlog=BACKLOG
+        Server(engine, scheduler).serve, sock=listening, limit=MAX_LINE_BYTES, backlog=BACKLOG
     )
-    log.info("ready", socket=bound.getsockname(), model=engine.info.model, pid=os.getpid())
+    log.info("ready", model=engine.info.model, pid=os.getpid())
     await ending.wait()
     server.close()
     orphaned.cancel()
@@ -208,12 +214,12 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     try:
         engine = Engine.load(arguments.model, arguments.adapter, arguments.dtype)
-        bound = _bound(arguments.socket)
+        listening = listening_socket(arguments.socket)
     except (LoadError, OSError) as exc:
         log.error("cannot_start", error=str(exc))
         return 2
     try:
-        asyncio.run(run(engine, bound, arguments.max_queue, log))
+        asyncio.run(run(engine, listening, arguments.max_queue, log))
     finally:
         arguments.socket.unlink(missing_ok=True)
     return 0

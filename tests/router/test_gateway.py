@@ -277,7 +277,7 @@ def _deep(levels: int) -> dict[str, Any]:
     ids=["remote-ref", "deep", "2MB"],
 )
 async def test_hostile_schemas_go_large_or_are_refused(gateway: Make, schema: dict[str, Any]) -> None:
-    """What cannot be judged is not drafted: 503 without a large model, 400 when pinned small, within a second or two."""
+    """What cannot be judged is not drafted: 503 without a large model, 400 when pinned small, soon."""
     tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
     small = ScriptedSmall(CALL)
     began = time.monotonic()

@@ -15,6 +15,7 @@ from slm.engine import DraftError, Engine
 from slm.model import LoadError, load
 from slm.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Event, Failed, PlanMade, Started, Token
+from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
 
 
@@ -219,6 +220,19 @@ def test_drafts_side_by_side_do_not_touch_each_other(engine: Engine) -> None:
     assert [end.text for end in ends if isinstance(end, Done)] == alone
 
 
+def test_half_precision_gives_whole_drafts(llama_folder: Path) -> None:
+    """In bfloat16 the draft is as well formed, and its signals are those of that precision's own logits."""
+    engine = Engine(load(llama_folder, dtype="bfloat16"))
+    asked = command(tools=[TIME], tool_choice="named", forced_tool="get_time")
+    _, tokens, done = drafted(engine, asked)
+    assert engine.info.dtype == "bfloat16"
+    assert parse_draft(done.text).plan == ("get_time",)
+    logs = reference(engine, prompt_ids(engine, asked), [token.id for token in tokens])
+    assert [token.logprob for token in tokens] == pytest.approx(
+        [float(logs[place, token.id]) for place, token in enumerate(tokens)], abs=0.2
+    )
+
+
 leaves = st.sampled_from(
     [
         {"type": "string", "maxLength": 4},
@@ -283,3 +297,28 @@ def test_a_folder_that_is_no_model_is_refused(llama_folder: Path, tmp_path: Path
     (tmp_path / "model.safetensors").write_bytes((llama_folder / "model.safetensors").read_bytes())
     with pytest.raises(LoadError, match="weights are missing"):
         load(tmp_path)
+
+
+@pytest.mark.model
+def test_the_real_model_drafts_with_exact_signals() -> None:
+    """SmolLM2 itself: greedy equals transformers', signals equal a plain forward pass, the city is the question's."""
+    engine = Engine.load(resolve_model(DEFAULT_MODEL, default_cache()).path)
+    assert engine._loaded.tokens.frame.name == "chatml"
+    asked = command(tools=[WEATHER, TIME], tool_choice="named", forced_tool="get_weather")
+    _, tokens, done = drafted(engine, asked)
+    assert json.loads(parse_draft(done.text).calls[0].arguments)["city"] == "London"
+    assert [token.id for token in tokens] == engine._loaded.tokens.encode(done.text)
+    assert done.steps < len(tokens) / 3
+    logs = reference(engine, prompt_ids(engine, asked), [token.id for token in tokens])
+    assert [token.logprob for token in tokens] == pytest.approx(
+        [float(logs[place, token.id]) for place, token in enumerate(tokens)], abs=1e-3
+    )
+    free = command(grammar=False, max_tokens=12)
+    prompt = prompt_ids(engine, free)
+    greedy = engine._loaded.model.generate(
+        torch.tensor([prompt]),
+        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+        do_sample=False,
+        max_new_tokens=12,
+    )[0, len(prompt) :].tolist()
+    assert [token.id for token in drafted(engine, free)[1]] == greedy

@@ -1,0 +1,81 @@
+"""`smallcall train`: fine-tune a base model by a recipe, in this process."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+import slm
+from slm.recipe import Recipe, load_recipe
+from slm.weights import WeightsError, default_cache, resolve_model
+
+if TYPE_CHECKING:
+    from slm.train import Step
+
+TRAIN_EXTRA = "training needs the extra: pip install 'smallcall[train]'"
+
+
+def train(
+    recipe: Annotated[str, typer.Option(help="A recipe's name, or a YAML file.")] = "smollm2-135m",
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(help="Rows in the project's format (.jsonl, .jsonl.gz); repeat for more.", exists=True),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Another base: a known model, or a folder.")] = None,
+    run: Annotated[
+        Path | None, typer.Option(help="Run folder; an unfinished run in it goes on.", show_default="runs/<recipe>")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="~/.cache/smallcall")] = None,
+) -> None:
+    """Train by a recipe: an adapter (or a whole model) and what it was made of, in a run folder."""
+    errors = Console(stderr=True)
+    try:
+        chosen = load_recipe(recipe)
+        if base is not None:
+            chosen = chosen.model_copy(update={"base": base})
+        files = data or [shipped_data()]
+        folder = resolve_model(chosen.base, cache or default_cache()).path
+        result = _run(chosen, folder, files, run or Path("runs") / chosen.name, threads, errors)
+    except (WeightsError, ValueError, OSError) as exc:
+        errors.print(f"error: {exc}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from exc
+    print(result)
+
+
+def shipped_data() -> Path:
+    """The rows that come with the repository; they are not part of the installed package.
+
+    Raises:
+        OSError: this is not a checkout.
+    """
+    path = Path(slm.__file__).parent / "data" / "train.jsonl.gz"
+    if not path.is_file():
+        raise FileNotFoundError("the training rows come with a clone of the repository only: give --data")
+    return path
+
+
+def _run(recipe: Recipe, base: Path, files: list[Path], run: Path, threads: int | None, errors: Console) -> Path:
+    try:
+        from slm.train import set_threads, train
+    except ImportError as exc:
+        raise ValueError(TRAIN_EXTRA) from exc
+    if threads is not None:
+        set_threads(threads)
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=errors) as bars:
+        task = bars.add_task("reading rows", total=None)
+
+        def show(step: Step) -> None:
+            parts = [f"{step.tokens:,} tokens", f"{step.left_s / 60:.0f} min left"]
+            if step.loss is not None:
+                parts.insert(0, f"loss {step.loss:.3f}")
+            if step.validation_loss is not None:
+                parts.insert(1, f"validation {step.validation_loss:.3f}")
+            bars.update(task, description=", ".join(parts), completed=step.step, total=step.steps)
+
+        return train(recipe, base, files, run, progress=show).folder

@@ -1,0 +1,164 @@
+"""Variation of training examples: what a row offers and how it is worded, never what it asks.
+
+Every function takes its random generator and leaves the request and the right answer as they are, but `without_gold`,
+which takes the right tools away so that no call is the right answer. Each is a switch of the recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from slm.dataset import Example
+from slm.signature import DEFAULT_LIMITS, SignatureLimits
+
+_SYLLABLES = "ba co di fu ge ho ja ki lo mu na pe qui ro sa te vu we xi yo zu tra ble sko plin mar".split()
+
+
+def shuffled(example: Example, rng: random.Random) -> Example:
+    """The tools in another order."""
+    tools = list(example.tools)
+    rng.shuffle(tools)
+    return replace(example, tools=tuple(tools))
+
+
+def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
+    """At most `most` tools, of which a random number stays; the called ones always, and those called before.
+
+    Where the draft asks back, all stay: nobody wrote down which tool the missing value is for.
+    """
+    if example.kind == "ask":
+        return example
+    kept = {*example.gold_names, *_called_before(example)}
+    others = [tool for tool in example.tools if _name(tool) not in kept]
+    room = max(0, most - len(kept & {_name(tool) for tool in example.tools}))
+    least = 0 if kept else min(1, len(others))
+    stay = rng.sample(range(len(others)), min(len(others), rng.randint(least, max(least, room))))
+    names = kept | {_name(others[index]) for index in stay}
+    return replace(example, tools=tuple(tool for tool in example.tools if _name(tool) in names))
+
+
+def more_tools(example: Example, rng: random.Random, pool: Sequence[Example], count: int) -> Example:
+    """Up to `count` tools of random rows of other sources put among its own; a row that offers none stays as it is."""
+    names = {_name(tool) for tool in example.tools}
+    tools = list(example.tools)
+    for other in rng.sample(pool, min(len(pool), 4 * count)) if tools else ():
+        if count <= 0:
+            break
+        if other.source == example.source or not other.tools:
+            continue
+        tool = rng.choice(other.tools)
+        if _name(tool) not in names:
+            names.add(_name(tool))
+            tools.insert(rng.randint(0, len(tools)), tool)
+            count -= 1
+    return replace(example, tools=tuple(tools))
+
+
+def without_gold(example: Example) -> Example:
+    """The same request without the tools that it calls: nothing fits, so the draft is `none`.
+
+    Only a first message of the user is taken, since a tool that was called before would be missed in its history; a row
+    whose other tools are none stays as it is.
+    """
+    others = tuple(tool for tool in example.tools if _name(tool) not in example.gold_names)
+    single = [message["role"] for message in example.messages if message["role"] != "system"] == ["user"]
+    if example.kind != "calls" or not others or not single:
+        return example
+    return replace(example, tools=others, kind="none", calls=())
+
+
+def masked(example: Example, rng: random.Random) -> Example:
+    """Tools and parameters that have a description under made-up names, the same everywhere in the example.
+
+    The model must then read descriptions (Lin et al. 2024, "Hammer", arXiv 2410.04587). Nested fields keep their names.
+    """
+    taken: set[str] = set()
+    tools: dict[str, str] = {}
+    parameters: dict[str, dict[str, str]] = {}
+    for tool in example.tools:
+        function = tool["function"]
+        name = function["name"]
+        tools[name] = _fresh(rng, taken) if function.get("description") else name
+        own: set[str] = set()
+        properties = (function.get("parameters") or {}).get("properties") or {}
+        parameters[name] = {
+            key: _fresh(rng, own) if isinstance(schema, Mapping) and schema.get("description") else key
+            for key, schema in properties.items()
+        }
+    return replace(
+        example,
+        tools=tuple(_masked_tool(tool, tools, parameters) for tool in example.tools),
+        messages=tuple(_masked_message(message, tools, parameters) for message in example.messages),
+        calls=tuple((tools[name], _renamed(arguments, parameters[name])) for name, arguments in example.calls),
+    )
+
+
+def varied_limits(rng: random.Random) -> SignatureLimits:
+    """Bounds of a signature: the usual ones half of the time, else shorter descriptions."""
+    if rng.random() < 0.5:
+        return DEFAULT_LIMITS
+    return replace(
+        DEFAULT_LIMITS, description=rng.choice((48, 80, 120)), parameter_description=rng.choice((24, 40, 60))
+    )
+
+
+def _name(tool: Mapping[str, Any]) -> str:
+    return str(tool["function"]["name"])
+
+
+def _called_before(example: Example) -> set[str]:
+    return {call["function"]["name"] for message in example.messages for call in message.get("tool_calls") or ()}
+
+
+def _fresh(rng: random.Random, taken: set[str]) -> str:
+    while True:
+        name = "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 2)))
+        if rng.random() < 0.5:
+            name += "_" + "".join(rng.choices(string.ascii_lowercase + string.digits, k=rng.randint(1, 3)))
+        if name not in taken:
+            taken.add(name)
+            return name
+
+
+def _renamed(arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in arguments.items()}
+
+
+def _masked_tool(
+    tool: Mapping[str, Any], tools: Mapping[str, str], parameters: Mapping[str, Mapping[str, str]]
+) -> dict[str, Any]:
+    function = dict(tool["function"])
+    names = parameters[function["name"]]
+    function["name"] = tools[function["name"]]
+    if isinstance(schema := function.get("parameters"), Mapping) and isinstance(schema.get("properties"), Mapping):
+        function["parameters"] = {
+            **schema,
+            "properties": _renamed(schema["properties"], names),
+            "required": [names.get(key, key) for key in schema.get("required") or ()],
+        }
+    return {**tool, "function": function}
+
+
+def _masked_message(
+    message: Mapping[str, Any], tools: Mapping[str, str], parameters: Mapping[str, Mapping[str, str]]
+) -> Mapping[str, Any]:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = dict(call["function"])
+        name = function["name"]
+        try:
+            arguments = json.loads(function.get("arguments") or "{}")
+        except ValueError:
+            arguments = None
+        if isinstance(arguments, dict):
+            renamed = _renamed(arguments, parameters.get(name, {}))
+            function["arguments"] = json.dumps(renamed, ensure_ascii=False)
+        calls.append({**call, "function": {**function, "name": tools.get(name, name)}})
+    return {**message, "tool_calls": calls}

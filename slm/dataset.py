@@ -1,0 +1,271 @@
+"""Rows of tool-calling data to token sequences, tokenised exactly as the engine tokenises a request.
+
+A row's gold becomes a draft of `slm.pattern`: the first acceptable value of each parameter that fits its schema, in
+schema order, parameters that may be left out left out. A row without a call becomes `ask` where the source's reply asks
+for a value (see `asks_back`) and `none` otherwise. A row that cannot be taught exactly is refused with a reason, never
+mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are told apart as every reader would.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import IO, Any
+
+import jsonschema_rs
+import msgspec
+
+from slm.pattern import CHATML, Kind, Parsed, PatternError, Segment, calls_draft, render_draft, render_prompt
+from slm.signature import DEFAULT_LIMITS, SignatureLimits
+from slm.tokens import Tokens
+
+MAX_LINE_CHARS = 4_000_000
+IGNORED = -100
+"""The label of a token that is not taught."""
+
+_QUESTION = re.compile(
+    r"\b(what|which|where|when|who|how (many|much|long|often)|from when|"
+    r"(can|could|may|would) (you|i) (please |kindly )?(tell|give|provide|specify|share|have|get|know|let|ask))\b",
+    re.IGNORECASE,
+)
+_CLOSING = re.compile(r"\b(confirm|correct|anything else|something else|how (can|may|else)|what else)\b", re.IGNORECASE)
+
+
+class BadRow(ValueError):
+    """A row that is not taught. `reason` is one of a few fixed words, for counting."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One request and the draft that it should get. `calls`: `(tool name, arguments)`, none unless `kind` says so."""
+
+    id: str
+    source: str
+    category: str
+    conversation: str
+    messages: tuple[Mapping[str, Any], ...]
+    tools: tuple[Mapping[str, Any], ...]
+    kind: Kind
+    calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+
+    @property
+    def draft(self) -> Parsed:
+        """The draft as the pattern holds it."""
+        return calls_draft(self.calls) if self.kind == "calls" else Parsed(self.kind, ())
+
+    @property
+    def gold_names(self) -> frozenset[str]:
+        """Names of the tools that are called."""
+        return frozenset(name for name, _ in self.calls)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokens of one example; those from `prompt_tokens` on are taught, the end token among them."""
+
+    ids: tuple[int, ...]
+    prompt_tokens: int
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        """`ids` with `IGNORED` in the prompt's place."""
+        return (IGNORED,) * self.prompt_tokens + self.ids[self.prompt_tokens :]
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Examples of one file, how many rows were refused for which reason, and the SHA-256 of the file's bytes."""
+
+    examples: tuple[Example, ...]
+    refused: Mapping[str, int]
+    sha256: str
+
+
+# ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_rows(path: Path, split: str = "train") -> Rows:
+    """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    examples: list[Example] = []
+    refused: Counter[str] = Counter()
+    for line in _lines(path):
+        try:
+            row = _row(line)
+            if row.get("split", "train") == split:
+                examples.append(example_of(row))
+        except BadRow as bad:
+            refused[bad.reason] += 1
+    with path.open("rb") as file:
+        return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _lines(path: Path) -> Iterator[str]:
+    file: IO[str]
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        while line := file.readline(MAX_LINE_CHARS):
+            if line.strip():
+                yield line
+
+
+def _row(line: str) -> Mapping[str, Any]:
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise BadRow("not JSON") from exc
+    if not isinstance(row, dict):
+        raise BadRow("not an object")
+    return row
+
+
+def example_of(row: Mapping[str, Any]) -> Example:
+    """An example from one row of the data format.
+
+    Raises:
+        BadRow: a field is missing or of a wrong kind, or the gold does not fit the tools' schemas.
+    """
+    try:
+        tools = tuple(row["tools"])
+        schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
+        messages, meta, gold = tuple(row["messages"]), row.get("meta") or {}, row["gold"]
+        source = str(row.get("source", ""))
+        kind: Kind = "calls"
+        calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+        if gold["kind"] == "calls":
+            calls = tuple((call["name"], _arguments(call, schemas)) for call in gold["calls"])
+        elif gold["kind"] == "no_call":
+            kind = "ask" if tools and asks_back(messages, str(meta.get("reply") or "")) else "none"
+        else:
+            raise BadRow("gold cannot be taught", str(gold["kind"]))
+        if kind == "calls" and not calls:
+            raise BadRow("gold without calls")
+        conversation = f"{source}/{meta.get('conversation', row['id'])}"
+        category = str(row.get("category", ""))
+        return Example(str(row["id"]), source, category, conversation, messages, tools, kind, calls)
+    except (KeyError, TypeError, AttributeError) as exc:
+        raise BadRow("malformed", type(exc).__name__) from exc
+
+
+def asks_back(messages: Sequence[Mapping[str, Any]], reply: str) -> bool:
+    """Whether a reply to a user asks for a value: its last sentence asks or begs for one and confirms nothing."""
+    last = re.split(r"(?<=[.!?])\s+", reply.strip())[-1]
+    asked = last.endswith("?") and _QUESTION.search(last) is not None and _CLOSING.search(last) is None
+    return asked and bool(messages) and messages[-1].get("role") == "user"
+
+
+def _arguments(call: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    name = call["name"]
+    if name not in schemas:
+        raise BadRow("gold calls a tool that is not offered", name)
+    schema = schemas[name]
+    properties = schema.get("properties") or {}
+    required = set(schema.get("required") or ())
+    order = [key for key in properties if key in call["arguments"]]
+    if len(order) != len(call["arguments"]):
+        raise BadRow("gold gives an undeclared parameter", name)
+    chosen = {}
+    for key in order:
+        acceptable = call["arguments"][key]
+        if "" in acceptable and key not in required:
+            continue
+        chosen[key] = _first_fitting(acceptable, properties[key], name, key)
+    if required - chosen.keys():
+        raise BadRow("gold lacks a required parameter", name)
+    return chosen
+
+
+def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) -> Any:
+    try:
+        validator = jsonschema_rs.validator_for(schema)
+    except (ValueError, jsonschema_rs.ReferencingError) as exc:
+        raise BadRow("a schema that is not valid", f"{name}.{key}") from exc
+    for value in acceptable:
+        if validator.is_valid(value):
+            return value
+    raise BadRow("no acceptable value fits the schema", f"{name}.{key}")
+
+
+# ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def held_out(conversation: str, share: float, salt: str) -> bool:
+    """Whether a conversation belongs to the validation part; the same on every machine and in any order."""
+    digest = hashlib.sha256(f"{salt}\0{conversation}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def split_by_conversation(
+    examples: Iterable[Example], share: float, salt: str = "validation"
+) -> tuple[list[Example], list[Example]]:
+    """`(training, validation)`: no conversation in both."""
+    parts: tuple[list[Example], list[Example]] = ([], [])
+    for example in examples:
+        parts[held_out(example.conversation, share, salt)].append(example)
+    return parts
+
+
+# ── tokens ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def end_token(tokens: Tokens) -> int:
+    """The token that a taught draft ends with: the end of a turn, else the model's end of text."""
+    if tokens.frame is CHATML:
+        return tokens.prompt([Segment(CHATML.close_control, True)])[-1]
+    return min(tokens.end_ids)
+
+
+def encode(example: Example, tokens: Tokens, max_tokens: int, limits: SignatureLimits = DEFAULT_LIMITS) -> Encoded:
+    """Tokens of the prompt and of its draft.
+
+    Raises:
+        BadRow: the prompt cannot be rendered, or the sequence is longer than `max_tokens`.
+    """
+    try:
+        segments = render_prompt(example.messages, example.tools, tokens.frame, limits)
+        draft = render_draft(example.draft)
+    except (PatternError, ValueError, KeyError, AttributeError) as exc:
+        raise BadRow("cannot be rendered", str(exc)) from exc
+    if tokens.at_least(segments) > max_tokens:
+        raise BadRow("too long")
+    prompt = tokens.prompt(segments)
+    ids = (*prompt, *tokens.encode(draft), end_token(tokens))
+    if len(ids) > max_tokens:
+        raise BadRow("too long")
+    return Encoded(ids, len(prompt))
+
+
+def digest(encoded: Iterable[Encoded]) -> str:
+    """SHA-256 of a sequence of encoded examples, in order: names what a run was taught."""
+    whole = hashlib.sha256()
+    for one in encoded:
+        whole.update(f"{one.prompt_tokens} ".encode())
+        whole.update(" ".join(map(str, one.ids)).encode() + b"\n")
+    return whole.hexdigest()
+
+
+def in_length_groups(lengths: Sequence[int], size: int, shuffle: Iterable[int]) -> list[int]:
+    """An order of rows in which each run of `size` rows is of like length.
+
+    Args:
+        lengths: tokens of each row.
+        shuffle: the order of the groups, a permutation of `range(ceil(rows / size))`.
+    """
+    by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
+    full = len(lengths) // size
+    groups = [by_length[start : start + size] for start in range(0, len(by_length), size)]
+    # A group that is not full must stand last, or it would shift those behind it.
+    order = [group for group in shuffle if group < full] + list(range(full, len(groups)))
+    return list(chain.from_iterable(groups[group] for group in order))

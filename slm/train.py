@@ -1,0 +1,292 @@
+"""Training: a recipe and rows in, a run folder out. Supervised fine-tuning with TRL, on drafts only.
+
+The run folder holds `recipe.yaml`, `data.json` (hashes of the files and of the token rows, what was refused),
+`curve.json` and `curve.png`, `checkpoints/`, `scores.json`, and the result: `adapter/` in PEFT's layout, bfloat16, or
+`model/` where every weight was trained. A run that was killed goes on from its last checkpoint and takes the same steps
+that it would have taken (on the same machine and number of threads). Checkpoints hold optimiser states in torch's
+format: resume only from folders of your own.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
+from trl import SFTConfig
+
+from slm.curriculum import Course, training_course, validation_course
+from slm.dataset import Encoded, Example, digest, read_rows, split_by_conversation
+from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from slm.model import Loaded, load
+from slm.recipe import Recipe
+from slm.sft import Collator, ThriftyTrainer
+
+CHECKPOINTS_KEPT = 2
+
+
+class TrainingError(ValueError):
+    """A run that cannot be started or gone on with; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Where a run stands."""
+
+    step: int
+    steps: int
+    tokens: int
+    loss: float | None
+    """Mean over the latest steps, in nats a token."""
+    validation_loss: float | None
+    left_s: float
+
+
+Progress = Callable[[Step], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run made."""
+
+    folder: Path
+    """The adapter or the model."""
+    steps: int
+    tokens: int
+    validation_loss: float | None
+
+
+def set_threads(count: int) -> None:
+    """CPU threads of this process from now on."""
+    torch.set_num_threads(count)
+
+
+def train(
+    recipe: Recipe,
+    base: Path,
+    files: Sequence[Path],
+    run: Path,
+    *,
+    progress: Progress,
+    clock: Callable[[], float] = time.monotonic,
+    stop_after: int | None = None,
+) -> Result:
+    """Train by a recipe, or go on with the run in `run`.
+
+    Args:
+        base: the base model's folder.
+        files: rows in the project's format; only those of split `train` are read.
+        run: made where it is missing; a folder with a run of another recipe, base or data is refused.
+        stop_after: leave after this many steps with a checkpoint, as if killed (the schedule stays that of the recipe).
+
+    Raises:
+        TrainingError: there is nothing to train on, or the folder belongs to another run.
+        slm.model.LoadError: the base cannot be loaded.
+        OSError: a file cannot be read or written.
+    """
+    loaded = load(base, dtype=recipe.run.base_dtype)
+    course, validation, facts = _courses(recipe, loaded, files)
+    facts["base_weights_sha256"] = loaded.info.weights_sha256
+    facts["pattern_version"] = loaded.info.pattern_version
+    resumable = _prepare_folder(run, recipe, facts)
+    trainer = _trainer(recipe, base, loaded, course, validation, run)
+    trainer.add_callback(_Report(progress, clock, stop_after))
+    if recipe.run.patience is not None and validation.rows:
+        trainer.add_callback(EarlyStoppingCallback(recipe.run.patience))
+    trainer.train(resume_from_checkpoint=str(resumable) if resumable else None)
+    state = trainer.state
+    _write_curve(run, state.log_history)
+    if stop_after is not None and state.global_step < state.max_steps:
+        return Result(run / "checkpoints", state.global_step, int(state.num_input_tokens_seen), None)
+    if recipe.lora is not None:
+        folder = run / "adapter"
+        export_adapter(trainer.model, folder, recipe.base)
+    else:
+        folder = run / "model"
+        trainer.save_model(str(folder))
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    result = Result(folder, state.global_step, course.tokens, losses[-1] if losses else None)
+    scores = {**asdict(result), "folder": folder.name, "validation_losses": losses}
+    (run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def export_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
+    """Write an adapter in PEFT's layout: bfloat16 weights, and a configuration without the machine's paths."""
+    model.save_pretrained(str(folder), safe_serialization=True)
+    for readme in folder.glob("README.md"):
+        readme.unlink()  # peft's own card is empty of facts
+    weights = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    save_file(weights, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = base_name
+    config["target_modules"] = sorted(config["target_modules"])  # a set, in another order each time
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Course, Course, dict[str, Any]]:
+    examples: list[Example] = []
+    facts: dict[str, Any] = {"files": {}}
+    for path in files:
+        rows = read_rows(path)
+        examples += rows.examples
+        facts["files"][path.name] = {"sha256": rows.sha256, "rows": len(rows.examples), "refused": rows.refused}
+    taught, kept = split_by_conversation(examples, recipe.data.validation_share)
+    course = training_course(taught, recipe, loaded.tokens)
+    if not course.rows:
+        raise TrainingError(f"no row to train on; refused: {dict(course.refused)}")
+    validation = validation_course(kept, recipe, loaded.tokens)
+    for name, part in (("train", course), ("validation", validation)):
+        facts[name] = {
+            "rows": len(part.rows),
+            "tokens": part.tokens,
+            "sources": dict(sorted(part.sources.items())),
+            "kinds": dict(sorted(part.kinds.items())),
+            "refused": dict(part.refused),
+            "sha256": digest(part.rows),
+        }
+    return course, validation, facts
+
+
+def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | None:
+    """Write what the run is made of, or check that it is the same; the newest checkpoint if there is one."""
+    texts = {
+        "recipe.yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        "data.json": json.dumps(facts, indent=1) + "\n",
+    }
+    run.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        path = run / name
+        if not path.exists():
+            path.write_text(text, encoding="utf-8")
+        elif path.read_text(encoding="utf-8") != text:
+            raise TrainingError(f"the run folder holds another {name}: choose another folder")
+    done = [path for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
+    return max(done, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _trainer(
+    recipe: Recipe, base: Path, loaded: Loaded, course: Course, validation: Course, run: Path
+) -> ThriftyTrainer:
+    optimiser, settings = recipe.optimiser, recipe.run
+    steps = -(-len(course.rows) // (optimiser.batch_rows * optimiser.accumulate))
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    loaded.model.requires_grad_(recipe.lora is None)
+    loaded.model.config.use_cache = False
+    arguments = SFTConfig(
+        output_dir=str(run / "checkpoints"),
+        seed=settings.seed,
+        data_seed=settings.seed,
+        num_train_epochs=1,  # the course holds all epochs
+        per_device_train_batch_size=optimiser.batch_rows,
+        per_device_eval_batch_size=optimiser.batch_rows,
+        gradient_accumulation_steps=optimiser.accumulate,
+        learning_rate=optimiser.learning_rate,
+        lr_scheduler_type=optimiser.schedule,
+        warmup_steps=round(steps * optimiser.warmup_share),
+        weight_decay=optimiser.weight_decay,
+        max_grad_norm=optimiser.max_grad_norm,
+        adam_beta2=optimiser.adam_beta2,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=settings.precision == "bfloat16" or (settings.precision == "half" and not torch.cuda.is_available()),
+        fp16=settings.precision == "half" and torch.cuda.is_available(),
+        activation_checkpointing=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps" if validation.rows else "no",
+        eval_steps=settings.evaluate_every,
+        save_strategy="steps",
+        save_steps=settings.evaluate_every,
+        save_total_limit=CHECKPOINTS_KEPT,
+        load_best_model_at_end=settings.patience is not None and bool(validation.rows),
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+        report_to=list(settings.report_to) or "none",
+        disable_tqdm=True,
+        max_length=None,
+        packing=False,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    lora = recipe.lora and LoraConfig(
+        r=recipe.lora.rank,
+        lora_alpha=recipe.lora.alpha,
+        lora_dropout=recipe.lora.dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    return ThriftyTrainer(
+        model=loaded.model,
+        args=arguments,
+        data_collator=Collator(tokenizer.pad_token_id),
+        train_dataset=_table(course.rows),
+        eval_dataset=_table(validation.rows) if validation.rows else None,
+        processing_class=tokenizer,
+        peft_config=lora,
+    )
+
+
+def _table(rows: Sequence[Encoded]) -> Dataset:
+    return Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
+
+
+class _Report(TrainerCallback):  # type: ignore[misc]
+    """Tells how the run goes, and ends it early on demand."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float], stop_after: int | None) -> None:
+        self._progress, self._clock, self._stop_after = progress, clock, stop_after
+        self._began, self._first = 0.0, 0
+        self._losses: list[float] = []
+        self._validation: float | None = None
+        self._tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._began, self._first = self._clock(), state.global_step
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._stop_after is not None and state.global_step >= self._stop_after:
+            control.should_save = control.should_training_stop = True
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        logs = logs or {}
+        self._losses = [*self._losses, logs["loss"]][-20:] if "loss" in logs else self._losses
+        self._validation = logs.get("eval_loss", self._validation)
+        self._tokens = int(logs.get("num_tokens", self._tokens))
+        done = state.global_step - self._first
+        pace = (self._clock() - self._began) / done if done else 0.0
+        mean = sum(self._losses) / len(self._losses) if self._losses else None
+        left_s = pace * (state.max_steps - state.global_step)
+        self._progress(Step(state.global_step, state.max_steps, self._tokens, mean, self._validation, left_s))
+
+
+def _write_curve(run: Path, history: Sequence[dict[str, Any]]) -> None:
+    kept = ("step", "loss", "eval_loss", "learning_rate", "grad_norm", "num_tokens")
+    points = [{key: entry[key] for key in kept if key in entry} for entry in history]
+    points = [point for point in points if "loss" in point or "eval_loss" in point]
+    (run / "curve.json").write_text(json.dumps(points, indent=1) + "\n", encoding="utf-8")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # matplotlib's dependencies, not ours
+        from matplotlib.figure import Figure
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot()
+    for key, label in (("loss", "training"), ("eval_loss", "validation")):
+        shown = [(point["step"], point[key]) for point in points if key in point]
+        if shown:
+            axes.plot(*zip(*shown, strict=True), label=label, marker="o" if key == "eval_loss" else None)
+    axes.set_xlabel("step")
+    axes.set_ylabel("cross-entropy, nats a taught token")
+    axes.legend()
+    figure.savefig(run / "curve.png", dpi=110)

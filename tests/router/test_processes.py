@@ -1,0 +1,156 @@
+"""Real processes: a worker that is killed, a gateway that is killed, and what the gateway's process never imports."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from evaluation.demo.rows import load_demo
+from evaluation.recorded import RecordedServer
+from router.app import create_app
+from router.demo import GPT_4O, gateway_process
+from router.ledger import Ledger
+from router.settings import Settings
+from tests.router.conftest import served
+
+ROWS = load_demo()
+
+
+def recorded() -> RecordedServer:
+    return RecordedServer([row.recorded for row in ROWS], [row.case for row in ROWS])
+
+
+def settings(tmp_path: Path, upstream: str) -> Settings:
+    return Settings.model_validate(
+        {
+            "small": {"max_tokens": 64, "threads": 1},
+            "large": {"model": "openai/gpt-4o-2024-08-06", "api_base": upstream, "api_key": "unused"},
+            "policy": {"kind": "threshold", "threshold": 0.0},
+            "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"},
+        }
+    )
+
+
+async def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait for a condition of another process, which nothing here could signal."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - the condition lies outside this event loop
+            await asyncio.sleep(0.02)
+
+
+async def test_a_killed_worker_costs_no_answer(tmp_path: Path, llama_folder: Path) -> None:
+    """`kill -9` of the worker during 20 concurrent requests: 20 answers, 0 errors, and a new worker."""
+    async with recorded() as upstream:
+        app = create_app(settings(tmp_path, upstream.url), model_folder=llama_folder)
+        async with served(app) as url, aiohttp.ClientSession() as session:
+            supervisor = app.state.small
+            await until(lambda: supervisor.info is not None)
+            first = supervisor.pid
+
+            async def ask(index: int) -> int:
+                case = ROWS[index].case
+                body = {"model": "gpt-4o", "messages": case.messages, "tools": case.tools}
+                async with session.post(url + "/chat/completions", json=body) as response:
+                    await response.json()
+                    return response.status
+
+            asking = [asyncio.create_task(ask(index)) for index in range(20)]
+            await asyncio.sleep(0.2)
+            supervisor._process.send_signal(signal.SIGKILL)
+            assert [await task for task in asking] == [200] * 20
+            await until(lambda: supervisor.info is not None and supervisor.pid not in (None, first))
+            reasons = {row.reason for row in await app.state.ledger.page()}
+            assert reasons & {"worker_lost", "worker_unavailable"}
+
+
+async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path, llama_folder: Path) -> None:
+    """Every request that a client saw answered before `kill -9` of the gateway has its row, streamed ones too."""
+    seen: list[str] = []
+    async with recorded() as upstream, aiohttp.ClientSession() as session:
+        configured = settings(tmp_path, upstream.url)
+        async with gateway_process(configured, llama_folder, upstream.url, tmp_path) as url:
+
+            async def work(index: int) -> None:
+                while True:
+                    case = ROWS[index % len(ROWS)].case
+                    body = {
+                        "model": "smallcall/large",
+                        "messages": case.messages,
+                        "tools": case.tools,
+                        "stream": index % 2 == 0,
+                    }
+                    async with session.post(url + "/chat/completions", json=body) as response:
+                        await response.read()
+                        assert response.status == 200
+                        seen.append(response.headers["x-smallcall-decision-id"])
+                    index += 8
+
+            working = [asyncio.create_task(work(index)) for index in range(8)]
+            await until(lambda: len(seen) >= 60)
+            line = f"router.cli serve --config {tmp_path / 'smallcall.yaml'}"
+            killer = await asyncio.create_subprocess_exec("pkill", "-KILL", "-f", line)
+            assert await killer.wait() == 0
+            for task in working:
+                with contextlib.suppress(aiohttp.ClientError):
+                    await task
+    async with Ledger.open(f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}") as ledger:
+        stored = {row.decision_id for row in await ledger.page(limit=100_000)}
+    assert set(seen) <= stored
+
+
+def test_the_gateway_imports_neither_torch_nor_litellm_to_start() -> None:
+    """Importing all that `serve` needs leaves torch, transformers and litellm out."""
+    code = (
+        "import sys, router.serving, router.cli;"
+        "print([m for m in ('torch', 'transformers', 'litellm') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+async def test_torch_is_not_imported_by_answering(tmp_path: Path, llama_folder: Path) -> None:
+    """A gateway that drafted with a real worker and escalated through litellm has not imported torch."""
+    code = f"""
+import asyncio, sys, json, aiohttp
+from pathlib import Path
+from router.app import create_app
+from tests.router.conftest import served
+from tests.router.test_processes import ROWS, recorded, settings
+async def main():
+    async with recorded() as upstream:
+        app = create_app(settings(Path({str(tmp_path)!r}), upstream.url), model_folder=Path({str(llama_folder)!r}))
+        async with served(app) as url, aiohttp.ClientSession() as session:
+            while app.state.small.info is None:
+                await asyncio.sleep(0.05)
+            case = ROWS[0].case
+            body = dict(model="m", messages=case.messages, tools=case.tools)
+            async with session.post(url + "/chat/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+            (row,) = await app.state.ledger.page()
+            assert row.small_completion_tokens, row
+    print(json.dumps([m for m in ("torch", "transformers") if m in sys.modules]))
+asyncio.run(main())
+"""
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=subprocess.PIPE, cwd=Path.cwd())
+    out, _ = await process.communicate()
+    assert process.returncode == 0
+    assert json.loads(out.splitlines()[-1]) == []
+
+
+def test_the_demos_price_is_litellms() -> None:
+    """The demo's price of GPT-4o is the one in litellm's map."""
+    code = (
+        "from router.settings import keep_litellm_offline as k; k(); import litellm;"
+        "print(*litellm.cost_per_token('gpt-4o-2024-08-06', 1_000_000, 1_000_000))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert [float(price) for price in found.stdout.split()] == pytest.approx(
+        [GPT_4O.input_usd_per_mtok, GPT_4O.output_usd_per_mtok]
+    )

@@ -1,0 +1,223 @@
+"""Rows to token sequences: what is taught, what is refused, and that nothing of a test is in the training rows."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slm.dataset import (
+    IGNORED,
+    BadRow,
+    asks_back,
+    digest,
+    encode,
+    end_token,
+    example_of,
+    held_out,
+    in_length_groups,
+    read_rows,
+    split_by_conversation,
+)
+from slm.model import load
+from slm.pattern import parse_draft, render_prompt
+from slm.tokens import Tokens
+from tests.slm.conftest import TIME, WEATHER
+
+
+@pytest.fixture(params=["llama_folder", "opt_folder"])
+def tokens(request: pytest.FixtureRequest) -> Tokens:
+    """The tokens of each of the two tiny models, as the engine loads them."""
+    return load(request.getfixturevalue(request.param)).tokens
+
+
+USER = [{"role": "user", "content": "What is the weather in London?"}]
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    """A row whose gold calls one tool, changed as asked."""
+    fields: dict[str, Any] = {
+        "id": "r1",
+        "source": "made",
+        "split": "train",
+        "category": "simple",
+        "messages": USER,
+        "tools": [WEATHER, TIME],
+        "gold": {"kind": "calls", "calls": [{"name": "get_weather", "arguments": {"city": ["London", "london"]}}]},
+        "meta": {"conversation": "c1"},
+    }
+    return {**fields, **changes}
+
+
+def gold(**arguments: list[Any]) -> dict[str, Any]:
+    """A gold that calls `get_weather` with these acceptable values."""
+    return {"kind": "calls", "calls": [{"name": "get_weather", "arguments": arguments}]}
+
+
+def test_the_first_acceptable_value_that_fits_is_taught_in_schema_order() -> None:
+    """Keys follow the schema, not the gold; values that the schema refuses are passed over."""
+    example = example_of(row(gold=gold(unit=["kelvin", "f"], city=["London"])))
+    assert list(example.calls[0][1].items()) == [("city", "London"), ("unit", "f")]
+
+
+def test_an_optional_parameter_is_left_out() -> None:
+    """A parameter that may be left out is left out, whatever else is acceptable."""
+    assert example_of(row(gold=gold(city=["London"], unit=["c", ""]))).calls[0][1] == {"city": "London"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"gold": gold(city=["London"], unit=["kelvin"])}, "no acceptable value fits the schema"),
+        ({"gold": gold(unit=["c"])}, "gold lacks a required parameter"),
+        ({"gold": gold(city=["London"], day=["today"])}, "gold gives an undeclared parameter"),
+        ({"tools": [TIME]}, "gold calls a tool that is not offered"),
+        ({"gold": {"kind": "calls", "calls": []}}, "gold without calls"),
+        ({"gold": {"kind": "tool_names", "names": []}}, "gold cannot be taught"),
+        ({"tools": None}, "malformed"),
+    ],
+)
+def test_a_row_that_cannot_be_taught_is_refused_with_its_reason(changes: dict[str, Any], reason: str) -> None:
+    """Nothing is mended: the row is left out and counted under one fixed reason."""
+    with pytest.raises(BadRow) as caught:
+        example_of(row(**changes))
+    assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("reply", "asks"),
+    [
+        ("Sure. Which dentist are you looking for?", True),
+        ("Could you please tell me your account number?", True),
+        ("Please confirm: a table for two at 7 pm?", False),
+        ("Is there anything else that I can do? What else?", False),
+        ("The weather is fine.", False),
+        ("Would you like to book it?", False),
+        ("", False),
+    ],
+)
+def test_a_reply_asks_back_only_where_it_asks_for_a_value(reply: str, asks: bool) -> None:
+    """Confirmations, offers and statements are no questions for a value."""
+    assert asks_back(USER, reply) is asks
+    kind = example_of(row(gold={"kind": "no_call"}, meta={"reply": reply})).kind
+    assert kind == ("ask" if asks else "none")
+
+
+def test_refused_rows_are_counted_and_the_others_read(tmp_path: Path) -> None:
+    """A file with broken lines gives its good rows, the counts of the rest, and rows of its split only."""
+    path = tmp_path / "rows.jsonl.gz"
+    lines = [json.dumps(row()), "{", "[]", json.dumps(row(split="test")), json.dumps(row(gold=gold(unit=["c"])))]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.write("\n".join(lines) + "\n")
+    rows = read_rows(path)
+    assert [example.id for example in rows.examples] == ["r1"]
+    assert rows.refused == {"not JSON": 1, "not an object": 1, "gold lacks a required parameter": 1}
+
+
+def test_a_row_is_tokenised_as_the_engine_tokenises_a_request(tokens: Tokens) -> None:
+    """The prompt's tokens equal the engine's, and the taught ones are the draft and the end token."""
+    encoded = encode(example_of(row()), tokens, 2048)
+    assert list(encoded.ids[: encoded.prompt_tokens]) == tokens.prompt(
+        render_prompt(USER, [WEATHER, TIME], tokens.frame)
+    )
+    taught = [label for label in encoded.labels if label != IGNORED]
+    assert taught[-1] == end_token(tokens)
+    assert taught[-1] in tokens.end_ids
+    text = b"".join(tokens.piece(token) for token in taught[:-1]).decode()
+    assert parse_draft(text).calls[0].arguments == '{"city": "London"}'
+
+
+def test_a_row_that_is_too_long_is_refused(tokens: Tokens) -> None:
+    """The bound holds for the prompt and the draft together."""
+    length = len(encode(example_of(row()), tokens, 2048).ids)
+    with pytest.raises(BadRow) as caught:
+        encode(example_of(row()), tokens, length - 1)
+    assert caught.value.reason == "too long"
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 7), st.randoms(use_true_random=False))
+def test_length_groups_hold_every_row_once(lengths: list[int], size: int, rng: Any) -> None:
+    """The order is a permutation, and the full groups are runs of the sorted lengths."""
+    groups = list(range(-(-len(lengths) // size)))
+    rng.shuffle(groups)
+    order = in_length_groups(lengths, size, groups)
+    assert sorted(order) == list(range(len(lengths)))
+    batches = [sorted(lengths[index] for index in order[at : at + size]) for at in range(0, len(order), size)]
+    expected = [sorted(lengths)[at : at + size] for at in range(0, len(lengths), size)]
+    assert sorted(batches) == sorted(expected)
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), max_size=40), st.floats(0, 1))
+def test_no_conversation_is_on_both_sides_of_a_split(conversations: list[str], share: float) -> None:
+    """The side follows from the conversation alone."""
+    examples = [example_of(row(id=str(i), meta={"conversation": c})) for i, c in enumerate(conversations)]
+    taught, kept = split_by_conversation(examples, share)
+    assert len(taught) + len(kept) == len(examples)
+    assert not {e.conversation for e in taught} & {e.conversation for e in kept}
+    assert all(held_out(e.conversation, share, "validation") for e in kept)
+
+
+def test_a_digest_names_tokens_and_where_they_are_taught(tokens: Tokens) -> None:
+    """Two sequences have one digest only if they are equal in tokens, order and prompt lengths."""
+    one, two = (encode(example_of(row(messages=[{"role": "user", "content": text}])), tokens, 2048) for text in "ab")
+    assert digest([one, two]) == digest([one, two])
+    assert len({digest(rows) for rows in ([one, two], [two, one], [one], [])}) == 4
+
+
+# ── the shipped rows ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+DATA = Path(__file__).parents[2] / "slm" / "data"
+EVALUATION = Path(__file__).parents[2] / "evaluation" / "data"
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """All rows of a gzipped file."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [msgspec.json.decode(line) for line in file]
+
+
+def questions(rows: list[dict[str, Any]]) -> set[str]:
+    """What the users of these rows say last, in 20 characters or more, without case and white space."""
+    said = ([m["content"] or "" for m in r["messages"] if m["role"] == "user"] for r in rows)
+    return {text for texts in said if texts and len(text := "".join(texts[-1].lower().split())) >= 20}
+
+
+def shapes(rows: list[dict[str, Any]]) -> set[tuple[str, frozenset[str]]]:
+    """Names of the tools with the names of their parameters; tools without parameters are too plain to compare."""
+    functions = (tool["function"] for r in rows for tool in r["tools"])
+    made = ((f["name"].lower(), frozenset((f.get("parameters") or {}).get("properties") or ())) for f in functions)
+    return {shape for shape in made if shape[1]}
+
+
+def test_nothing_of_the_tests_is_in_the_training_rows() -> None:
+    """No conversation, held-out tool, BFCL question or BFCL tool is in a row that a recipe may train on."""
+    rows = rows_of(DATA / "train.jsonl.gz")
+    train, test = ([r for r in rows if r["split"] == split] for split in ("train", "test"))
+    assert len(train) == 25_990
+    conversations = [{(r["source"], r["meta"]["conversation"]) for r in part} for part in (train, test)]
+    assert not conversations[0] & conversations[1]
+    held = json.loads((DATA / "train_heldout_tools.json").read_text(encoding="utf-8"))["tools"]
+    offered = {(r["source"], tool["function"]["name"]) for r in train for tool in r["tools"]}
+    assert not offered & {(source, name) for source, names in held.items() for name in names}
+    bfcl = rows_of(EVALUATION / "bfcl.jsonl.gz")
+    assert not questions(train) & questions(bfcl)
+    assert not shapes(train) & shapes(bfcl)
+
+
+def test_the_shipped_files_are_the_ones_that_are_named() -> None:
+    """The hashes in `SHA256SUMS` are those of the files."""
+    named = [line.split() for line in (DATA / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
+    assert {name for _, name in named} == {"train.jsonl.gz", "train_heldout_tools.json"}
+    assert all(hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest for digest, name in named)
+
+
+def test_every_shipped_training_row_can_be_taught() -> None:
+    """The reader refuses none of the shipped rows."""
+    rows = read_rows(DATA / "train.jsonl.gz")
+    assert rows.refused == {}
+    assert {example.kind for example in rows.examples} == {"calls", "none", "ask"}

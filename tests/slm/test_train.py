@@ -1,0 +1,234 @@
+"""Training runs of tiny random models: the loss, the recipes, a run that is killed and goes on, and what comes out."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from slm.curriculum import training_course
+from slm.dataset import IGNORED, encode, example_of
+from slm.model import load
+from slm.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from tests.slm.conftest import TIME, WEATHER
+
+# peft, trl and transformers disagree about names that one of them deprecates.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+CITIES = "London Paris Rome Oslo Bern Riga Baku Lima Doha Kyiv Graz Nice".split()
+
+
+def rows(count: int = 24) -> list[dict[str, Any]]:
+    """Rows of two sources that call the weather tool, one in four without a call."""
+    made = []
+    for index in range(count):
+        city = CITIES[index % len(CITIES)]
+        calls = [{"name": "get_weather", "arguments": {"city": [city]}}]
+        made.append(
+            {
+                "id": str(index), "source": "ab"[index % 2], "split": "train", "category": "simple",
+                "messages": [{"role": "user", "content": f"Weather in {city}{' now' * (index % 5)}?"}],
+                "tools": [WEATHER, TIME], "meta": {"conversation": f"c{index}"},
+                "gold": {"kind": "no_call"} if index % 4 == 3 else {"kind": "calls", "calls": calls},
+            }
+        )  # fmt: skip
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of rows."""
+    path = tmp_path_factory.mktemp("data") / "rows.jsonl.gz"
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows())
+    return path
+
+
+def recipe(**changes: Any) -> Recipe:
+    """A recipe of six steps, changed as asked."""
+    fields: dict[str, Any] = {
+        "name": "tiny",
+        "base": "tiny",
+        "data": {"validation_share": 0.1, "validation_rows": 4},
+        "augment": {"mask_names": 0.3, "remove_gold": 0.1},
+        "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
+        "optimiser": {"learning_rate": 0.01, "batch_rows": 4},
+        "run": {"evaluate_every": 3},
+    }
+    return Recipe.model_validate({**fields, **changes})
+
+
+def silent(_: object) -> None:
+    """Progress that nobody watches."""
+
+
+# ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["lora-large", "opt-350m", "smollm2-135m"])
+def test_the_shipped_recipes_are_valid(name: str) -> None:
+    """Every recipe file loads under its own name."""
+    assert name in recipe_names()
+    assert load_recipe(name).name == name
+
+
+def test_the_papers_recipe_says_what_the_paper_says() -> None:
+    """Every weight, one epoch, 5e-5, float16 where there is a GPU, gradients cut at 0.3."""
+    paper = load_recipe("opt-350m")
+    assert paper.lora is None
+    assert paper.base == "facebook/opt-350m"
+    assert (paper.optimiser.epochs, paper.optimiser.learning_rate, paper.optimiser.max_grad_norm) == (1, 5e-5, 0.3)
+    assert paper.run.precision == "half"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"optimizer": {}}, "optimizer"),
+        ({"optimiser": {"learning_rate": 1e-3, "lr": 1}}, "optimiser.lr"),
+        ({"augment": {"mask_names": 1.5}}, "augment.mask_names"),
+        ({"data": {"rows": 5}}, "data.rows"),
+        ({"lora": None, "run": {"base_dtype": "bfloat16"}}, "run.base_dtype"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_the_name_of_its_field(
+    changes: dict[str, Any], field: str, tmp_path: Path
+) -> None:
+    """Unknown keys, values out of range and settings that contradict each other do not start a run."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({**recipe().model_dump(mode="json"), **changes}), encoding="utf-8")
+    with pytest.raises(RecipeError, match=field):
+        load_recipe(str(path))
+
+
+def test_a_recipe_that_is_not_there_names_those_that_are() -> None:
+    """The message lists the known recipes."""
+    with pytest.raises(RecipeError, match="smollm2-135m"):
+        load_recipe("nowhere")
+
+
+# ── the course ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder: Path) -> None:
+    """Rows by source follow the shares; a source that runs out is varied anew; the seed decides everything."""
+    tokens = load(llama_folder).tokens
+    mixed = recipe(data={"sources": {"a": 3, "b": 1}, "rows": 80, "validation_share": 0})
+    examples = [example_of(row) for row in rows()]
+    course = training_course(examples, mixed, tokens)
+    assert len(course.rows) == 80
+    assert 45 <= course.sources["a"] <= 75
+    assert course == training_course(examples, mixed, tokens)
+    other = mixed.model_copy(update={"run": mixed.run.model_copy(update={"seed": 1})})
+    assert course.rows != training_course(examples, other, tokens).rows
+
+
+# ── the loss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("base", ["llama_folder", "opt_folder"])
+def test_the_thrifty_loss_and_its_gradient_equal_the_plain_ones(base: str, request: pytest.FixtureRequest) -> None:
+    """Head on taught tokens, no mask and a shared beginning give what the model's own loss gives."""
+    from slm.sft import Collator, shared_beginning, taught_loss
+
+    loaded = load(request.getfixturevalue(base))
+    model = loaded.model.requires_grad_(True)
+    encoded = [encode(example_of(row), loaded.tokens, 2048) for row in rows(6)]
+    batch = Collator(0)([{"input_ids": one.ids, "labels": one.labels} for one in encoded])
+    assert shared_beginning(batch["input_ids"], batch["labels"]) > 40
+    plain = model(**batch).loss * (batch["labels"] != IGNORED).sum()
+    plain.backward()
+    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+    for share in (True, False):
+        model.zero_grad()
+        loss = taught_loss(model, batch["input_ids"], batch["labels"], share=share)
+        loss.backward()
+        torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-4)
+        for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_the_token_before_the_first_taught_one_is_never_shared() -> None:
+    """It predicts a taught token, and rows that are wholly alike keep something of their own."""
+    from slm.sft import shared_beginning
+
+    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
+    labels = torch.tensor([[IGNORED, IGNORED, IGNORED, 8], [IGNORED, IGNORED, IGNORED, 9]])
+    assert shared_beginning(ids, labels) == 2
+    assert shared_beginning(ids[:1], labels[:1]) == 2
+    assert shared_beginning(ids, torch.where(ids == 6, 6, labels)) == 0
+
+
+# ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def curve(run: Path) -> list[dict[str, Any]]:
+    """The points of a run's loss curve."""
+    points: list[dict[str, Any]] = json.loads((run / "curve.json").read_text(encoding="utf-8"))
+    return points
+
+
+def losses(run: Path) -> list[tuple[int, str, float]]:
+    """Every loss of a run with its step."""
+    return [(point["step"], key, point[key]) for point in curve(run) for key in ("loss", "eval_loss") if key in point]
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_and_goes_on_has_the_same_curve(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+    """Optimiser, schedule, dropout and place in the data are taken up exactly where they were."""
+    from slm.train import train
+
+    whole = train(recipe(), llama_folder, [data], tmp_path / "whole", progress=silent)
+    broken = tmp_path / "broken"
+    train(recipe(), llama_folder, [data], broken, progress=silent, stop_after=2)
+    assert not (broken / "adapter").exists()
+    train(recipe(), llama_folder, [data], broken, progress=silent)
+    assert whole.steps >= 5
+    assert losses(broken) == losses(tmp_path / "whole")
+    made, again = (
+        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "broken")
+    )
+    assert made == again
+
+
+@pytest.mark.slow
+def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+    """The loss falls, the run folder says what was done, and the adapter changes the model."""
+    from slm.train import TrainingError, train
+
+    seen: list[Any] = []
+    longer = recipe(optimiser={"learning_rate": 0.02, "batch_rows": 4, "epochs": 4})
+    result = train(longer, llama_folder, [data], tmp_path / "run", progress=seen.append)
+    training = [point["loss"] for point in curve(tmp_path / "run") if "loss" in point]
+    assert sum(training[-3:]) < 0.8 * sum(training[:3])
+    assert seen[-1].step == seen[-1].steps == result.steps
+    facts = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    assert facts["files"]["rows.jsonl.gz"]["rows"] == 24
+    assert {"recipe.yaml", "curve.png", "scores.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
+    config = json.loads((result.folder / "adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == "tiny"
+    bare, adapted = load(llama_folder), load(llama_folder, result.folder)
+    assert adapted.info.adapter_sha256 is not None
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert not torch.equal(bare.model.get_parameter(name), adapted.model.get_parameter(name))
+    with pytest.raises(TrainingError, match=r"recipe\.yaml"):
+        train(recipe(), llama_folder, [data], tmp_path / "run", progress=silent)
+
+
+@pytest.mark.slow
+def test_every_weight_of_an_opt_model_can_be_trained(opt_folder: Path, data: Path, tmp_path: Path) -> None:
+    """The paper's kind of run, in mixed bfloat16 on the CPU, gives a model folder that loads."""
+    from slm.train import train
+
+    full = recipe(lora=None, run={"precision": "half", "evaluate_every": 3})
+    result = train(full, opt_folder, [data], tmp_path / "run", progress=silent)
+    assert result.folder.name == "model"
+    name = "model.decoder.layers.0.fc1.weight"
+    before, after = (load(folder).model.get_parameter(name) for folder in (opt_folder, result.folder))
+    assert not torch.equal(before, after)
