@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test check bench lock clean
+.PHONY: help setup demo serve test check bench acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -35,6 +35,9 @@ check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+acceptance: $(STAMP)  ## 200 BFCL cases through a real gateway, whole and streamed; minutes
+	$(BIN)/python -m tests.acceptance.two_hundred_cases
 
 lock: $(STAMP)  ## write the lock file anew from pyproject.toml
 	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-find-links --no-emit-index-url \

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import slm
+from router.settings import load_settings
 from slm.recipe import Recipe, load_recipe
-from slm.weights import WeightsError, default_cache, resolve_model
+from slm.weights import WeightsError, resolve_model
 
 if TYPE_CHECKING:
     from slm.train import Step
@@ -30,7 +31,7 @@ def train(
         Path | None, typer.Option(help="Run folder; an unfinished run in it goes on.", show_default="runs/<recipe>")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="~/.cache/smallcall")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="the configured cache")] = None,
 ) -> None:
     """Train by a recipe: an adapter (or a whole model) and what it was made of, in a run folder."""
     errors = Console(stderr=True)
@@ -39,7 +40,7 @@ def train(
         if base is not None:
             chosen = chosen.model_copy(update={"base": base})
         files = data or [shipped_data()]
-        folder = resolve_model(chosen.base, cache or default_cache()).path
+        folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
         result = _run(chosen, folder, files, run or Path("runs") / chosen.name, threads, errors)
     except (WeightsError, ValueError, OSError) as exc:
         errors.print(f"error: {exc}", markup=False, highlight=False, soft_wrap=True)
