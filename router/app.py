@@ -74,7 +74,9 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
-    return Supervisor(WorkerCommand(socket, model_folder, small.adapter, small.threads, small.max_queue, small.dtype))
+    return Supervisor(
+        WorkerCommand(socket, model_folder, small.adapter_folder, small.threads, small.max_queue, small.dtype)
+    )
 
 
 def _complete(settings: Settings) -> Any:

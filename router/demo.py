@@ -147,7 +147,8 @@ async def _ask(url: str, rows: Sequence[DemoRow], tell: Tell) -> list[Asked]:
 async def gateway_process(settings: Settings, model_folder: Path, upstream: str, folder: Path) -> AsyncIterator[str]:
     """A gateway of its own process on a free port, its log in `folder`; yields its base URL when it is ready."""
     port = _free_port()
-    small = {**settings.small.model_dump(mode="json"), "model": str(model_folder)}
+    adapter = str(settings.small.adapter_folder or "none")
+    small = {**settings.small.model_dump(mode="json"), "model": str(model_folder), "adapter": adapter}
     config = {
         "server": {"port": port},
         "small": small,

@@ -13,9 +13,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 
+import slm
 from policies.baselines import make_policy
+from slm.weights import DEFAULT_MODEL
 
 PREFIX = "SMALLCALL_"
+SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
+"""Known models and the folders of `slm/adapters` that go with them."""
 
 
 class SettingsError(ValueError):
@@ -42,7 +46,8 @@ class Small(_Section):
     enabled: bool = True
     model: str = "smollm2-135m-instruct"
     """A known name, or the path of a Hugging Face causal model folder."""
-    adapter: Path | None = None
+    adapter: str = "none"
+    """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as there are cores."""
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -50,6 +55,16 @@ class Small(_Section):
     max_tokens: int = Field(default=384, ge=8, le=4096)
     deadline_s: float = Field(default=30.0, gt=0, le=600)
     grammar: bool = True
+
+    @property
+    def adapter_folder(self) -> Path | None:
+        """Where the adapter lies, if there is one."""
+        if self.adapter == "none":
+            return None
+        if self.adapter != "shipped":
+            return Path(self.adapter).expanduser()
+        shipped = SHIPPED_ADAPTERS.get(self.model)
+        return Path(slm.__file__).parent / "adapters" / shipped if shipped else None
 
 
 class Large(_Section):

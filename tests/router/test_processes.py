@@ -30,7 +30,7 @@ def recorded() -> RecordedServer:
 def settings(tmp_path: Path, upstream: str) -> Settings:
     return Settings.model_validate(
         {
-            "small": {"max_tokens": 64, "threads": 1},
+            "small": {"max_tokens": 64, "threads": 1, "adapter": "none"},
             "large": {"model": "openai/gpt-4o-2024-08-06", "api_base": upstream, "api_key": "unused"},
             "policy": {"kind": "threshold", "threshold": 0.0},
             "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"},

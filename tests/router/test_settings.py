@@ -55,13 +55,28 @@ def _names(model: type[BaseModel]) -> set[str]:
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    """No knob is dead: each is used outside the settings module, which itself reads two."""
+    """No knob is dead: each is used outside the settings module, which itself reads three."""
     root = Path(module.__file__).parent
     code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "settings.py")
     dead = {
         name
         for name in _names(Settings)
-        if name not in ("cache", "allow_public") and not re.search(rf"\.{name}\b", code)
+        if name not in ("cache", "allow_public", "adapter") and not re.search(rf"\.{name}\b", code)
     }
     assert dead == set()
     assert "cache_folder" in code
+    assert "adapter_folder" in code
+
+
+def test_the_shipped_adapter_goes_with_its_own_model_only(tmp_path: Path) -> None:
+    """Another model, or `none`, runs bare; a path is taken as it is."""
+
+    def folder(**small: str) -> Path | None:
+        return Settings.model_validate({"small": small}).small.adapter_folder
+
+    assert folder(adapter="shipped", model=str(tmp_path)) is None
+    assert folder(adapter="none") is None
+    assert folder(adapter=str(tmp_path)) == tmp_path
+    shipped = folder(adapter="shipped")
+    assert shipped is not None
+    assert (shipped / "adapter_config.json").is_file()
