@@ -32,6 +32,10 @@ class Data(_Part):
     max_tokens: Count = 1024
     """A row whose prompt and draft are longer is left out."""
     max_tools: Count = 8
+    rows_a_group: Count = 1
+    """Rows of a source that offer one list of tools, where that cannot change an answer; their tokens are shared."""
+    tree_tokens: Count = 1024
+    """Tokens of a tree of rows, the unit of a forward pass."""
     validation_share: Share = 0.02
     """Share of the conversations kept out of training."""
     validation_rows: Annotated[int, Field(ge=0)] = 128
@@ -67,9 +71,8 @@ class Optimiser(_Part):
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     epochs: Count = 1
     """Passes over the rows, each varied anew."""
-    batch_rows: Count = 16
-    accumulate: Count = 1
-    """Batches to a step of the optimiser."""
+    trees_a_step: Count = 4
+    """Trees of rows to a step of the optimiser; see `data.tree_tokens`."""
 
 
 class Run(_Part):
