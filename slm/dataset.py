@@ -22,6 +22,7 @@ import msgspec
 
 from slm.pattern import CHATML, Kind, Parsed, PatternError, Segment, calls_draft, render_draft, render_prompt
 from slm.signature import DEFAULT_LIMITS, SignatureLimits
+from slm.splits import VALIDATION, held_out
 from slm.tokens import Tokens
 
 MAX_LINE_CHARS = 4_000_000
@@ -199,14 +200,8 @@ def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def held_out(conversation: str, share: float, salt: str) -> bool:
-    """Whether a conversation belongs to the validation part; the same on every machine and in any order."""
-    digest = hashlib.sha256(f"{salt}\0{conversation}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 def split_by_conversation(
-    examples: Iterable[Example], share: float, salt: str = "validation"
+    examples: Iterable[Example], share: float, salt: str = VALIDATION
 ) -> tuple[list[Example], list[Example]]:
     """`(training, validation)`: no conversation in both."""
     parts: tuple[list[Example], list[Example]] = ([], [])

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from slm.splits import VALIDATION_SHARE
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -36,7 +38,7 @@ class Data(_Part):
     """Rows of a source that offer one list of tools, where that cannot change an answer; their tokens are shared."""
     tree_tokens: Count = 1024
     """Tokens of a tree of rows, the unit of a forward pass."""
-    validation_share: Share = 0.02
+    validation_share: Share = VALIDATION_SHARE
     """Share of the conversations kept out of training."""
     validation_rows: Annotated[int, Field(ge=0)] = 128
 

@@ -15,7 +15,8 @@ import pytest
 from evaluation.demo.rows import load_demo
 from evaluation.recorded import RecordedServer
 from router.app import create_app
-from router.demo import GPT_4O, gateway_process
+from router.demo import GPT_4O
+from router.gateway_process import gateway_process
 from router.ledger import Ledger
 from router.settings import Settings
 from tests.router.conftest import served
@@ -75,7 +76,9 @@ async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path, llama_fold
     seen: list[str] = []
     async with recorded() as upstream, aiohttp.ClientSession() as session:
         configured = settings(tmp_path, upstream.url)
-        async with gateway_process(configured, llama_folder, upstream.url, tmp_path) as url:
+        async with gateway_process(
+            configured, llama_folder, tmp_path, large=("openai/gpt-4o-2024-08-06", upstream.url)
+        ) as url:
 
             async def work(index: int) -> None:
                 while True:

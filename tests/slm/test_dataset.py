@@ -17,12 +17,12 @@ from slm.dataset import (
     encode,
     end_token,
     example_of,
-    held_out,
     read_rows,
     split_by_conversation,
 )
 from slm.model import load
 from slm.pattern import parse_draft, render_prompt
+from slm.splits import held_out
 from slm.tokens import Tokens
 from tests.slm.conftest import TIME, WEATHER
 
@@ -144,7 +144,7 @@ def test_no_conversation_is_on_both_sides_of_a_split(conversations: list[str], s
     taught, kept = split_by_conversation(examples, share)
     assert len(taught) + len(kept) == len(examples)
     assert not {e.conversation for e in taught} & {e.conversation for e in kept}
-    assert all(held_out(e.conversation, share, "validation") for e in kept)
+    assert all(held_out(e.conversation, share) for e in kept)
 
 
 # ── the shipped rows ─────────────────────────────────────────────────────────────────────────────────────────────────
