@@ -42,6 +42,8 @@ MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
 _FIRST_PAUSE_S = 0.25
 _MESSAGE_CHARS = 500
+_CHAIN = 16
+"""Errors behind an error that are looked at."""
 
 _PARAMETERS = frozenset(
     """messages tools tool_choice parallel_tool_calls stream stream_options temperature top_p n stop max_tokens
@@ -190,7 +192,7 @@ class LitellmModel:
         if isinstance(error, UpstreamError):
             return error
         status = getattr(error, "status_code", None)
-        if isinstance(error, TimeoutError) or status == 408:
+        if status == 408 or _timed_out(error):
             message = f"the large model did not answer within {self._settings.timeout_s:g} s"
             return UpstreamTimeout(504, "upstream_timeout", message, retryable=True)
         if status == 429:
@@ -265,6 +267,22 @@ class LitellmStream:
         finished = any(choice.get("finish_reason") for choice in dumped.get("choices") or ())
         response = self._response
         return finished and response.received_finish_reason is None and response.intermittent_finish_reason is None
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether a time-out is at the root of it.
+
+    The socket's own clock starts with the last data, ours with the wait for the next: on a busy machine the socket's
+    is first, and litellm wraps what it raises as a lost connection.
+    """
+    seen: BaseException | None = error
+    for _ in range(_CHAIN):
+        if seen is None:
+            break
+        if isinstance(seen, TimeoutError):
+            return True
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return False
 
 
 def _retry_after_s(error: Exception) -> float | None:
