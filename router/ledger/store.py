@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
 from datetime import UTC
@@ -18,7 +19,7 @@ import alembic.command
 import alembic.config
 from sqlalchemy import Connection, event, func, insert, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from router.ledger.row import DecisionRow
@@ -26,6 +27,9 @@ from router.ledger.tables import decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
+BUSY_S = 10.0
+"""How long a lock of SQLite's is waited for."""
+_BUSY_PAUSE_S = 0.05
 _COLUMNS = [field.name for field in fields(DecisionRow)]
 
 
@@ -52,8 +56,7 @@ class Ledger:
         """
         engine = _engine(url)
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(_migrate)
+            await _migrated(engine)
         except (SQLAlchemyError, OSError) as error:
             await engine.dispose()
             raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
@@ -154,12 +157,34 @@ def _engine(url: str) -> AsyncEngine:
 
         @event.listens_for(engine.sync_engine, "connect")
         def _durable(connection: Any, _: Any) -> None:
-            cursor = connection.cursor()
-            for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+            try:
+                for pragma in (f"busy_timeout={BUSY_S * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL"):
+                    cursor = connection.cursor()
+                    cursor.execute(f"PRAGMA {pragma}")
+                    cursor.close()
+            except BaseException:
+                connection.close()  # SQLAlchemy forgets it, and its thread and its locks would stay
+                raise
 
     return engine
+
+
+async def _migrated(engine: AsyncEngine) -> None:
+    """Migrate. While another process turns a new file to WAL, SQLite says "busy" at once and not after its time-out,
+    so the waiting is done here."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + BUSY_S
+    while True:
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(_migrate)
+        except OperationalError as error:
+            code = getattr(error.orig, "sqlite_errorcode", None)
+            if code is None or code & 0xFF != sqlite3.SQLITE_BUSY or clock() > until:
+                raise
+            await asyncio.sleep(_BUSY_PAUSE_S)
+        else:
+            return
 
 
 def _migrate(connection: Connection) -> None:

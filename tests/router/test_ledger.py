@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import sqlite3
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -90,6 +91,19 @@ async def test_two_gateways_may_open_a_new_ledger_at_once(tmp_path: Path) -> Non
     await asyncio.gather(*(use(f"g{i}") for i in range(4)))
     async with Ledger.open(url(tmp_path)) as ledger:
         assert await ledger.count() == 4
+
+
+async def test_a_lock_on_a_new_file_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses at once to turn a file to WAL that another process is writing, whatever its busy time-out."""
+    file = tmp_path / "deep" / "ledger.db"
+    file.parent.mkdir()
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("CREATE TABLE other (x)")
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.get_running_loop().call_later(0.2, other.close)
+    async with Ledger.open(url(tmp_path)) as ledger:
+        await ledger.write(row("a"))
+        assert await ledger.count() == 1
 
 
 async def test_an_unusable_database_is_a_clear_error(tmp_path: Path) -> None:

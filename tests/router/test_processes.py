@@ -17,7 +17,6 @@ import pytest
 from evaluation.demo.rows import load_demo
 from evaluation.recorded import RecordedServer
 from router.app import create_app
-from router.demo import GPT_4O
 from router.ledger import Ledger
 from router.settings import Settings
 from tests.router.conftest import served
@@ -177,15 +176,3 @@ asyncio.run(main())
     out, _ = await process.communicate()
     assert process.returncode == 0
     assert json.loads(out.splitlines()[-1]) == []
-
-
-def test_the_demos_price_is_litellms() -> None:
-    """The demo's price of GPT-4o is the one in litellm's map."""
-    code = (
-        "from router.settings import keep_litellm_offline as k; k(); import litellm;"
-        "print(*litellm.cost_per_token('gpt-4o-2024-08-06', 1_000_000, 1_000_000))"
-    )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert [float(price) for price in found.stdout.split()] == pytest.approx(
-        [GPT_4O.input_usd_per_mtok, GPT_4O.output_usd_per_mtok]
-    )
