@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import resource
 import sqlite3
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from router.ledger import DecisionRow, Ledger, LedgerUnavailableError
 from router.ledger.row import nano_usd
+from router.ledger.store import MAX_QUEUED
 from router.ledger.tables import decisions
 
 
@@ -104,6 +106,55 @@ async def test_a_lock_on_a_new_file_is_waited_for(tmp_path: Path) -> None:
     async with Ledger.open(url(tmp_path)) as ledger:
         await ledger.write(row("a"))
         assert await ledger.count() == 1
+
+
+async def test_a_locked_database_fails_all_who_wait_at_once(tmp_path: Path) -> None:
+    """Forty writers do not wait forty times for a lock; when it is gone, rows are committed again."""
+    async with Ledger.open(url(tmp_path), busy_s=0.4) as ledger:
+        other = sqlite3.connect(tmp_path / "deep" / "ledger.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(8):
+            results = await asyncio.gather(*(ledger.write(row(f"a{i}")) for i in range(40)), return_exceptions=True)
+        assert {type(result) for result in results} == {LedgerUnavailableError}
+        other.close()
+        await ledger.write(row("b"))
+        assert [found.decision_id for found in await ledger.page()] == ["b"]
+
+
+async def test_a_full_disk_fails_rows_until_there_is_room(tmp_path: Path) -> None:
+    """Under load: no writer hangs, none is told of a row that is not there, and the ledger comes back by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes: dict[str, BaseException | None] = {}
+    async with Ledger.open(url(tmp_path)) as ledger:
+
+        async def work(name: str) -> None:
+            for i in range(60):
+                try:
+                    await ledger.write(row(f"{name}{i}"))
+                except LedgerUnavailableError as error:
+                    outcomes[f"{name}{i}"] = error
+                else:
+                    outcomes[f"{name}{i}"] = None
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, hard))  # of any file; the kernel says EFBIG
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.gather(*map(work, "abcdefgh"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert len(outcomes) == 480
+        committed = {name for name, error in outcomes.items() if error is None}
+        assert 0 < len(committed) < 480
+        await ledger.write(row("z"))
+        assert {found.decision_id for found in await ledger.page()} == committed | {"z"}
+
+
+async def test_the_queue_is_bounded_and_a_writer_waits(tmp_path: Path) -> None:
+    """More writers than the queue holds: all wait, and every row is committed."""
+    async with Ledger.open(url(tmp_path)) as ledger:
+        number = MAX_QUEUED + 500
+        await asyncio.gather(*(ledger.write(row(f"{i:05}")) for i in range(number)))
+        assert await ledger.count() == number
 
 
 async def test_an_unusable_database_is_a_clear_error(tmp_path: Path) -> None:
