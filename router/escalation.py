@@ -6,11 +6,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
+import structlog
+
 from router.decision import Decision
 from router.dialects.chat_answers import DONE, sse
 from router.dialects.errors import ClientError
 from router.recorder import Recorder
+from router.telemetry import where
 from router.upstream import LargeModel, LargeStream, UpstreamError, usage_of
+
+_log = structlog.get_logger("gateway")
 
 
 def told(error: UpstreamError) -> ClientError:
@@ -44,7 +49,8 @@ class Relay:
                 _count(self._decision, self._large, chunk)
                 chunk["model"] = self._decision.chat.client_model
                 choices = chunk.get("choices") or ()
-                if held or not choices or any(choice.get("finish_reason") for choice in choices):
+                # Without choices and usage it is no end: some providers begin with such a chunk.
+                if held or chunk.get("usage") or any(choice.get("finish_reason") for choice in choices):
                     held.append(chunk)
                 else:
                     yield sse(chunk)
@@ -55,6 +61,11 @@ class Relay:
             yield await self._broken(told(error))
         except ClientError as error:
             yield sse(error.body())
+        except Exception as error:  # noqa: BLE001 - the client must not take a fault of ours for an answer's end
+            _log.error("crashed", where=where(error), decision_id=self._decision.decision_id)
+            failure = ClientError(500, "the gateway failed in mid-answer", "internal_error")
+            self._decision.failed(failure.status, failure.code)
+            yield await self._broken(failure)
         else:
             for chunk in held:
                 yield sse(chunk)

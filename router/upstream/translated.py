@@ -290,7 +290,7 @@ def _retry_after_s(error: Exception) -> float | None:
     # litellm puts an empty response of its own making into most of its errors; the real headers stand beside it.
     headers = getattr(error, "litellm_response_headers", None) or {}
     value = str(headers.get("retry-after", "")).strip()
-    if value.replace(".", "", 1).isdigit():
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
         return float(value)
     with contextlib.suppress(ValueError):
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())

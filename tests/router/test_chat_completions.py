@@ -183,11 +183,11 @@ def test_any_json_is_read_or_refused(changes: dict[str, Any]) -> None:
     try:
         request = read(json.dumps(ask(**changes)).encode())
     except ClientError as error:
-        refused = error
+        status = error.status
     else:
-        refused = None
-    if refused is not None:
-        assert refused.status == 400
+        status = 200
+    assert status in (200, 400)
+    if status == 400:
         return
     assert isinstance(request.stream, bool)
     assert all(isinstance(tool.name, str) and isinstance(tool.parameters, dict) for tool in request.view.tools)

@@ -12,6 +12,7 @@ from aiohttp import web
 from evaluation.demo.rows import load_demo
 from evaluation.faults import Cut, Disconnect, Garbage, Hang, Schedule, Status, always, in_turn, never
 from evaluation.recorded import RecordedServer
+from router.demo import GPT_4O
 from router.settings import Large, Price
 from router.upstream import (
     UpstreamError,
@@ -289,6 +290,13 @@ async def test_cached_tokens_have_their_own_price() -> None:
         await loaded(large)
         assert large.cost_usd(usage(1000, 100)) == pytest.approx(1000 * 2.5e-6 + 100 * 1e-5)
         assert large.cost_usd(usage(1000, 100, 400)) == pytest.approx(600 * 2.5e-6 + 400 * 1.25e-6 + 100 * 1e-5)
+
+
+async def test_the_demos_price_is_litellms() -> None:
+    """The demo's price of GPT-4o is the one in litellm's map."""
+    async with model("http://127.0.0.1:9") as (large, _, _):
+        await loaded(large)
+        assert large.cost_usd(usage(1000, 100)) == pytest.approx(GPT_4O.cost_usd(1000, 100))
 
 
 async def test_a_model_without_a_price_costs_what_is_set_or_is_unknown() -> None:
