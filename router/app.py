@@ -1,4 +1,7 @@
-"""The composition root: settings → objects → routes. The lifespan owns whatever lives."""
+"""The composition root: settings → objects → routes. The lifespan owns whatever lives.
+
+Routes take raw requests and give raw responses; no model of a body is built, and there is no middleware.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,32 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
-from router.dialects.chat import ClientError
-from router.dialects.chat_completions import read_request
-from router.gateway import Gateway, Reply
+from router.delivery import Admission, Delivery, error_response
+from router.dialects.chat_completions import DIALECT, read_request
+from router.dialects.errors import ClientError
+from router.drafting import OFFLOAD_BYTES, Drafter
+from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
+from router.recorder import Recorder
 from router.settings import Settings
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
 from router.upstream import LargeModel
 from router.upstream.translated import LitellmModel
 
-T = TypeVar("T")
+BODY_TIMEOUT_S = 60.0
+"""A client that takes longer to send its body gets a 408."""
 
 
 def create_app(
@@ -50,19 +57,35 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
-            backend = small
+            recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
+            stack.push_async_callback(recorder.flush)
+            backend, upstream = small, large
             if backend is None and model_folder is not None and settings.small.enabled:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
-            upstream = large
             if upstream is None and settings.large.model:
-                upstream = LitellmModel(settings.large, random.Random())
-                upstream.warm_up()
+                model = LitellmModel(
+                    settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
+                )
+                upstream = await stack.enter_async_context(model.running())
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            app.state.gateway = Gateway(settings, make_policy(settings.policy), ledger, metrics, backend, upstream)
+            app.state.gateway = Gateway(
+                make_policy(settings.policy),
+                Drafter(backend, settings.small),
+                upstream,
+                recorder,
+                draft_if_down=settings.serve_draft_if_large_down,
+            )
             yield
 
-    app = FastAPI(title="smallcall", lifespan=lifespan, openapi_url=None)
-    app.add_api_route("/v1/chat/completions", _complete(settings), methods=["POST"])
+    app = FastAPI(
+        title="smallcall",
+        lifespan=lifespan,
+        openapi_url=None,
+        middleware=[],
+        exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
+    )
+    app.state.started = int(time.time())
+    app.add_api_route("/v1/chat/completions", _complete(settings, metrics), methods=["POST"])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
@@ -74,82 +97,68 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
-    return Supervisor(
-        WorkerCommand(socket, model_folder, small.adapter_folder, small.threads, small.max_queue, small.dtype)
-    )
+    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
+    return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 
-def _complete(settings: Settings) -> Any:
+def _complete(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
     limit = int(settings.server.max_body_mb * 1024 * 1024)
+    admission = Admission(settings.server.max_inflight, metrics.inflight)
 
     async def complete(request: Request) -> Response:
         try:
-            chat = read_request(await _body(request, limit))
-            gateway: Gateway = request.app.state.gateway
-            reply = await _unless_disconnected(request, gateway.answer(chat))
+            admission.enter()
         except ClientError as error:
-            return _error(error)
-        if reply is None:
-            return Response(status_code=499)
-        return _response(reply)
+            return error_response(error)
+        try:
+            raw = await _body(request, limit)
+            chat = await asyncio.to_thread(read_request, raw) if len(raw) > OFFLOAD_BYTES else read_request(raw)
+        except ClientError as error:
+            admission.leave()
+            return error_response(error)
+        except BaseException:
+            admission.leave()
+            raise
+        return Delivery(request.app.state.gateway, chat, DIALECT, admission.leave)
 
     return complete
 
 
-def _response(reply: Reply) -> Response:
-    headers = reply.decision.headers()
-    if reply.events is not None:
-        return StreamingResponse(
-            reply.events, media_type="text/event-stream", headers=headers | {"cache-control": "no-cache"}
-        )
-    return Response(orjson.dumps(reply.body), media_type="application/json", headers=headers)
-
-
-def _error(error: ClientError) -> Response:
-    headers = {"retry-after": f"{error.retry_after_s:.0f}"} if error.retry_after_s is not None else {}
-    return Response(
-        orjson.dumps(error.body()), status_code=error.status, media_type="application/json", headers=headers
-    )
-
-
 async def _body(request: Request, limit: int) -> bytes:
-    pieces: list[bytes] = []
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > limit:
-            raise ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
-        pieces.append(piece)
-    return b"".join(pieces)
-
-
-async def _unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T | None:
-    """The result of `work`, or None where the client left first; then `work` is cancelled."""
-
-    async def left() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    working = asyncio.create_task(work)
-    watching = asyncio.create_task(left())
+    """The whole body. Raises ClientError: 413, 408."""
+    too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
+    declared = request.headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
     try:
-        await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            working.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await working
-            return None
-        return working.result()
-    finally:
-        watching.cancel()
-        working.cancel()
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > limit:
+                    raise too_large
+    except TimeoutError as error:
+        raise ClientError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", "body_timeout") from error
+    return bytes(body)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in OpenAI's shape too."""
+    assert isinstance(error, HTTPException)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    return error_response(ClientError(error.status_code, str(error.detail), code))
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client left before its body was there: nobody reads this."""
+    return Response(status_code=499)
 
 
 async def _models(request: Request) -> Response:
     state = request.app.state
     info = state.small.info if state.small is not None else None
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
-    data = [{"id": name, "object": "model", "created": int(time.time()), "owned_by": "smallcall"} for name in names]
+    data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
     small = None if info is None else {"model": info.model, "weights_sha256": info.weights_sha256}
     large = state.large.model if state.large else None
     body = {"object": "list", "data": data, "smallcall": {"small": small, "large": large}}
@@ -168,11 +177,11 @@ async def _ready(request: Request) -> Response:
     if state.small is not None:
         parts["small"] = state.small.info is not None
     if state.large is not None:
-        parts["large"] = getattr(state.large, "ready", True)
+        parts["large"] = state.large.ready
     return Response(orjson.dumps(parts), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
-def _metrics(metrics: Metrics) -> Any:
+def _metrics(metrics: Metrics) -> Callable[[], Awaitable[Response]]:
     async def show() -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

@@ -113,3 +113,41 @@ def report(
     made = report_of(cases, trace, arm, options=options)
     console.print(summary_table(made))
     console.print(f"report: {write_report(made, out).html.resolve()}", soft_wrap=True, highlight=False)
+
+
+@study_app.command()
+def slm(
+    per_group: Annotated[int, typer.Option(min=0, help="cases of each group of a set, drawn by hash; 0: all")] = 60,
+    only: Annotated[list[str] | None, typer.Option(help="one set; repeat for more")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="one arm; repeat for more")] = None,
+    adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
+    model: Annotated[list[str] | None, typer.Option(help="recorded models to stand beside; repeat for more")] = None,
+    folder: Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")] = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Score the small model alone, with and without grammar and adapter, and write slm.md and slm.json."""
+    from evaluation.small_scores import render_markdown, write
+    from router.cli_progress import progress_bar
+    from router.settings import load_settings
+    from router.small_scores import ARMS, COMMAND, collect_arm, scores_of
+    from slm.folders import read_adapter
+    from slm.weights import resolve_model
+
+    sets = dict.fromkeys(only or ("bfcl", "in_domain", "heldout_tools", "toolbench"), per_group or None)
+    arms = arm or list(ARMS)
+    if unknown := [name for name in arms if name not in ARMS]:
+        raise typer.BadParameter(f"no arm {unknown[0]!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
+    settings = load_settings()
+    settings = settings.model_copy(update={"small": settings.small.model_copy(update={"adapter": adapter})})
+    base = resolve_model(settings.small.model, settings.cache_folder).path
+    with progress_bar(console) as tell:
+        for name in arms:
+            asyncio.run(collect_arm(settings, base, name, sets, folder, tell))
+    facts = {"command": COMMAND, "commit": commit(), "cases a group": str(per_group or "all")}
+    if settings.small.adapter_folder is not None:
+        facts["adapter"] = read_adapter(settings.small.adapter_folder).sha256
+    models = model or ["gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r"]
+    scores = scores_of(list(ARMS), sets, folder, models)
+    for path in write(scores, out, facts):
+        console.print(f"wrote {path}", highlight=False)
+    console.print(render_markdown(scores, facts), markup=False, highlight=False)

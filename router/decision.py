@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,11 +22,15 @@ from slm.protocol import Info
 
 Side = Literal["small", "large", "none"]
 _UNDECIDED = Verdict(Action.CONTINUE, Stage.BEFORE, "undecided")
+_CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_SIGNALS = ("logprob", "margin", "entropy", "feasible_mass", "forced", "span")
 
 
-def new_decision_id() -> str:
-    """25 characters: milliseconds since 1970 in hex, then 52 random bits; sorts by time and cannot be guessed."""
-    return f"d{time.time_ns() // 1_000_000:011x}{secrets.randbits(52):013x}"
+def new_decision_id(unix_ms: int | None = None) -> str:
+    """26 characters in the layout of a ULID: 48 bits of Unix milliseconds, 80 random bits, in Crockford's base 32,
+    lower case. Sorts by time; cannot be guessed."""
+    value = (unix_ms if unix_ms is not None else time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
+    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
 
 
 @dataclass(slots=True)
@@ -35,11 +40,12 @@ class Decision:
     chat: ChatRequest
     dialect: str
     policy: str
+    clock: Callable[[], float] = time.monotonic
     decision_id: str = field(default_factory=new_decision_id)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
-    began: float = field(default_factory=time.monotonic)
+    began: float = field(init=False)
     side: Side = "none"
-    reason: str = "undecided"
+    reason: str = _UNDECIDED.reason
     verdict: Verdict = _UNDECIDED
     builder: DraftBuilder | None = None
     draft: Draft | None = None
@@ -47,18 +53,39 @@ class Decision:
     large_model: str | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
+    """Of the large model; None where it was not asked, or its usage or price is not known."""
     status: int = 200
     error_code: str | None = None
     client_disconnected: bool = False
-    answer: dict[str, Any] | None = None
-    """What was answered, where content is stored."""
+    answer: Mapping[str, Any] | None = None
+    """The whole answer, where content is stored; a streamed answer of the large model is not put together."""
     recorded: bool = False
-    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    @property
+    def latency_s(self) -> float:
+        """Since the request was parsed."""
+        return self.clock() - self.began
+
+    def take(self, verdict: Verdict) -> None:
+        """The judge's last word."""
+        self.verdict, self.reason = verdict, verdict.reason
+
+    def failed(self, status: int, code: str) -> None:
+        """The client gets an error, or the rest of its stream is one."""
+        self.status, self.error_code = status, code
+
+    def left(self) -> None:
+        """The client went away before its answer was complete."""
+        self.client_disconnected = True
+        self.failed(499, "client_disconnected")
 
     def headers(self) -> dict[str, str]:
         """The response headers that tell of the decision."""
-        named = {"x-smallcall-decision-id": self.decision_id, "x-smallcall-reason": self.reason}
-        return named | ({"x-smallcall-model": self.side} if self.side != "none" else {})
+        told = {"x-smallcall-decision-id": self.decision_id, "x-smallcall-reason": self.reason}
+        return told | ({"x-smallcall-model": self.side} if self.side != "none" else {})
 
     def small_usage(self) -> dict[str, int]:
         """The draft's tokens as an OpenAI usage object."""
@@ -77,8 +104,8 @@ class Decision:
             "score": self.verdict.score,
             "threshold": self.verdict.threshold,
             "findings": list(self.verdict.findings),
-            "cost_usd": 0.0 if self.usage is None and self.side == "small" else self.cost_usd,
-            "latency_s": time.monotonic() - self.began,
+            "cost_usd": 0.0 if self.large_model is None else self.cost_usd,
+            "latency_s": self.latency_s,
             "small": self._small(),
         }
 
@@ -103,21 +130,20 @@ class Decision:
         }
         if self.chat.include_signals and draft.signals is not None:
             signals = draft.signals
-            names = ("logprob", "margin", "entropy", "feasible_mass", "forced", "span")
-            told["signals"] = {name: getattr(signals, name).tolist() for name in names}
+            told["signals"] = {name: getattr(signals, name).tolist() for name in _SIGNALS}
         return told
 
     def row(self, *, store_content: bool) -> DecisionRow:
         """The ledger's row."""
-        builder, info = self.builder, self.info
+        chat, builder, usage = self.chat, self.builder, self.usage
         started = builder.started if builder else None
         done = builder.done if builder else None
-        content = {"request": self.chat.body, "answer": self.answer} if store_content else None
+        info = self.info if builder else None
         return DecisionRow(
             decision_id=self.decision_id,
             created_at=self.created_at,
             dialect=self.dialect,
-            client_model=self.chat.client_model,
+            client_model=chat.client_model,
             side=self.side,
             reason=self.reason,
             stage=self.verdict.stage,
@@ -125,18 +151,18 @@ class Decision:
             score=self.verdict.score,
             threshold=self.verdict.threshold,
             outcome=self.draft.outcome if self.draft else None,
-            n_tools=len(self.chat.view.tools),
-            n_messages=len(self.chat.view.messages),
-            streamed=self.chat.stream,
+            n_tools=len(chat.tools),
+            n_messages=len(chat.view.messages),
+            streamed=chat.stream,
             status=self.status,
             error_code=self.error_code,
             client_disconnected=self.client_disconnected,
             large_model=self.large_model,
-            large_prompt_tokens=self.usage.prompt_tokens if self.usage else None,
-            large_completion_tokens=self.usage.completion_tokens if self.usage else None,
-            large_cached_tokens=self.usage.cached_tokens if self.usage else None,
+            large_prompt_tokens=usage.prompt_tokens if usage else None,
+            large_completion_tokens=usage.completion_tokens if usage else None,
+            large_cached_tokens=usage.cached_tokens if usage else None,
             large_cost_nusd=nano_usd(self.cost_usd),
-            small_model=info.model if builder and info else None,
+            small_model=info.model if info else None,
             small_prompt_tokens=started.prompt_tokens if started else None,
             small_cached_tokens=started.cached_tokens if started else None,
             small_completion_tokens=len(builder.tokens) if builder else None,
@@ -145,13 +171,13 @@ class Decision:
             small_prefill_s=started.prefill_s if started else None,
             small_decode_s=done.decode_s if done else None,
             latency_s=self.latency_s,
-            request_sha256=_sha256(self.chat.body),
-            tools_sha256=_sha256(self.chat.tools),
-            weights_sha256=info.weights_sha256 if builder and info else None,
-            adapter_sha256=info.adapter_sha256 if builder and info else None,
-            pattern_version=info.pattern_version if builder and info else None,
+            request_sha256=_sha256(chat.body),
+            tools_sha256=_sha256(chat.tools),
+            weights_sha256=info.weights_sha256 if info else None,
+            adapter_sha256=info.adapter_sha256 if info else None,
+            pattern_version=info.pattern_version if info else None,
             findings=self.verdict.findings,
-            content=content,
+            content={"request": chat.body, "answer": self.answer} if store_content else None,
         )
 
 

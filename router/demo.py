@@ -8,17 +8,12 @@ same requests are then drafted once more with the small side pinned: the report 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import socket
 import statistics
-import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import openai
 
 from evaluation.answers import Answer
@@ -31,11 +26,11 @@ from evaluation.report import ReportPaths, summary_table, write_report
 from evaluation.report_content import Options, report_of
 from evaluation.scoring import score
 from evaluation.traces import Progress, collect
+from router.gateway_process import gateway_process
 from router.settings import Settings
 
 GPT_4O = TokenPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
 """Of gpt-4o-2024-08-06, as in litellm's price map; a test holds the two together."""
-START_S = 180.0
 CONCURRENCY = 2
 
 Tell = Callable[[str, int, int | None], None]
@@ -90,7 +85,7 @@ async def run_demo(
     answers = [row.recorded for row in rows]
     async with (
         RecordedServer(answers, cases) as upstream,
-        gateway_process(settings, model_folder, upstream.url, folder) as url,
+        gateway_process(settings, model_folder, folder, large=(f"openai/{served_name(MODEL)}", upstream.url)) as url,
     ):
         asked = await _ask(url, rows, tell)
 
@@ -141,49 +136,3 @@ async def _ask(url: str, rows: Sequence[DemoRow], tell: Tell) -> list[Asked]:
             )
 
         return list(await asyncio.gather(*(one(row) for row in rows)))
-
-
-@contextlib.asynccontextmanager
-async def gateway_process(settings: Settings, model_folder: Path, upstream: str, folder: Path) -> AsyncIterator[str]:
-    """A gateway of its own process on a free port, its log in `folder`; yields its base URL when it is ready."""
-    port = _free_port()
-    adapter = str(settings.small.adapter_folder or "none")
-    small = {**settings.small.model_dump(mode="json"), "model": str(model_folder), "adapter": adapter}
-    config = {
-        "server": {"port": port},
-        "small": small,
-        "large": {"model": f"openai/{served_name(MODEL)}", "api_base": upstream, "api_key": "unused"},
-        "ledger": {"url": f"sqlite+aiosqlite:///{folder / 'ledger.db'}"},
-        "policy": settings.policy,
-    }
-    file = folder / "smallcall.yaml"
-    await asyncio.to_thread(file.write_text, json.dumps(config, indent=1))
-    with (folder / "gateway.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "router.cli", "serve", "--config", str(file), stdout=log, stderr=log
-        )
-        try:
-            await _until_ready(process, f"http://127.0.0.1:{port}/readyz", folder / "gateway.log")
-            yield f"http://127.0.0.1:{port}/v1"
-        finally:
-            if process.returncode is None:
-                process.terminate()
-                await process.wait()
-
-
-async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path) -> None:
-    async with aiohttp.ClientSession() as session, asyncio.timeout(START_S):
-        while process.returncode is None:
-            with contextlib.suppress(aiohttp.ClientError):
-                async with session.get(url) as response:
-                    if response.status == 200:
-                        return
-            await asyncio.sleep(0.2)
-    raise RuntimeError(f"the gateway ended with {process.returncode}; its log is {log}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

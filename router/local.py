@@ -1,30 +1,42 @@
 """The small model as the gateway sees it: a draft asked for over the worker's socket, told in the judge's words.
 
 The one adapter between `slm` and `policies`. Leaving the block of `events` closes the connection, and so cancels
-the draft.
+the draft. No time limit of its own on a draft: the caller has one, and the worker keeps the command's deadline.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import numpy as np
 
 from policies.policy import Draft, DraftCall, Outcome, TokenSignals
 from slm import pattern, protocol
 
-_OUTCOMES = {"calls": Outcome.CALLS, "none": Outcome.NO_CALL, "ask": Outcome.ASK}
 CONNECT_TIMEOUT_S = 2.0
+
+_OUTCOMES: Mapping[str, Outcome] = {"calls": Outcome.CALLS, "none": Outcome.NO_CALL, "ask": Outcome.ASK}
+_FAILURES: Mapping[str, str] = {
+    "prompt_too_long": "prompt_too_long",
+    "schema_unsupported": "schema_unsupported",
+    "queue_full": "queue_full",
+    "deadline": "draft_timeout",
+    "bad_request": "draft_refused",
+}
+"""The worker's failure codes as our reasons; any other is `worker_failed`."""
 
 
 class SmallModelError(Exception):
-    """The small side cannot draft; `code` is a stable reason for the ledger."""
+    """The small side cannot draft. `code` is a stable reason for the ledger:
+
+    `small_disabled`, `worker_unavailable`, `worker_lost`, `worker_failed`, `queue_full`, `draft_timeout`;
+    and for requests that it cannot take: `draft_refused`, `prompt_too_long`, `schema_unsupported`.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -43,37 +55,33 @@ class SmallModel(Protocol):
 
 
 class WorkerClient:
-    """Speaks `slm.protocol` to the worker behind a Unix socket; one connection a draft."""
+    """Speaks `slm.protocol` to the worker behind a Unix socket; one connection a command."""
 
     def __init__(self, socket: Path) -> None:
         self._socket = socket
 
     @contextlib.asynccontextmanager
-    async def events(self, command: protocol.DraftCommand) -> AsyncIterator[AsyncIterator[protocol.Event]]:
-        """See `SmallModel.events`."""
+    async def events(self, command: protocol.Command) -> AsyncIterator[AsyncIterator[protocol.Event]]:
+        """The events of one command. Raises SmallModelError, also in the block."""
+        line = protocol.encode(command) + b"\n"
+        if len(line) > protocol.MAX_LINE_BYTES:
+            raise SmallModelError("prompt_too_long", "the request is larger than the worker takes")
         reader, writer = await self._connect()
         try:
-            writer.write(protocol.encode(command) + b"\n")
+            writer.write(line)
             await writer.drain()
-            yield self._read(reader)
-        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            yield _read(reader)
+        except ConnectionError as error:
             raise SmallModelError("worker_lost", "the worker went away") from error
         finally:
             writer.close()
 
     async def ask_info(self) -> protocol.Info:
         """What the worker has loaded. Raises SmallModelError."""
-        reader, writer = await self._connect()
-        try:
-            writer.write(protocol.encode(protocol.InfoCommand()) + b"\n")
-            await writer.drain()
-            async for event in self._read(reader):
+        async with self.events(protocol.InfoCommand()) as events:
+            async for event in events:
                 if isinstance(event, protocol.Info):
                     return event
-        except ConnectionError as error:
-            raise SmallModelError("worker_lost", "the worker went away") from error
-        finally:
-            writer.close()
         raise SmallModelError("worker_lost", "the worker did not say what it is")
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -83,20 +91,24 @@ class WorkerClient:
         except (OSError, TimeoutError) as error:
             raise SmallModelError("worker_unavailable", "the worker is not there") from error
 
-    async def _read(self, reader: asyncio.StreamReader) -> AsyncIterator[protocol.Event]:
-        while line := await reader.readline():
-            try:
-                event = protocol.event_decoder.decode(line)
-            except msgspec.DecodeError as error:
-                raise SmallModelError("worker_lost", "the worker's answer cannot be read") from error
-            yield event
-            if isinstance(event, protocol.Done | protocol.Failed | protocol.Info):
-                return
-        raise SmallModelError("worker_lost", "the worker closed the connection in mid-draft")
+
+async def _read(reader: asyncio.StreamReader) -> AsyncIterator[protocol.Event]:
+    """Events up to the last one of a command. Raises SmallModelError."""
+    while True:
+        try:
+            line = await reader.readline()
+            event = protocol.event_decoder.decode(line) if line else None
+        except ValueError as error:  # a line over the limit, or no event of the protocol
+            raise SmallModelError("worker_lost", "the worker's answer cannot be read") from error
+        if event is None:
+            raise SmallModelError("worker_lost", "the worker closed the connection in mid-draft")
+        yield event
+        if isinstance(event, protocol.Done | protocol.Failed | protocol.Info):
+            return
 
 
 class DraftBuilder:
-    """Collects a draft's events."""
+    """Collects a draft's events; belongs to one draft."""
 
     def __init__(self) -> None:
         self.tokens: list[protocol.Token] = []
@@ -116,7 +128,7 @@ class DraftBuilder:
             case protocol.Done():
                 self.done = event
             case protocol.Failed(code=code, message=message):
-                raise SmallModelError(code, message)
+                raise SmallModelError(_FAILURES.get(code, "worker_failed"), message)
             case protocol.Info():
                 raise SmallModelError("worker_lost", "an answer to another question")
 
@@ -137,10 +149,21 @@ class DraftBuilder:
             span=np.asarray([token.span for token in tokens], np.uint8),
         )
 
+    def abandoned(self) -> Draft:
+        """The draft as it was given up when its plan stood: the plan's outcome, no calls, not complete."""
+        outcome = _OUTCOMES[self.plan.kind] if self.plan else Outcome.UNPARSABLE
+        text = "".join(token.text for token in self.tokens)
+        return Draft(outcome, (), text, complete=False, signals=self.signals(), plan=self.plan_names)
+
     def draft(self) -> Draft:
-        """The draft as it stands; not complete unless the model ended it itself."""
-        text = self.done.text if self.done else "".join(token.text for token in self.tokens)
-        complete = self.done is not None and self.done.finish == "stop"
+        """The draft that `Done` ended; not complete where a limit did.
+
+        Raises:
+            SmallModelError: there was no `Done`.
+        """
+        if self.done is None:
+            raise SmallModelError("worker_lost", "the draft has no end")
+        text, complete = self.done.text, self.done.finish == "stop"
         try:
             parsed = pattern.parse_draft(text)
         except pattern.PatternError:

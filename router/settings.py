@@ -1,6 +1,8 @@
 """Every setting, from a YAML file and `SMALLCALL_*` variables (which win). The only reader of the environment.
 
-Unknown keys are errors that name their path. `SMALLCALL_LARGE__API_KEY` is `large.api_key`.
+`SMALLCALL_LARGE__API_KEY` is `large.api_key`. Unknown keys are errors that name their path, in the file and in the
+environment alike, which is why variables are read here and not by a library that looks only for names it knows. An
+empty variable counts as not set.
 """
 
 from __future__ import annotations
@@ -8,22 +10,25 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 import slm
 from policies.baselines import make_policy
 from slm.weights import DEFAULT_MODEL
 
 PREFIX = "SMALLCALL_"
+TEST_PREFIX = "SMALLCALL_TEST_"
+"""Variables of the test suite; not ours."""
 SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 """Known models and the folders of `slm/adapters` that go with them."""
+_LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
 class SettingsError(ValueError):
-    """A configuration that cannot be used; the message names each key and what is wrong with it."""
+    """A configuration that cannot be used; the message names each key and what is wrong with it, never its value."""
 
 
 class _Section(BaseModel):
@@ -31,13 +36,22 @@ class _Section(BaseModel):
 
 
 class Server(_Section):
-    """Where the gateway listens."""
+    """Where the gateway listens, and how much it takes in."""
 
     host: str = "127.0.0.1"
     port: int = Field(default=8080, ge=0, le=65535)
+    """0: any free one."""
     max_body_mb: float = Field(default=16.0, gt=0, le=256)
+    max_inflight: int = Field(default=512, ge=1, le=100_000)
+    """Requests under way at once; one more gets a 503 that asks to come again."""
     allow_public: bool = False
     """There are no keys yet: a host that others can reach must be asked for."""
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        if self.host not in _LOOPBACK and not self.allow_public:
+            raise ValueError("server.host: others could reach it, and there are no keys: see server.allow_public")
+        return self
 
 
 class Small(_Section):
@@ -49,12 +63,16 @@ class Small(_Section):
     adapter: str = "none"
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
     threads: int = Field(default=0, ge=0, le=256)
-    """0: as many as there are cores."""
+    """0: as many as torch takes by itself."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_queue: int = Field(default=64, ge=1, le=10_000)
+    """Drafts that may wait; one more goes to the large model."""
     max_tokens: int = Field(default=384, ge=8, le=4096)
+    """Of a draft. A client's own limit is meant for the large model and does not touch it."""
     deadline_s: float = Field(default=30.0, gt=0, le=600)
+    """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
+    """Decode under the grammar of the request's tools."""
 
     @property
     def adapter_folder(self) -> Path | None:
@@ -67,14 +85,32 @@ class Small(_Section):
         return Path(slm.__file__).parent / "adapters" / shipped if shipped else None
 
 
+class Price(_Section):
+    """What the large model costs, USD per million tokens; overrides litellm's price map."""
+
+    input_usd_per_mtok: float = Field(ge=0)
+    output_usd_per_mtok: float = Field(ge=0)
+    cached_input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """None: as any other input."""
+
+
 class Large(_Section):
     """The large model, as litellm names it; without `model`, what is not answered small gets a 503."""
 
     model: str | None = None
     api_base: str | None = None
     api_key: SecretStr | None = None
+    """None: litellm looks for the provider's own variable, such as OPENAI_API_KEY."""
     timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """For a whole answer; of a stream, for its first chunk and between two chunks."""
     retries: int = Field(default=2, ge=0, le=10)
+    """After time-outs, rate limits, 5xx and lost connections, before the first byte."""
+    drop_params: bool = False
+    """Leave out parameters that the provider does not know, instead of refusing the request."""
+    breaker_failures: int = Field(default=5, ge=1, le=1000)
+    """So many failures in a row, and nothing is asked for `breaker_cooldown_s`."""
+    breaker_cooldown_s: float = Field(default=10.0, gt=0, le=600)
+    price: Price | None = None
 
 
 class LedgerSettings(_Section):
@@ -95,7 +131,7 @@ class Settings(_Section):
     policy: dict[str, Any] = {"kind": "threshold", "threshold": 0.5}
     """See `policies.baselines.make_policy`."""
     serve_draft_if_large_down: bool = False
-    """Serve a valid draft of low confidence where the large model cannot be had."""
+    """Serve a valid draft that the policy did not accept where the large model cannot be had."""
     cache: Path = Path("~/.cache/smallcall")
     """Where weights are kept."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
@@ -120,30 +156,43 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
     """
     values = _from_file(file) if file else {}
     for key, value in (os.environ if environment is None else environment).items():
-        if key.startswith(PREFIX) and not key.startswith(PREFIX + "TEST_"):
+        if value and key.startswith(PREFIX) and not key.startswith(TEST_PREFIX):
             _put(values, key, value)
     try:
-        settings = Settings.model_validate(values)
+        return Settings.model_validate(values)
     except ValidationError as error:
-        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False)]
-        raise SettingsError("; ".join(problems)) from None  # the cause would show values, secrets among them
-    if settings.server.host not in ("127.0.0.1", "::1", "localhost") and not settings.server.allow_public:
-        raise SettingsError(
-            "server.host: others could reach it, and there are no keys; set server.allow_public to allow"
-        )
-    return settings
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        # The cause would show values, secrets among them.
+        raise SettingsError("; ".join(_problem(one["loc"], one["type"], one["msg"]) for one in found)) from None
 
 
 def keep_litellm_offline() -> None:
-    """Make litellm read its bundled price map: its default is a download at import. Call before importing it."""
+    """Settings that litellm reads from the environment when it is imported: call this before.
+
+    Without them it downloads its price map and header tables, and loads a `.env` file out of the working folder.
+    """
     os.environ["LITELLM_LOCAL_MODEL_COST_MAP"] = "True"
+    os.environ["LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS"] = "True"
+    os.environ["LITELLM_MODE"] = "PRODUCTION"
+
+
+def _problem(path: tuple[int | str, ...], kind: str, message: str) -> str:
+    """What is wrong, with its path; our own validators say the path themselves."""
+    if kind == "value_error":
+        return message.removeprefix("Value error, ")
+    return f"{'.'.join(map(str, path))}: {message}"
 
 
 def _from_file(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingsError(f"{file}: {error}") from error
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"{file}: {error.strerror}") from error
+    except yaml.MarkedYAMLError as error:  # its text would show the line, and a key may stand there
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SettingsError(f"{file}: not YAML{where}: {error.problem}") from None
+    except (UnicodeDecodeError, yaml.YAMLError):
+        raise SettingsError(f"{file}: not YAML in UTF-8") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -152,14 +201,19 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _put(values: dict[str, Any], variable: str, text: str) -> None:
-    *sections, last = variable.removeprefix(PREFIX).lower().split("__")
+    sections = variable.removeprefix(PREFIX).lower().split("__")
     target = values
-    for section in sections:
+    for section in sections[:-1]:
         inner = target.setdefault(section, {})
         if not isinstance(inner, dict):
             raise SettingsError(f"{variable}: {section} is not a section")
         target = inner
+    target[sections[-1]] = _scalar(variable, text) if sections[0] == "policy" else text
+
+
+def _scalar(variable: str, text: str) -> Any:
+    """A policy's values have no declared types, so they are read as YAML; pydantic converts all others."""
     try:
-        target[last] = text if last in ("api_key", "api_base", "model", "url") else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"{variable}: not a YAML value") from error
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise SettingsError(f"{variable}: not a YAML value") from None

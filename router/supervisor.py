@@ -1,4 +1,8 @@
-"""Keeps the small model's worker alive: starts it, waits for its socket, restarts it when it dies."""
+"""Keeps the small model's worker alive: starts it, waits for its socket, restarts it when it dies or hangs.
+
+While the worker is away, drafts fail at once and the large model answers. Restarts back off while the worker does not
+live long. The worker's log lines are passed on into ours, each bounded in length.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +21,8 @@ from router.local import SmallModelError, WorkerClient
 from slm import protocol
 
 _log = structlog.get_logger("supervisor")
-START_TIMEOUT_S = 120.0
-POLL_S = 0.1
-BACKOFF_S = (0.2, 1.0, 5.0, 15.0)
-MAX_LINE = 2000
+_LINE_BYTES = 2000
+_READ_BYTES = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +33,13 @@ class WorkerCommand:
     model: Path
     adapter: Path | None
     threads: int
+    """0: as many as torch takes by itself."""
     max_queue: int
     dtype: str
 
     def arguments(self) -> Sequence[str]:
-        """The command line."""
-        line = [sys.executable, "-m", "slm.worker", "--socket", str(self.socket), "--model", str(self.model)]
+        """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
+        line = [sys.executable, "-P", "-m", "slm.worker", "--socket", str(self.socket), "--model", str(self.model)]
         line += ["--max-queue", str(self.max_queue), "--dtype", self.dtype]
         if self.threads:
             line += ["--threads", str(self.threads)]
@@ -45,12 +48,33 @@ class WorkerCommand:
         return line
 
 
-class Supervisor:
-    """A `SmallModel` whose worker process it owns. While the worker is away, drafts fail at once."""
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long to wait for what, in seconds."""
 
-    def __init__(self, command: WorkerCommand) -> None:
-        self._command = command
+    start: float = 180.0
+    """For a worker to load its model."""
+    poll: float = 0.1
+    check_every: float = 5.0
+    """Between two questions whether a loaded worker still answers."""
+    hung: float = 30.0
+    """For that answer: a worker that gives none is killed."""
+    last_words: float = 1.0
+    """For the rest of a dead worker's log."""
+    stop: float = 10.0
+    """Between SIGTERM and SIGKILL."""
+    backoff: Sequence[float] = (0.2, 1.0, 5.0, 15.0)
+    """Before a restart, by the number of short lives in a row."""
+    short_life: float = 60.0
+
+
+class Supervisor:
+    """A `SmallModel` whose worker process it owns; belongs to one event loop."""
+
+    def __init__(self, command: WorkerCommand, patience: Patience | None = None) -> None:
+        self._arguments = command.arguments()
         self._client = WorkerClient(command.socket)
+        self._patience = patience or Patience()
         self._process: asyncio.subprocess.Process | None = None
         self.info: protocol.Info | None = None
         self.starts = 0
@@ -68,8 +92,8 @@ class Supervisor:
             yield self
         finally:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.gather(task, return_exceptions=True)
+            self.info = None
             await self._stop()
 
     def events(self, command: protocol.DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
@@ -79,51 +103,86 @@ class Supervisor:
         return self._client.events(command)
 
     async def _keep(self) -> None:
-        failures = 0
+        clock = asyncio.get_running_loop().time
+        short_lives = 0
         while True:
-            self.starts += 1
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command.arguments(),
+            began = clock()
+            ended = await self._live()
+            short_lives = short_lives + 1 if clock() - began < self._patience.short_life else 0
+            pause_s = self._patience.backoff[min(short_lives, len(self._patience.backoff)) - 1] if short_lives else 0.0
+            _log.warning("worker_ended", how=ended, restart_in_s=pause_s)
+            await asyncio.sleep(pause_s)
+
+    async def _live(self) -> str:
+        """One life of the worker, from start to end; returns how it ended."""
+        self.starts += 1
+        try:
+            # A session of its own: Ctrl-C in our terminal must not end it before the last draft is served.
+            process = await asyncio.create_subprocess_exec(
+                *self._arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                limit=1 << 20,
+                start_new_session=True,
             )
-            relay = asyncio.create_task(self._relay(self._process))
-            ready = await self._until_ready(self._process)
-            failures = 0 if ready else failures + 1
-            code = await self._process.wait()
+        except OSError as error:
+            return f"not started: {error.strerror}"
+        self._process = process
+        relaying, watching = asyncio.create_task(self._relay(process)), asyncio.create_task(self._watch(process))
+        try:
+            code = await process.wait()
             self.info = None
-            await relay
-            _log.warning("worker_ended", code=code, failures=failures)
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            await asyncio.wait({relaying}, timeout=self._patience.last_words)
+        finally:
+            for task in (relaying, watching):
+                task.cancel()
+            await asyncio.gather(relaying, watching, return_exceptions=True)
+        return f"exit code {code}"
 
-    async def _until_ready(self, process: asyncio.subprocess.Process) -> bool:
-        deadline = asyncio.get_running_loop().time() + START_TIMEOUT_S
-        while process.returncode is None:
-            with contextlib.suppress(SmallModelError):
-                self.info = await self._client.ask_info()
-                _log.info("worker_ready", model=self.info.model)
-                return True
-            if asyncio.get_running_loop().time() > deadline:
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Wait until the worker is ready, then see that it goes on answering; kill it where it does not."""
+        patience = self._patience
+        try:
+            async with asyncio.timeout(patience.start):
+                self.info = info = await self._asked()
+            _log.info("worker_ready", model=info.model, architecture=info.architecture, dtype=info.dtype)
+            while True:
+                await asyncio.sleep(patience.check_every)
+                async with asyncio.timeout(patience.hung):
+                    await self._asked()
+        except TimeoutError:
+            _log.error("worker_hung", ready=self.info is not None)
+            with contextlib.suppress(ProcessLookupError):
                 process.kill()
-                return False
-            await asyncio.sleep(POLL_S)
-        return False
+
+    async def _asked(self) -> protocol.Info:
+        """What the worker says it is, as soon as it says so."""
+        while True:
+            try:
+                return await self._client.ask_info()
+            except SmallModelError:
+                await asyncio.sleep(self._patience.poll)
 
     async def _relay(self, process: asyncio.subprocess.Process) -> None:
-        """The worker's stderr into our log, line by line and bounded."""
+        """The worker's stderr into our log. Reads whatever comes: a full pipe would stop the worker."""
         assert process.stderr is not None
-        while line := await process.stderr.readline():
-            _log.info("worker", line=line.decode(errors="replace").rstrip()[:MAX_LINE])
+        rest = b""
+        while piece := await process.stderr.read(_READ_BYTES):
+            *lines, rest = (rest + piece).split(b"\n")
+            rest = rest[:_LINE_BYTES]
+            for line in lines:
+                if line.strip():
+                    _log.info("worker", line=line[:_LINE_BYTES].decode(errors="replace"))
 
     async def _stop(self) -> None:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        process.terminate()
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), 5.0)
+            # Its stderr is not read any more; the little that it says in the end fits into the pipe.
+            await asyncio.wait_for(process.wait(), self._patience.stop)
         except TimeoutError:
             process.kill()
             await process.wait()

@@ -6,9 +6,10 @@ import logging
 import sys
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def configure_logging(level: str) -> None:
@@ -26,20 +27,39 @@ def configure_logging(level: str) -> None:
     )
 
 
+def where(error: BaseException) -> str:
+    """Type and innermost place of an unforeseen error. Its text is left out: it may quote a prompt."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    place = f" at {trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}" if trace is not None else ""
+    return f"{type(error).__name__}{place}"
+
+
 class Metrics:
-    """What `/metrics` shows. Labels take few values: sides, and reasons that stand in the code."""
+    """What `/metrics` shows, in a registry of its own. Labels take few values: all of them stand in our code."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.decisions = Counter(
-            "smallcall_decisions", "Requests decided.", ["side", "reason", "status"], registry=self.registry
-        )
-        self.latency = Histogram(
-            "smallcall_latency_seconds",
-            "From the request's last byte to the answer's last byte.",
-            ["side"],
-            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64),
+            "smallcall_decisions",
+            "Requests decided, by who answered, why, at which stage, and the HTTP status.",
+            ["side", "reason", "stage", "status"],
             registry=self.registry,
         )
-        self.tokens = Counter("smallcall_tokens", "Tokens.", ["side", "kind"], registry=self.registry)
-        self.cost = Counter("smallcall_large_cost_usd", "Cost of the large model, USD.", registry=self.registry)
+        self.latency = self._seconds("smallcall_latency_seconds", "From the parsed request to its row.", "side")
+        self.draft = self._seconds("smallcall_draft_seconds", "Parts of a draft's time.", "part")
+        self.tokens = Counter(
+            "smallcall_tokens", "Tokens, as the worker and the provider count them.", ["side", "kind"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.cost = Counter(
+            "smallcall_large_cost_usd", "Cost of the large model where it is known, USD.", registry=self.registry
+        )
+        self.retries = Counter(
+            "smallcall_upstream_retries", "Retries of the large model.", ["code"], registry=self.registry
+        )
+        self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
+
+    def _seconds(self, name: str, help_text: str, label: str) -> Histogram:
+        return Histogram(name, help_text, [label], buckets=_SECONDS, registry=self.registry)

@@ -19,11 +19,10 @@ from slm.signature import DEFAULT_LIMITS, SignatureLimits
 _SYLLABLES = "ba co di fu ge ho ja ki lo mu na pe qui ro sa te vu we xi yo zu tra ble sko plin mar".split()
 
 
-def shuffled(example: Example, rng: random.Random) -> Example:
-    """The tools in another order."""
-    tools = list(example.tools)
-    rng.shuffle(tools)
-    return replace(example, tools=tuple(tools))
+def shuffled(group: Sequence[Example], rng: random.Random) -> list[Example]:
+    """The tools that a group of rows shares in another order, the same for all."""
+    order = rng.sample(range(len(group[0].tools)), len(group[0].tools))
+    return [example.with_tools(example.tools[index] for index in order) for example in group]
 
 
 def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
@@ -33,7 +32,7 @@ def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
     """
     if example.kind == "ask":
         return example
-    kept = {*example.gold_names, *_called_before(example)}
+    kept = {*example.gold_names, *called_before(example)}
     others = [tool for tool in example.tools if _name(tool) not in kept]
     room = max(0, most - len(kept & {_name(tool) for tool in example.tools}))
     least = 0 if kept else min(1, len(others))
@@ -42,32 +41,44 @@ def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
     return replace(example, tools=tuple(tool for tool in example.tools if _name(tool) in names))
 
 
-def more_tools(example: Example, rng: random.Random, pool: Sequence[Example], count: int) -> Example:
-    """Up to `count` tools of random rows of other sources put among its own; a row that offers none stays as it is."""
-    names = {_name(tool) for tool in example.tools}
-    tools = list(example.tools)
-    for other in rng.sample(pool, min(len(pool), 4 * count)) if tools else ():
+def more_tools(group: Sequence[Example], rng: random.Random, pool: Sequence[Example], count: int) -> list[Example]:
+    """Up to `count` tools of random rows of other sources put among the tools that a group of rows shares.
+
+    Rows that offer none stay as they are, and so do those that ask back: the value may be missing for a new tool too.
+    """
+    tools, source = list(group[0].tools), group[0].source
+    if not tools or any(example.kind == "ask" for example in group):
+        return list(group)
+    names = {_name(tool) for tool in tools}
+    for other in rng.sample(pool, min(len(pool), 4 * count)):
         if count <= 0:
             break
-        if other.source == example.source or not other.tools:
+        if other.source == source or not other.tools:
             continue
         tool = rng.choice(other.tools)
         if _name(tool) not in names:
             names.add(_name(tool))
             tools.insert(rng.randint(0, len(tools)), tool)
             count -= 1
-    return replace(example, tools=tuple(tools))
+    return [example.with_tools(tools) for example in group]
+
+
+def can_lose_gold(example: Example) -> bool:
+    """Whether a request stays whole without the tools that it calls: a first message of the user.
+
+    A tool that was called before would be missed in the history of a later one.
+    """
+    single = [message["role"] for message in example.messages if message["role"] != "system"] == ["user"]
+    return example.kind == "calls" and single
 
 
 def without_gold(example: Example) -> Example:
     """The same request without the tools that it calls: nothing fits, so the draft is `none`.
 
-    Only a first message of the user is taken, since a tool that was called before would be missed in its history; a row
-    whose other tools are none stays as it is.
+    A row that cannot lose them, or that offers no others, stays as it is.
     """
     others = tuple(tool for tool in example.tools if _name(tool) not in example.gold_names)
-    single = [message["role"] for message in example.messages if message["role"] != "system"] == ["user"]
-    if example.kind != "calls" or not others or not single:
+    if not others or not can_lose_gold(example):
         return example
     return replace(example, tools=others, kind="none", calls=())
 
@@ -111,7 +122,8 @@ def _name(tool: Mapping[str, Any]) -> str:
     return str(tool["function"]["name"])
 
 
-def _called_before(example: Example) -> set[str]:
+def called_before(example: Example) -> set[str]:
+    """Names of the tools that are called in the conversation so far."""
     return {call["function"]["name"] for message in example.messages for call in message.get("tool_calls") or ()}
 
 

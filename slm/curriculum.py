@@ -1,19 +1,20 @@
-"""From examples to the exact sequence of token rows that a run is taught: mixture, variation, order.
+"""From examples to the exact sequence of trees that a run is taught: mixture, grouping, variation, order.
 
-Everything follows from the recipe, the examples and the seed, so a run that was killed sees the same rows in the same
+Everything follows from the recipe, the examples and the seed, so a run that was killed sees the same trees in the same
 order when it goes on.
 """
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from slm.augment import fewer_tools, masked, more_tools, shuffled, varied_limits, without_gold
-from slm.dataset import BadRow, Encoded, Example, encode, in_length_groups
+from slm.augment import fewer_tools, masked, more_tools, shuffled, varied_limits
+from slm.dataset import BadRow, Encoded, Example, encode
+from slm.grouping import groups_of
+from slm.packing import Tree, planted
 from slm.recipe import Data, Recipe
 from slm.signature import DEFAULT_LIMITS
 from slm.tokens import Tokens
@@ -21,83 +22,105 @@ from slm.tokens import Tokens
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """Rows in the order in which they are taught, what each is called, and how many rows were left out for what."""
+    """Trees in the order in which they are taught, what their rows are, and how many were left out for what."""
 
-    rows: tuple[Encoded, ...]
+    trees: tuple[Tree, ...]
     sources: Mapping[str, int]
     """Rows by source."""
     kinds: Mapping[str, int]
     """Rows by kind of draft."""
+    row_tokens: int
+    """Tokens of all rows as if each stood alone, prompts included."""
     refused: Mapping[str, int]
 
     @property
     def tokens(self) -> int:
-        """Tokens of all rows, prompts included."""
-        return sum(len(row.ids) for row in self.rows)
+        """Tokens that are computed."""
+        return sum(len(tree) for tree in self.trees)
+
+    @property
+    def taught(self) -> int:
+        """Tokens that are taught."""
+        return sum(sum(tree.taught) for tree in self.trees)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all trees."""
+        return sum(tree.rows for tree in self.trees)
+
+
+@dataclass(slots=True)
+class _Tally:
+    sources: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    row_tokens: int = 0
+
+    def count(self, example: Example, encoded: Encoded) -> Encoded:
+        self.sources[example.source] += 1
+        self.kinds[example.kind] += 1
+        self.row_tokens += len(encoded.ids)
+        return encoded
+
+    def course(self, trees: Iterable[Tree]) -> Course:
+        return Course(tuple(trees), dict(self.sources), dict(self.kinds), self.row_tokens, dict(self.refused))
 
 
 def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> Course:
-    """All epochs' rows, in batches of like length, the batches in random order within an epoch."""
+    """All epochs' trees, in random order within an epoch."""
     rng = random.Random(f"{recipe.run.seed}/course")
-    size = recipe.optimiser.batch_rows
-    rows: list[Encoded] = []
-    sources: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    refused: Counter[str] = Counter()
+    data, augment = recipe.data, recipe.augment
+    tally = _Tally()
+    trees: list[Tree] = []
     for _ in range(recipe.optimiser.epochs):
-        epoch: list[Encoded] = []
-        for example in _drawn(examples, recipe, tokens, rng, refused):
-            epoch.append(example[1])
-            sources[example[0].source] += 1
-            kinds[example[0].kind] += 1
-        groups = list(range(math.ceil(len(epoch) / size)))
-        rng.shuffle(groups)
-        rows += [epoch[index] for index in in_length_groups([len(row.ids) for row in epoch], size, groups)]
-    return Course(tuple(rows), dict(sources), dict(kinds), dict(refused))
+        grouped = groups_of(
+            _drawn(examples, data, rng),
+            rng,
+            most_tools=data.max_tools,
+            most_rows=data.rows_a_group,
+            remove_gold=augment.remove_gold,
+        )
+        encoded = [list(_varied(group, recipe, tokens, examples, rng, tally)) for group in grouped]
+        rng.shuffle(encoded)
+        epoch = planted(encoded, data.tree_tokens)
+        rng.shuffle(epoch)
+        trees += epoch
+    return tally.course(trees)
 
 
 def validation_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> Course:
-    """Rows of the validation part as they are but for the number of tools; shortest first, not varied."""
+    """Rows of the validation part as they are but for the number of tools; not varied."""
     rng = random.Random(f"{recipe.run.seed}/validation")
-    plain = recipe.model_copy(update={"augment": type(recipe.augment)(shuffle_tools=0.0)})
-    if recipe.data.sources is None:
-        pool = list(examples)
-        rng.shuffle(pool)
-    else:
-        pool = list(_mixed(examples, recipe.data, recipe.data.validation_rows * 4, rng))
-    rows: dict[str, tuple[Example, Encoded]] = {}
-    refused: Counter[str] = Counter()
-    for example in pool:
-        if len(rows) >= recipe.data.validation_rows:
-            break
-        try:
-            rows[example.id] = _varied(example, plain, tokens, (), rng)
-        except BadRow as bad:
-            refused[bad.reason] += 1
-    chosen = sorted(rows.values(), key=lambda pair: len(pair[1].ids))
-    return Course(
-        tuple(encoded for _, encoded in chosen),
-        dict(Counter(example.source for example, _ in chosen)),
-        dict(Counter(example.kind for example, _ in chosen)),
-        dict(refused),
-    )
-
-
-def _drawn(
-    examples: Sequence[Example], recipe: Recipe, tokens: Tokens, rng: random.Random, refused: Counter[str]
-) -> Iterator[tuple[Example, Encoded]]:
     data = recipe.data
-    wanted = data.rows or len(examples)
-    candidates = _mixed(examples, data, 4 * wanted, rng) if data.sources else iter(rng.sample(examples, len(examples)))
-    made = 0
-    for example in candidates:
-        if made >= wanted:
-            return
-        try:
-            yield _varied(example, recipe, tokens, examples, rng)
-            made += 1
-        except BadRow as bad:
-            refused[bad.reason] += 1
+    pool = _mixed(examples, data, data.validation_rows * 4, rng) if data.sources else _in_random_order(examples, rng)
+    tally = _Tally()
+    rows: dict[str, Encoded] = {}
+    for example in pool:
+        if len(rows) >= data.validation_rows:
+            break
+        if example.id not in rows:
+            try:
+                plain = fewer_tools(example, rng, data.max_tools)
+                rows[example.id] = tally.count(plain, encode(plain, tokens, data.max_tokens))
+            except BadRow as bad:
+                tally.refused[bad.reason] += 1
+    return tally.course(planted([list(rows.values())], data.tree_tokens))
+
+
+def _drawn(examples: Sequence[Example], data: Data, rng: random.Random) -> list[Example]:
+    if data.sources is None:
+        return _in_random_order(examples, rng)
+    return list(_mixed(examples, data, data.rows or len(examples), rng))
+
+
+def _in_random_order(examples: Sequence[Example], rng: random.Random) -> list[Example]:
+    """Conversation by conversation, so that rows that go on with one another come together."""
+    conversations: dict[str, list[Example]] = defaultdict(list)
+    for example in examples:
+        conversations[example.conversation].append(example)
+    order = list(conversations)
+    rng.shuffle(order)
+    return [example for conversation in order for example in conversations[conversation]]
 
 
 def _mixed(examples: Sequence[Example], data: Data, most: int, rng: random.Random) -> Iterator[Example]:
@@ -111,22 +134,25 @@ def _mixed(examples: Sequence[Example], data: Data, most: int, rng: random.Rando
     left: dict[str, list[Example]] = {name: [] for name in names}
     for name in rng.choices(names, weights, k=most) if names else ():
         if not left[name]:
-            left[name] = rng.sample(by_source[name], len(by_source[name]))
+            left[name] = _in_random_order(by_source[name], rng)[::-1]
         yield left[name].pop()
 
 
 def _varied(
-    example: Example, recipe: Recipe, tokens: Tokens, pool: Sequence[Example], rng: random.Random
-) -> tuple[Example, Encoded]:
+    group: Sequence[Example], recipe: Recipe, tokens: Tokens, pool: Sequence[Example], rng: random.Random, tally: _Tally
+) -> Iterator[Encoded]:
+    """The rows of a group, varied in one way: they still share their tools afterwards."""
     augment = recipe.augment
-    if rng.random() < augment.remove_gold:
-        example = without_gold(example)
-    example = fewer_tools(example, rng, recipe.data.max_tools)
-    if pool and rng.random() < augment.other_tools:
-        example = more_tools(example, rng, pool, rng.randint(1, 3))
+    if rng.random() < augment.other_tools:
+        group = more_tools(group, rng, pool, rng.randint(1, 3))
     if rng.random() < augment.shuffle_tools:
-        example = shuffled(example, rng)
+        group = shuffled(group, rng)
     if rng.random() < augment.mask_names:
-        example = masked(example, rng)
+        names = rng.random()
+        group = [masked(example, random.Random(names)) for example in group]
     limits = varied_limits(rng) if rng.random() < augment.vary_signatures else DEFAULT_LIMITS
-    return example, encode(example, tokens, recipe.data.max_tokens, limits)
+    for example in group:
+        try:
+            yield tally.count(example, encode(example, tokens, recipe.data.max_tokens, limits))
+        except BadRow as bad:
+            tally.refused[bad.reason] += 1

@@ -13,8 +13,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,6 +22,7 @@ import msgspec
 
 from slm.pattern import CHATML, Kind, Parsed, PatternError, Segment, calls_draft, render_draft, render_prompt
 from slm.signature import DEFAULT_LIMITS, SignatureLimits
+from slm.splits import VALIDATION, held_out
 from slm.tokens import Tokens
 
 MAX_LINE_CHARS = 4_000_000
@@ -63,6 +63,10 @@ class Example:
         """The draft as the pattern holds it."""
         return calls_draft(self.calls) if self.kind == "calls" else Parsed(self.kind, ())
 
+    def with_tools(self, tools: Iterable[Mapping[str, Any]]) -> Example:
+        """The same request with other tools on offer."""
+        return replace(self, tools=tuple(tools))
+
     @property
     def gold_names(self) -> frozenset[str]:
         """Names of the tools that are called."""
@@ -75,11 +79,6 @@ class Encoded:
 
     ids: tuple[int, ...]
     prompt_tokens: int
-
-    @property
-    def labels(self) -> tuple[int, ...]:
-        """`ids` with `IGNORED` in the prompt's place."""
-        return (IGNORED,) * self.prompt_tokens + self.ids[self.prompt_tokens :]
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,14 +200,8 @@ def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) 
 # ── splits ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def held_out(conversation: str, share: float, salt: str) -> bool:
-    """Whether a conversation belongs to the validation part; the same on every machine and in any order."""
-    digest = hashlib.sha256(f"{salt}\0{conversation}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") < share * 2**64
-
-
 def split_by_conversation(
-    examples: Iterable[Example], share: float, salt: str = "validation"
+    examples: Iterable[Example], share: float, salt: str = VALIDATION
 ) -> tuple[list[Example], list[Example]]:
     """`(training, validation)`: no conversation in both."""
     parts: tuple[list[Example], list[Example]] = ([], [])
@@ -245,27 +238,3 @@ def encode(example: Example, tokens: Tokens, max_tokens: int, limits: SignatureL
     if len(ids) > max_tokens:
         raise BadRow("too long")
     return Encoded(ids, len(prompt))
-
-
-def digest(encoded: Iterable[Encoded]) -> str:
-    """SHA-256 of a sequence of encoded examples, in order: names what a run was taught."""
-    whole = hashlib.sha256()
-    for one in encoded:
-        whole.update(f"{one.prompt_tokens} ".encode())
-        whole.update(" ".join(map(str, one.ids)).encode() + b"\n")
-    return whole.hexdigest()
-
-
-def in_length_groups(lengths: Sequence[int], size: int, shuffle: Iterable[int]) -> list[int]:
-    """An order of rows in which each run of `size` rows is of like length.
-
-    Args:
-        lengths: tokens of each row.
-        shuffle: the order of the groups, a permutation of `range(ceil(rows / size))`.
-    """
-    by_length = sorted(range(len(lengths)), key=lambda index: (lengths[index], index))
-    full = len(lengths) // size
-    groups = [by_length[start : start + size] for start in range(0, len(by_length), size)]
-    # A group that is not full must stand last, or it would shift those behind it.
-    order = [group for group in shuffle if group < full] + list(range(full, len(groups)))
-    return list(chain.from_iterable(groups[group] for group in order))

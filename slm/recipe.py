@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from slm.splits import VALIDATION_SHARE
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -32,7 +34,11 @@ class Data(_Part):
     max_tokens: Count = 1024
     """A row whose prompt and draft are longer is left out."""
     max_tools: Count = 8
-    validation_share: Share = 0.02
+    rows_a_group: Count = 1
+    """Rows of a source that offer one list of tools, where that cannot change an answer; their tokens are shared."""
+    tree_tokens: Count = 1024
+    """Tokens of a tree of rows, the unit of a forward pass."""
+    validation_share: Share = VALIDATION_SHARE
     """Share of the conversations kept out of training."""
     validation_rows: Annotated[int, Field(ge=0)] = 128
 
@@ -67,9 +73,8 @@ class Optimiser(_Part):
     adam_beta2: Annotated[float, Field(gt=0, lt=1)] = 0.999
     epochs: Count = 1
     """Passes over the rows, each varied anew."""
-    batch_rows: Count = 16
-    accumulate: Count = 1
-    """Batches to a step of the optimiser."""
+    trees_a_step: Count = 4
+    """Trees of rows to a step of the optimiser; see `data.tree_tokens`."""
 
 
 class Run(_Part):

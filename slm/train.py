@@ -26,11 +26,12 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig
 
 from slm.curriculum import Course, training_course, validation_course
-from slm.dataset import Encoded, Example, digest, read_rows, split_by_conversation
+from slm.dataset import Example, read_rows, split_by_conversation
 from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from slm.model import Loaded, load
+from slm.packing import Tree, digest
 from slm.recipe import Recipe
-from slm.sft import Collator, ThriftyTrainer
+from slm.sft import TreeTrainer, collate
 
 CHECKPOINTS_KEPT = 2
 
@@ -100,8 +101,10 @@ def train(
     facts["pattern_version"] = loaded.info.pattern_version
     resumable = _prepare_folder(run, recipe, facts)
     trainer = _trainer(recipe, base, loaded, course, validation, run)
+    if trainer.accelerator.num_processes > 1:
+        raise TrainingError("trees are taught in one process: start it without a launcher")
     trainer.add_callback(_Report(progress, clock, stop_after))
-    if recipe.run.patience is not None and validation.rows:
+    if recipe.run.patience is not None and validation.trees:
         trainer.add_callback(EarlyStoppingCallback(recipe.run.patience))
     trainer.train(resume_from_checkpoint=str(resumable) if resumable else None)
     state = trainer.state
@@ -143,17 +146,19 @@ def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Cou
         facts["files"][path.name] = {"sha256": rows.sha256, "rows": len(rows.examples), "refused": rows.refused}
     taught, kept = split_by_conversation(examples, recipe.data.validation_share)
     course = training_course(taught, recipe, loaded.tokens)
-    if not course.rows:
+    if not course.trees:
         raise TrainingError(f"no row to train on; refused: {dict(course.refused)}")
     validation = validation_course(kept, recipe, loaded.tokens)
     for name, part in (("train", course), ("validation", validation)):
         facts[name] = {
-            "rows": len(part.rows),
+            "rows": part.rows,
+            "row_tokens": part.row_tokens,
             "tokens": part.tokens,
+            "taught_tokens": part.taught,
             "sources": dict(sorted(part.sources.items())),
             "kinds": dict(sorted(part.kinds.items())),
             "refused": dict(part.refused),
-            "sha256": digest(part.rows),
+            "sha256": digest(part.trees),
         }
     return course, validation, facts
 
@@ -175,11 +180,9 @@ def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | 
     return max(done, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _trainer(
-    recipe: Recipe, base: Path, loaded: Loaded, course: Course, validation: Course, run: Path
-) -> ThriftyTrainer:
+def _trainer(recipe: Recipe, base: Path, loaded: Loaded, course: Course, validation: Course, run: Path) -> TreeTrainer:
     optimiser, settings = recipe.optimiser, recipe.run
-    steps = -(-len(course.rows) // (optimiser.batch_rows * optimiser.accumulate))
+    steps = -(-len(course.trees) // optimiser.trees_a_step)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -190,9 +193,9 @@ def _trainer(
         seed=settings.seed,
         data_seed=settings.seed,
         num_train_epochs=1,  # the course holds all epochs
-        per_device_train_batch_size=optimiser.batch_rows,
-        per_device_eval_batch_size=optimiser.batch_rows,
-        gradient_accumulation_steps=optimiser.accumulate,
+        per_device_train_batch_size=1,
+        per_device_eval_batch_size=1,
+        gradient_accumulation_steps=optimiser.trees_a_step,
         learning_rate=optimiser.learning_rate,
         lr_scheduler_type=optimiser.schedule,
         warmup_steps=round(steps * optimiser.warmup_share),
@@ -205,12 +208,12 @@ def _trainer(
         activation_checkpointing=False,
         logging_steps=1,
         logging_nan_inf_filter=False,
-        eval_strategy="steps" if validation.rows else "no",
+        eval_strategy="steps" if validation.trees else "no",
         eval_steps=settings.evaluate_every,
         save_strategy="steps",
         save_steps=settings.evaluate_every,
         save_total_limit=CHECKPOINTS_KEPT,
-        load_best_model_at_end=settings.patience is not None and bool(validation.rows),
+        load_best_model_at_end=settings.patience is not None and bool(validation.trees),
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         report_to=list(settings.report_to) or "none",
@@ -228,19 +231,26 @@ def _trainer(
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return ThriftyTrainer(
+    return TreeTrainer(
         model=loaded.model,
         args=arguments,
-        data_collator=Collator(tokenizer.pad_token_id),
-        train_dataset=_table(course.rows),
-        eval_dataset=_table(validation.rows) if validation.rows else None,
+        data_collator=collate,
+        train_dataset=_table(course.trees),
+        eval_dataset=_table(validation.trees) if validation.trees else None,
         processing_class=tokenizer,
         peft_config=lora,
     )
 
 
-def _table(rows: Sequence[Encoded]) -> Dataset:
-    return Dataset.from_dict({"input_ids": [row.ids for row in rows], "labels": [row.labels for row in rows]})
+def _table(trees: Sequence[Tree]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [tree.ids for tree in trees],
+            "labels": [tree.labels for tree in trees],
+            "parents": [tree.parents for tree in trees],
+            "position_ids": [tree.depths for tree in trees],
+        }
+    )
 
 
 class _Report(TrainerCallback):  # type: ignore[misc]

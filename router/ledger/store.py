@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
 from datetime import UTC
 from pathlib import Path
 from typing import Any, Self
 
-import alembic.command
-import alembic.config
-from sqlalchemy import Connection, event, func, insert, select
+from sqlalchemy import Connection, event, func, insert, inspect, select
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from router.ledger.row import DecisionRow
-from router.ledger.tables import decisions
+from router.ledger.tables import REVISION, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
+BUSY_S = 10.0
+"""How long a lock of SQLite's is waited for."""
+_BUSY_PAUSE_S = 0.05
 _COLUMNS = [field.name for field in fields(DecisionRow)]
 
 
@@ -44,16 +46,18 @@ class Ledger:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str) -> AsyncIterator[Self]:
+    async def open(cls, url: str, busy_s: float = BUSY_S) -> AsyncIterator[Self]:
         """Open the database at a SQLAlchemy URL (`sqlite+aiosqlite:///file`), migrate it, write until the block ends.
+
+        Args:
+            busy_s: how long another process's lock on an SQLite file is waited for.
 
         Raises:
             LedgerUnavailableError: the database cannot be opened or migrated.
         """
-        engine = _engine(url)
+        engine = _engine(url, busy_s)
         try:
-            async with engine.begin() as connection:
-                await connection.run_sync(_migrate)
+            await _migrated(engine, busy_s)
         except (SQLAlchemyError, OSError) as error:
             await engine.dispose()
             raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
@@ -96,9 +100,10 @@ class Ledger:
             return [_row(found._asdict()) for found in (await connection.execute(query)).all()]
 
     async def ping(self) -> bool:
-        """Whether the database answers."""
+        """Whether the database answers, at once also where it is large."""
         try:
-            await self.count()
+            async with self._engine.connect() as connection:
+                await connection.execute(select(decisions.c.decision_id).limit(1))
         except (SQLAlchemyError, OSError):
             return False
         return True
@@ -117,17 +122,23 @@ class Ledger:
     async def _commit(self, batch: Sequence[tuple[DecisionRow, asyncio.Future[None]]]) -> None:
         try:
             await self._insert([row for row, _ in batch])
-        except (SQLAlchemyError, OSError, TypeError, ValueError) as error:
-            if len(batch) > 1:  # one bad row must not take its neighbours with it
-                for waiting in batch:
-                    await self._commit([waiting])
+        except (OperationalError, InterfaceError, OSError) as error:  # the database: its next row would wait as long
+            self._fail(batch, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the writer lives on and its callers are told
+            if len(batch) == 1:
+                self._fail(batch, error)
                 return
+            for waiting in batch:  # one bad row must not take its neighbours with it
+                await self._commit([waiting])
+        else:
+            for _, done in batch:
+                _settle(done, None)
+
+    def _fail(self, batch: Sequence[tuple[DecisionRow, asyncio.Future[None]]], error: Exception) -> None:
+        for _, done in batch:
             failure = LedgerUnavailableError(f"the row could not be committed: {type(error).__name__}")
             failure.__cause__ = error
-            _settle(batch[0][1], failure)
-            return
-        for _, done in batch:
-            _settle(done, None)
+            _settle(done, failure)
 
     async def _insert(self, rows: Sequence[DecisionRow]) -> None:
         async with self._engine.begin() as connection:
@@ -145,7 +156,7 @@ def _settle(done: asyncio.Future[None], failure: LedgerUnavailableError | None) 
         done.exception()  # a caller that was cancelled will not fetch it
 
 
-def _engine(url: str) -> AsyncEngine:
+def _engine(url: str, busy_s: float) -> AsyncEngine:
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite" and parsed.database:
         Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
@@ -154,15 +165,45 @@ def _engine(url: str) -> AsyncEngine:
 
         @event.listens_for(engine.sync_engine, "connect")
         def _durable(connection: Any, _: Any) -> None:
-            cursor = connection.cursor()
-            for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=FULL"):
-                cursor.execute(f"PRAGMA {pragma}")
-            cursor.close()
+            try:
+                for pragma in (f"busy_timeout={busy_s * 1000:.0f}", "journal_mode=WAL", "synchronous=FULL"):
+                    cursor = connection.cursor()
+                    cursor.execute(f"PRAGMA {pragma}")
+                    cursor.close()
+            except BaseException:
+                connection.close()  # SQLAlchemy forgets it, and its thread and its locks would stay
+                raise
 
     return engine
 
 
+async def _migrated(engine: AsyncEngine, busy_s: float) -> None:
+    """Migrate. While another process turns a new file to WAL, SQLite says "busy" at once and not after its time-out,
+    so the waiting is done here."""
+    clock = asyncio.get_running_loop().time
+    until = clock() + busy_s
+    while True:
+        try:
+            async with engine.begin() as connection:
+                await connection.run_sync(_migrate)
+        except OperationalError as error:
+            code = getattr(error.orig, "sqlite_errorcode", None)
+            if code is None or code & 0xFF != sqlite3.SQLITE_BUSY or clock() > until:
+                raise
+            await asyncio.sleep(_BUSY_PAUSE_S)
+        else:
+            return
+
+
 def _migrate(connection: Connection) -> None:
+    if inspect(connection).has_table("alembic_version"):
+        stamped = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        if stamped == [REVISION]:
+            return
+    # Alembic takes longer to import than most of what a start needs.
+    import alembic.command
+    import alembic.config
+
     if connection.dialect.name == "sqlite":
         # Two gateways that start at once: the second waits here for the first one's migration.
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS ledger_lock (held INTEGER)")

@@ -1,24 +1,49 @@
-"""Any provider through litellm, with our own bounded retries.
+"""Any provider through litellm, with our own bounded retries and none of litellm's.
 
-litellm takes seconds to import: it is imported in a thread at start-up, and a request that comes before waits for it.
+litellm takes seconds to import: a thread does it at start-up, and a request that comes before waits for it. Its first
+call loads some more, in the event loop (about a second on the machines that we measured). All foreign errors become
+`UpstreamError` here, once, and none of them tells a key or an address.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+import orjson
 import structlog
-from pydantic import SecretStr
 
 from router.settings import Large, keep_litellm_offline
-from router.upstream import UpstreamDownError, UpstreamError, UpstreamRejectedError, Usage
+from router.upstream import (
+    LargeStream,
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+    Usage,
+    shape,
+)
+from router.upstream.breaker import Breaker
+from router.upstream.prices import FixedPrices, MappedPrices, Prices
 
 _log = structlog.get_logger("upstream")
-MAX_RETRY_AFTER_S = 20.0
+T = TypeVar("T")
+
+MAX_PAUSE_S = 20.0
+"""A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
+_FIRST_PAUSE_S = 0.25
+_MESSAGE_CHARS = 500
+_CHAIN = 16
+"""Errors behind an error that are looked at."""
 
 _PARAMETERS = frozenset(
     """messages tools tool_choice parallel_tool_calls stream stream_options temperature top_p n stop max_tokens
@@ -31,138 +56,245 @@ argument it could steer litellm itself (`base_url`, `mock_response`, …)."""
 
 
 class LitellmModel:
-    """One large model behind litellm."""
+    """One large model behind litellm. Belongs to one event loop.
+
+    Args:
+        retried: told the code of each failure that is tried again.
+        clock: seconds, monotonic.
+    """
 
     def __init__(
         self,
         settings: Large,
+        *,
         rng: random.Random,
+        retried: Callable[[str], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not settings.model:
             raise ValueError("large.model is not set")
         self.model = settings.model
-        self._settings, self._rng, self._sleep = settings, rng, sleep
+        self._settings, self._rng, self._retried, self._sleep = settings, rng, retried, sleep
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s, clock)
         self._loading: asyncio.Task[ModuleType] | None = None
-        self._unpriced = False
+        self._prices: Prices | None = FixedPrices(settings.price) if settings.price else None
 
     @property
     def ready(self) -> bool:
         """Whether litellm is imported."""
-        return self._loading is not None and self._loading.done()
+        loading = self._loading
+        return loading is not None and loading.done() and not loading.cancelled() and loading.exception() is None
 
-    def warm_up(self) -> None:
-        """Start importing litellm in a thread."""
-        self._loading = self._loading or asyncio.create_task(asyncio.to_thread(_import))
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[LitellmModel]:
+        """Import litellm in a thread; at the end close its connections."""
+        self._loading = asyncio.create_task(asyncio.to_thread(_import), name="litellm-import")
+        try:
+            yield self
+        finally:
+            litellm = await self._loading  # A thread cannot be broken off.
+            await litellm.close_litellm_async_clients()
+            litellm.in_memory_llm_clients_cache.flush_cache()  # It would hand the closed ones out again.
 
-    async def complete(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `LargeModel.complete`."""
-        response = await self._ask({**body, "stream": False})
-        dumped: dict[str, Any] = response.model_dump(exclude_none=False)
-        return dumped
 
-    async def stream(self, body: dict[str, Any]) -> AsyncIterator[dict[str, Any]]:
-        """See `LargeModel.stream`. The connection stands when this returns."""
+        async def attempt() -> dict[str, Any]:
+            response = await self._asked({**body, "stream": False})
+            return shape.completion(response.model_dump())
+
+        return await self._with_retries(attempt)
+
+    async def stream(self, body: Mapping[str, Any]) -> LargeStream:
+        """See `LargeModel.stream`. Usage is always asked for."""
         options = {**(body.get("stream_options") or {}), "include_usage": True}
-        response = await self._ask({**body, "stream": True, "stream_options": options})
-        return self._chunks(response)
+
+        async def attempt() -> LargeStream:
+            response = await self._asked({**body, "stream": True, "stream_options": options})
+            stream = LitellmStream(response, self._settings.timeout_s, self._mapped)
+            try:
+                await stream.open()
+            except BaseException:
+                await stream.aclose()
+                raise
+            return stream
+
+        return await self._with_retries(attempt)
 
     def cost_usd(self, usage: Usage) -> float | None:
-        """By litellm's bundled price map; cached tokens at their own price."""
-        if self._loading is None or not self._loading.done():
-            return None
-        try:
-            prompt, completion = self._loading.result().cost_per_token(
-                model=self.model,
-                prompt_tokens=usage.prompt_tokens,
-                completion_tokens=usage.completion_tokens,
-                cache_read_input_tokens=usage.cached_tokens,
-            )
-        except Exception as error:  # noqa: BLE001 - litellm raises bare Exceptions for a model it cannot price
-            if not self._unpriced:
-                self._unpriced = True
-                _log.warning("price_unknown", model=self.model, error=type(error).__name__)
-            return None
-        total: float = prompt + completion
-        return total
+        """See `LargeModel.cost_usd`."""
+        if self._prices is None:
+            if self._loading is None or not self.ready:
+                return None
+            self._prices = MappedPrices(self._loading.result(), self.model)
+        return self._prices.cost_usd(usage)
 
-    async def _ask(self, body: dict[str, Any]) -> Any:
-        self.warm_up()
-        assert self._loading is not None
+    # ── one attempt ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _asked(self, body: Mapping[str, Any]) -> Any:
+        """litellm's response. Raises UpstreamError."""
+        if self._loading is None:
+            raise RuntimeError("the model is not running")
         litellm = await asyncio.shield(self._loading)
-        attempt = 0
-        while True:
-            try:
-                return await litellm.acompletion(**self._arguments(body))
-            except Exception as error:  # every foreign error is mapped, once, here
-                mapped = self._mapped(error)
-                if isinstance(mapped, UpstreamRejectedError) or attempt >= self._settings.retries:
-                    raise mapped from error
-                _log.info("upstream_retry", code=mapped.code, attempt=attempt)
-                await self._sleep(self._pause(attempt, mapped.retry_after_s))
-                attempt += 1
-
-    async def _chunks(self, response: Any) -> AsyncIterator[dict[str, Any]]:
         try:
-            async for chunk in response:
-                yield chunk.model_dump(exclude_none=False)
-        except Exception as error:  # as above, in mid-stream
+            async with asyncio.timeout(self._settings.timeout_s):
+                return await litellm.acompletion(**self._arguments(body))
+        except Exception as error:
             raise self._mapped(error) from error
 
-    def _arguments(self, body: dict[str, Any]) -> dict[str, Any]:
-        arguments = {key: value for key, value in body.items() if key in _PARAMETERS}
-        others = {key: value for key, value in body.items() if key not in _PARAMETERS and key != "model"}
+    def _arguments(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        # A copy: litellm changes messages and tools in place for some providers.
+        copied: dict[str, Any] = orjson.loads(orjson.dumps(body))
+        arguments = {key: value for key, value in copied.items() if key in _PARAMETERS}
+        others = {key: value for key, value in copied.items() if key not in _PARAMETERS and key != "model"}
         if others:
             arguments["extra_body"] = others
-        key: SecretStr | None = self._settings.api_key
+        settings = self._settings
         return {
             **arguments,
             "model": self.model,
-            "api_base": self._settings.api_base,
-            "api_key": key.get_secret_value() if key else None,
-            "timeout": self._settings.timeout_s,
+            "api_base": settings.api_base,
+            "api_key": settings.api_key.get_secret_value() if settings.api_key else None,
+            "timeout": settings.timeout_s,
+            "drop_params": settings.drop_params,
             "num_retries": 0,
             "max_retries": 0,
             # litellm would look for MCP servers to run tools on, with a package that it does not require.
             "_skip_mcp_handler": True,
         }
 
-    def _pause(self, attempt: int, retry_after_s: float | None) -> float:
-        if retry_after_s is not None:
-            return min(retry_after_s, MAX_RETRY_AFTER_S)
-        return 0.25 * 2.0**attempt * (0.5 + self._rng.random())
+    # ── retries ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _with_retries(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        number = 0
+        while True:
+            try:
+                with self._breaker.attempt():
+                    return await attempt()
+            except UpstreamError as error:
+                pause_s = self._pause_s(number, error.retry_after_s)
+                if not error.retryable or number >= self._settings.retries or pause_s > MAX_PAUSE_S:
+                    raise
+                self._retried(error.code)
+                _log.info("upstream_retry", code=error.code, number=number, pause_s=round(pause_s, 3))
+            await self._sleep(pause_s)
+            number += 1
+
+    def _pause_s(self, number: int, wanted_s: float | None) -> float:
+        """Exponential with jitter in [0.5, 1.5); never less than what the provider asks for."""
+        own: float = _FIRST_PAUSE_S * 2.0**number * (0.5 + self._rng.random())
+        return max(wanted_s or 0.0, min(own, MAX_PAUSE_S))
+
+    # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _mapped(self, error: Exception) -> UpstreamError:
+        if isinstance(error, UpstreamError):
+            return error
         status = getattr(error, "status_code", None)
-        name = type(error).__name__
-        if name == "Timeout" or isinstance(error, TimeoutError):
-            return UpstreamDownError(504, "upstream_timeout", "the large model did not answer in time")
+        if status == 408 or _timed_out(error):
+            message = f"the large model did not answer within {self._settings.timeout_s:g} s"
+            return UpstreamTimeout(504, "upstream_timeout", message, retryable=True)
         if status == 429:
-            return UpstreamDownError(
-                429, "upstream_rate_limited", "the large model is rate limited", _retry_after(error)
-            )
-        if status in (401, 403):
-            return UpstreamDownError(502, "upstream_auth", "the large model refuses the gateway's credentials")
-        if isinstance(status, int) and 400 <= status < 500 and name != "APIConnectionError":
-            return UpstreamRejectedError(status, "upstream_rejected", self._clean(str(getattr(error, "message", ""))))
-        return UpstreamDownError(502, "upstream_unavailable", "the large model cannot be reached")
+            message, wait_s = "the large model is rate limited", _retry_after_s(error)
+            return UpstreamRateLimited(429, "upstream_rate_limited", message, retry_after_s=wait_s, retryable=True)
+        if status in (401, 402, 403):
+            return UpstreamUnavailable(502, "upstream_auth", "the large model refuses the gateway's credentials")
+        if isinstance(status, int) and 400 <= status < 500:
+            message, code, param = self._said(error)
+            return UpstreamRejected(status, code, message, param=param)
+        if not isinstance(status, int):
+            _log.warning("upstream_error_unknown", error=type(error).__name__)
+        return UpstreamUnavailable(502, "upstream_unavailable", "the large model cannot be reached", retryable=True)
 
-    def _clean(self, message: str) -> str:
-        """A provider's message without our key and address, cut to what a person reads."""
-        key = self._settings.api_key
-        for secret in (key.get_secret_value() if key else None, self._settings.api_base):
-            if secret:
-                message = message.replace(secret, "…")
-        return message[:500] or "the large model refused the request"
+    def _said(self, error: Exception) -> tuple[str, str, str | None]:
+        """A refusal's message, code and param as the provider put them, without our key and any address."""
+        body = getattr(error, "body", None)
+        told: Mapping[str, Any] = body if isinstance(body, dict) else {}
+        message = str(told.get("message") or getattr(error, "message", "") or "the large model refused the request")
+        message = re.sub(r"^(litellm\.)?(\w+: )*(\w+Exception - )?", "", message, count=1)
+        if self._settings.api_key:
+            message = message.replace(self._settings.api_key.get_secret_value(), "…")
+        message = re.sub(r"\w+://\S+", "…", message)[:_MESSAGE_CHARS]
+        code, param = told.get("code"), told.get("param")
+        known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code)
+        return message, str(code) if known else "upstream_rejected", param if isinstance(param, str) else None
 
 
-def _retry_after(error: Exception) -> float | None:
-    response = getattr(error, "response", None)
-    headers = getattr(response, "headers", None) or getattr(error, "litellm_response_headers", None) or {}
-    try:
-        return float(headers.get("retry-after", ""))
-    except ValueError:
-        return None
+class LitellmStream:
+    """litellm's chunks in OpenAI's shape. litellm itself ends a stream that broke off with an invented `stop` and
+    counts tokens that nobody reported: here the first is an error, and the second is left out."""
+
+    def __init__(self, response: Any, idle_s: float, mapped: Callable[[Exception], UpstreamError]) -> None:
+        self._response, self._idle_s, self._mapped = response, idle_s, mapped
+        self._first: dict[str, Any] | None = None
+
+    async def open(self) -> None:
+        """Wait for the first chunk, so that what fails can still be retried. Raises UpstreamError."""
+        self._first = await self._next()
+        if self._first is None:
+            raise UpstreamUnavailable(502, "upstream_unavailable", "the large model sent nothing", retryable=True)
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        chunk = self._first
+        while chunk is not None:
+            yield chunk
+            chunk = await self._next()
+
+    async def aclose(self) -> None:
+        """See `LargeStream.aclose`."""
+        await self._response.aclose()
+
+    async def _next(self) -> dict[str, Any] | None:
+        """The next chunk, or None after the last. Raises UpstreamError."""
+        while True:
+            try:
+                async with asyncio.timeout(self._idle_s):
+                    dumped = (await anext(self._response)).model_dump()
+            except StopAsyncIteration:
+                return None
+            except Exception as error:
+                raise self._mapped(error) from error
+            if dumped.get("usage"):
+                if any(getattr(chunk, "usage", None) is not None for chunk in self._response.chunks):
+                    return shape.usage_chunk(dumped)
+            elif self._invented(dumped):
+                raise UpstreamUnavailable(502, "upstream_unavailable", "the large model's stream broke off")
+            else:
+                return shape.chunk(dumped)
+
+    def _invented(self, dumped: Mapping[str, Any]) -> bool:
+        finished = any(choice.get("finish_reason") for choice in dumped.get("choices") or ())
+        response = self._response
+        return finished and response.received_finish_reason is None and response.intermittent_finish_reason is None
+
+
+def _timed_out(error: BaseException) -> bool:
+    """Whether a time-out is at the root of it.
+
+    The socket's own clock starts with the last data, ours with the wait for the next: on a busy machine the socket's
+    is first, and litellm wraps what it raises as a lost connection.
+    """
+    seen: BaseException | None = error
+    for _ in range(_CHAIN):
+        if seen is None:
+            break
+        if isinstance(seen, TimeoutError):
+            return True
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return False
+
+
+def _retry_after_s(error: Exception) -> float | None:
+    """Seconds by a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None without a readable one."""
+    # litellm puts an empty response of its own making into most of its errors; the real headers stand beside it.
+    headers = getattr(error, "litellm_response_headers", None) or {}
+    value = str(headers.get("retry-after", "")).strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None
 
 
 def _import() -> ModuleType:
@@ -171,5 +303,8 @@ def _import() -> ModuleType:
 
     litellm.suppress_debug_info = True
     litellm.telemetry = False
+    # Its log lines quote requests.
+    for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     module: ModuleType = litellm
     return module

@@ -14,12 +14,14 @@ from pathlib import Path
 
 from evaluation.chat_client import Endpoint
 from evaluation.recorded import RecordedServer
+from evaluation.recorded_index import served_name
 from evaluation.recordings import StudyData
 from evaluation.trace_table import Trace, calls_of, draft_of, request_of
 from evaluation.traces import collect
 from policies.policy import Outcome
 from policies.validity import check
-from router.demo import GPT_4O, gateway_process
+from router.demo import GPT_4O
+from router.gateway_process import gateway_process
 from router.ledger import Ledger
 from router.settings import load_settings
 from slm.weights import resolve_model
@@ -39,7 +41,7 @@ async def run(folder: Path, count: int) -> dict[str, object]:
     traces: dict[bool, Trace] = {}
     async with (
         RecordedServer([answers[case.id] for case in cases], cases) as upstream,
-        gateway_process(settings, model, upstream.url, folder) as url,
+        gateway_process(settings, model, folder, large=(f"openai/{served_name(MODEL)}", upstream.url)) as url,
     ):
         for stream in (False, True):
             endpoint = Endpoint(url, "gpt-4o", stream=stream, include_signals=True)

@@ -12,27 +12,18 @@ from fastapi import FastAPI
 
 from router.app import create_app
 from router.local import SmallModelError
-from router.settings import Settings, load_settings
+from router.settings import Settings
 from slm import protocol
-from slm.pattern import SpanTracker, parse_draft
+from tests.router.fake_worker import INFO, draft_events
 
 
 class ScriptedSmall:
     """A small model at the seam: writes the text it is given, one token a character, each as sure as it is told."""
 
-    info = protocol.Info(
-        protocol=1,
-        model="scripted",
-        weights_sha256="0" * 64,
-        adapter_sha256=None,
-        pattern_version="1",
-        architecture="scripted",
-        dtype="float32",
-        context_tokens=1000,
-    )
+    info = INFO
 
     def __init__(
-        self, text: str, logprob: float = -0.01, pause_s: float = 0.0, error: SmallModelError | None = None
+        self, text: str, logprob: float = -0.01, pause_s: float = 0.0, error: BaseException | None = None
     ) -> None:
         self.text, self.logprob, self.pause_s, self.error = text, logprob, pause_s, error
         self.commands: list[protocol.DraftCommand] = []
@@ -51,27 +42,18 @@ class ScriptedSmall:
             self.cancelled += not finished
 
     async def _events(self, finished: list[bool]) -> AsyncIterator[protocol.Event]:
-        yield protocol.Started(prompt_tokens=7, cached_tokens=0, queue_s=0.0, prefill_s=0.0)
-        tracker = SpanTracker()
-        for index, character in enumerate(self.text):
-            await asyncio.sleep(self.pause_s)
-            self.written += 1
-            yield protocol.Token(
-                id=index,
-                text=character,
-                logprob=self.logprob,
-                margin=0.9,
-                entropy=0.1,
-                feasible_mass=1.0,
-                forced=False,
-                span=int(tracker.feed(character)),
-            )
-            if character == "\n" and self.text[: index + 1].count("\n") == 1:
-                parsed = parse_draft(self.text)
-                yield protocol.PlanMade(kind=parsed.kind, names=list(parsed.plan))
-        finished.append(True)
-        size = len(self.text)
-        yield protocol.Done(text=self.text, finish="stop", decode_s=0.0, steps=size, tokens=size)
+        for event in draft_events(self.text, self.logprob):
+            if isinstance(event, protocol.Token):
+                await asyncio.sleep(self.pause_s)
+                self.written += 1
+            elif isinstance(event, protocol.Done):
+                finished.append(True)
+            yield event
+
+
+def away() -> ScriptedSmall:
+    """A small model whose worker is away."""
+    return ScriptedSmall("", error=SmallModelError("worker_unavailable", "away"))
 
 
 @contextlib.asynccontextmanager
@@ -95,9 +77,9 @@ Make = Callable[..., FastAPI]
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Make:
-    """Make a gateway's app: `gateway(small=…, large_base=…, **settings)`."""
+    """Make a gateway's app: `gateway(small=…, upstream=…, large_base=…, **settings)`."""
 
-    def make(*, small: Any = None, large_base: str | None = None, **values: Any) -> FastAPI:
+    def make(*, small: Any = None, upstream: Any = None, large_base: str | None = None, **values: Any) -> FastAPI:
         values.setdefault("policy", {"kind": "threshold", "threshold": 0.5})
         values["ledger"] = {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", **values.get("ledger", {})}
         if large_base:
@@ -108,8 +90,6 @@ def gateway(tmp_path: Path) -> Make:
                 "retries": 2,
                 **values.get("large", {}),
             }
-        settings = Settings.model_validate(values)
-        return create_app(settings, small=small)
+        return create_app(Settings.model_validate(values), small=small, large=upstream)
 
-    assert load_settings(environment={})
     return make

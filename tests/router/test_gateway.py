@@ -1,7 +1,6 @@
 """The gateway through HTTP: drafts, verdicts, escalation, errors, rows."""
 
 import asyncio
-import contextlib
 import io
 import json
 import time
@@ -16,8 +15,11 @@ import structlog
 from evaluation.demo.rows import load_demo
 from evaluation.faults import Cut, Garbage, Status, always, in_turn
 from evaluation.recorded import RecordedServer
-from router.local import SmallModelError
-from tests.router.conftest import Make, ScriptedSmall, served
+from router.ledger import Ledger, LedgerUnavailableError
+from tests.router.conftest import Make, ScriptedSmall, away, served
+
+# litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
+pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
 
 ROWS = load_demo()
 CALLING = next(row for row in ROWS if row.recorded.calls)
@@ -29,6 +31,45 @@ TWO = (
     CALL.replace("Thought: get_weather", "Thought: get_weather, get_weather")
     + '\nAction: get_weather\nAction Input: {"city": "Rome"}'
 )
+
+
+class Scripted:
+    """A large model at the seam: answers with its chunks' text; `pause_s` before each chunk."""
+
+    model, ready = "openai/gpt-4o", True
+
+    def __init__(self, pause_s: float = 0.0, chunks: int = 3) -> None:
+        self.pause_s, self.chunks = pause_s, chunks
+        self.asked = 0
+        self.cancelled = 0
+        self.closed = 0
+
+    async def complete(self, body: Any) -> dict[str, Any]:
+        self.asked += 1
+        try:
+            await asyncio.sleep(self.pause_s)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        message = {"role": "assistant", "content": "word " * self.chunks}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"id": "x", "object": "chat.completion", "choices": [choice]}
+
+    async def stream(self, body: Any) -> Any:
+        self.asked += 1
+        return self
+
+    async def __aiter__(self) -> Any:
+        for index in range(self.chunks):
+            await asyncio.sleep(self.pause_s)
+            finish = "stop" if index == self.chunks - 1 else None
+            yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "word "}, "finish_reason": finish}]}
+
+    async def aclose(self) -> None:
+        self.closed += 1
+
+    def cost_usd(self, usage: Any) -> None:
+        return None
 
 
 def ask(**changes: Any) -> dict[str, Any]:
@@ -50,6 +91,24 @@ async def post(url: str, body: Any) -> tuple[int, dict[str, Any], Any]:
         session.post(url + "/chat/completions", data=io.BytesIO(data)) as response,
     ):
         return response.status, dict(response.headers), await response.json()
+
+
+async def stream(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Headers and decoded events of a stream that ends with `[DONE]`."""
+    async with aiohttp.ClientSession() as session, session.post(url + "/chat/completions", json=body) as response:
+        assert response.content_type == "text/event-stream"
+        *events, done, rest = (await response.text()).split("\n\n")
+        assert (done, rest) == ("data: [DONE]", "")
+        return dict(response.headers), [json.loads(event.removeprefix("data: ")) for event in events]
+
+
+async def rows_of(app: Any, count: int) -> list[Any]:
+    """The rows, once there are `count` of them."""
+    async with asyncio.timeout(5):
+        while await app.state.ledger.count() < count:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    kept: list[Any] = await app.state.ledger.page()
+    return kept
 
 
 async def test_a_sure_and_valid_draft_is_the_answer(gateway: Make) -> None:
@@ -76,6 +135,51 @@ async def test_a_sure_and_valid_draft_is_the_answer(gateway: Make) -> None:
             len(TWO),
         )
         assert row.content is None
+
+
+async def test_small_answers_have_openais_shape(gateway: Make) -> None:
+    """Whole and streamed, key for key; only ids and times differ from request to request."""
+    small = ScriptedSmall(CALL)
+    async with served(gateway(small=small)) as url:
+        _, headers, whole = await post(url, ask())
+        tokens = {"prompt_tokens": 7, "completion_tokens": len(CALL), "total_tokens": 7 + len(CALL)}
+        function = {"name": "get_weather", "arguments": '{"city": "Paris"}'}
+        call = {"id": f"call_{headers['x-smallcall-decision-id']}_0", "type": "function", "function": function}
+        assert len(call["id"]) <= 40
+        assert whole == {
+            "id": "chatcmpl-" + headers["x-smallcall-decision-id"],
+            "object": "chat.completion",
+            "created": whole["created"],
+            "model": "gpt-4o",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": None, "tool_calls": [call]},
+                    "logprobs": None,
+                    "finish_reason": "tool_calls",
+                }
+            ],
+            "usage": tokens,
+        }
+        assert abs(whole["created"] - time.time()) < 60
+        options = {"include_usage": True}
+        extended = ask(stream=True, stream_options=options, smallcall={"include": ["decision"]})
+        headers, events = await stream(url, extended)
+    head = {"id": "chatcmpl-" + headers["x-smallcall-decision-id"], "object": "chat.completion.chunk"}
+    call["id"] = f"call_{headers['x-smallcall-decision-id']}_0"
+    told = events[-1].pop("smallcall")
+    assert (told["side"], told["decision_id"]) == ("small", headers["x-smallcall-decision-id"])
+
+    def chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+        return {**head, "created": events[0]["created"], "model": "gpt-4o", "choices": [choice], "usage": None}
+
+    assert events == [
+        chunk({"role": "assistant", "content": None}),
+        chunk({"tool_calls": [{"index": 0, **call}]}),
+        chunk({}, "tool_calls"),
+        {**head, "created": events[0]["created"], "model": "gpt-4o", "choices": [], "usage": tokens},
+    ]
 
 
 async def test_whole_and_streamed_answers_are_the_same(gateway: Make) -> None:
@@ -113,7 +217,8 @@ async def test_whole_and_streamed_answers_are_the_same(gateway: Make) -> None:
         (ScriptedSmall(CALL.replace('"Paris"', "3")), {}, "invalid_call"),
         (ScriptedSmall("Thought: none\nAction: none"), {}, "no_call"),
         (ScriptedSmall("Thought: ask\nAction: ask"), {}, "ask"),
-        (ScriptedSmall("", error=SmallModelError("worker_unavailable", "away")), {}, "worker_unavailable"),
+        (away(), {}, "worker_unavailable"),
+        (ScriptedSmall("", error=ZeroDivisionError("a bug")), {}, "small_side_crashed"),
         (None, {}, "small_disabled"),
         (ScriptedSmall(CALL), {"tools": None}, "no_tools"),
         (ScriptedSmall(CALL), {"tool_choice": "none"}, "tool_choice_none"),
@@ -243,8 +348,8 @@ async def test_tool_choice_and_turns_reach_the_small_model(gateway: Make) -> Non
         (ask(model=None), 400, "model"),
         (ask(messages=[]), 400, "messages"),
         (ask(messages=[{"content": "x"}]), 400, "messages[0].role"),
-        (ask(tools=[{"type": "function", "function": {"name": "a b"}}]), 400, "tools[0].function.name"),
-        (ask(tools=[TOOL, TOOL]), 400, "tools"),
+        (ask(tools=[{"type": "function", "function": {"name": ""}}]), 400, "tools[0].function.name"),
+        (ask(tools=[TOOL, TOOL]), 400, "tools[1].function.name"),
         (ask(tool_choice={"type": "function", "function": {"name": "x"}}), 400, "tool_choice.function.name"),
         (ask(tool_choice="sometimes"), 400, "tool_choice"),
         (ask(stream="yes"), 400, "stream"),
@@ -277,15 +382,19 @@ def _deep(levels: int) -> dict[str, Any]:
     ids=["remote-ref", "deep", "2MB"],
 )
 async def test_hostile_schemas_go_large_or_are_refused(gateway: Make, schema: dict[str, Any]) -> None:
-    """What cannot be judged is not drafted: 503 without a large model, 400 when pinned small, soon."""
-    tool = {"type": "function", "function": {"name": "get_weather", "parameters": schema}}
-    small = ScriptedSmall(CALL)
+    """What cannot be judged is not drafted: without a large model, or pinned small, a 400 names the schema, soon."""
+    tools = [TOOL, {"type": "function", "function": {"name": "hostile", "parameters": schema}}]
+    small, large = ScriptedSmall(CALL), Scripted()
     began = time.monotonic()
     async with served(gateway(small=small)) as url:
-        status, _, _ = await post(url, ask(tools=[tool]))
-        assert status == 503
-        status, _, body = await post(url, ask(tools=[tool], model="smallcall/small"))
-        assert (status, body["error"]["code"]) == (400, "schema_unsupported")
+        for model in ("gpt-4o", "smallcall/small"):
+            status, headers, body = await post(url, ask(tools=tools, model=model))
+            assert (status, body["error"]["code"]) == (400, "schema_unsupported")
+            assert body["error"]["param"] == "tools[1].function.parameters"
+            assert headers["x-smallcall-decision-id"]
+    async with served(gateway(small=small, upstream=large)) as url:
+        status, headers, _ = await post(url, ask(tools=tools))
+    assert (status, headers["x-smallcall-reason"]) == (200, "schema_unsupported")
     assert small.commands == []
     assert time.monotonic() - began < 5
 
@@ -310,18 +419,18 @@ async def test_faults_of_the_large_model_are_retried_or_told(gateway: Make) -> N
     async with recorded(faults=schedule) as upstream, served(gateway(large_base=upstream.url)) as url:
         assert (await post(url, of(CALLING)))[0] == 200
         assert upstream.totals["requests"] == 3
-    for fault, expected, retries in (
-        (Status(500), 502, 0),
-        (Status(429), 429, 0),
-        (Status(422), 422, 2),
-        (Garbage(), 502, 0),
+    for fault, expected, retries, code in (
+        (Status(500), 502, 0, "upstream_unavailable"),
+        (Status(429), 429, 0, "upstream_rate_limited"),
+        (Status(422), 422, 2, "injected_fault"),
+        (Garbage(), 502, 0, "upstream_unavailable"),
     ):
         async with recorded(faults=always(fault)) as upstream:
             app = gateway(large_base=upstream.url, large={"retries": retries})
             async with served(app) as url:
                 status, _, body = await post(url, of(CALLING))
                 assert status == expected
-                assert body["error"]["code"].startswith("upstream_")
+                assert body["error"]["code"] == code
                 assert "sk-secret" not in str(body)
                 assert upstream.url not in str(body)
                 assert upstream.totals["requests"] == 1
@@ -359,23 +468,184 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(gateway: Make) -> Non
             assert (await app.state.ledger.page())[-1].error_code == "upstream_unavailable"
 
 
-async def test_a_client_that_leaves_cancels_the_draft_and_keeps_its_row(gateway: Make) -> None:
+async def read(url: str, body: dict[str, Any]) -> str:
+    async with aiohttp.ClientSession() as session, session.post(url + "/chat/completions", json=body) as response:
+        return await response.text()
+
+
+async def leave(url: str, body: dict[str, Any], after_s: float = 0.2) -> None:
+    """Ask, and hang up after a while whatever came."""
+    async with aiohttp.ClientSession() as session:
+
+        async def asking() -> None:
+            async with session.post(url + "/chat/completions", json=body) as response:
+                await response.read()
+
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(asking(), after_s)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_leaves_cancels_the_draft_and_keeps_its_row(gateway: Make, streamed: bool) -> None:
     """The slot is freed at once and the row says that the client left."""
-    small = ScriptedSmall(CALL, pause_s=0.05)
-    app = gateway(small=small)
+    small, large = ScriptedSmall(CALL, pause_s=0.05), Scripted()
+    app = gateway(small=small, upstream=large)
     async with served(app) as url:
-        timeout = aiohttp.ClientTimeout(total=0.3)
-        with contextlib.suppress(TimeoutError):
-            async with aiohttp.ClientSession(timeout=timeout) as session:
-                await session.post(url + "/chat/completions", json=ask())
-        for _ in range(100):
-            if await app.state.ledger.count():
-                break
-            await asyncio.sleep(0.02)
-        (row,) = await app.state.ledger.page()
+        await leave(url, ask(stream=streamed))
+        (row,) = await rows_of(app, 1)
     assert small.cancelled == 1
     assert small.written < len(CALL)
-    assert row.client_disconnected
+    assert large.asked == 0
+    assert (row.client_disconnected, row.status, row.side) == (True, 499, "none")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_leaves_cancels_the_upstream_call_and_keeps_its_row(gateway: Make, streamed: bool) -> None:
+    """Before the first byte and in mid-stream; the connection to the provider is closed."""
+    large = Scripted(pause_s=0.1, chunks=50) if streamed else Scripted(pause_s=30)
+    app = gateway(upstream=large)
+    async with served(app) as url:
+        await leave(url, ask(stream=streamed))
+        (row,) = await rows_of(app, 1)
+        assert "smallcall_inflight 0.0" in await metrics(url)
+    assert (large.closed if streamed else large.cancelled) == 1
+    assert (row.client_disconnected, row.status, row.side) == (True, 499, "large")
+
+
+async def metrics(url: str) -> str:
+    async with aiohttp.ClientSession() as session, session.get(url.removesuffix("/v1") + "/metrics") as response:
+        return await response.text()
+
+
+class Lost(Ledger):
+    """A ledger whose disk is full."""
+
+    async def write(self, row: Any) -> None:
+        raise LedgerUnavailableError("disk full")
+
+
+@pytest.mark.parametrize("side", ["small", "large"])
+async def test_no_answer_goes_out_without_its_row(gateway: Make, side: str) -> None:
+    """Where the ledger cannot commit, the client gets an error; a stream gets no finish and no `[DONE]`."""
+    app = gateway(small=ScriptedSmall(CALL) if side == "small" else None, upstream=Scripted())
+    async with served(app) as url:
+        app.state.ledger.__class__ = Lost
+        try:
+            status, _, body = await post(url, ask())
+            assert (status, body["error"]["code"]) == (503, "ledger_unavailable")
+            text = await read(url, ask(stream=True))
+            assert "ledger_unavailable" in text
+            assert "[DONE]" not in text
+            assert '"finish_reason":"' not in text
+        finally:
+            app.state.ledger.__class__ = Ledger
+
+
+async def test_the_end_of_a_stream_is_told_after_its_row(gateway: Make) -> None:
+    """When the client reads a finish reason, the row can already be read."""
+    app = gateway(upstream=Scripted())
+    async with (
+        served(app) as url,
+        aiohttp.ClientSession() as session,
+        session.post(url + "/chat/completions", json=ask(stream=True)) as response,
+    ):
+        seen = b""
+        while b'"finish_reason":"stop"' not in seen:
+            seen += await response.content.readany()
+        row = await app.state.ledger.get(response.headers["x-smallcall-decision-id"])
+    assert (row.side, row.status, row.streamed) == ("large", 200, True)
+
+
+class Opening(Scripted):
+    """Begins with a chunk without choices, as Azure does, and goes on when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def __aiter__(self) -> Any:
+        yield {"id": "x", "choices": [], "prompt_filter_results": []}
+        yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": None}]}
+        await self.go_on.wait()
+        yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+async def test_a_chunk_without_choices_does_not_hold_up_the_stream(gateway: Make) -> None:
+    """What follows it is sent as it comes."""
+    large = Opening()
+    async with (
+        served(gateway(upstream=large)) as url,
+        aiohttp.ClientSession() as session,
+        session.post(url + "/chat/completions", json=ask(stream=True)) as response,
+    ):
+        seen = b""
+        async with asyncio.timeout(5):
+            while b"word" not in seen:
+                seen += await response.content.readany()
+        large.go_on.set()
+        assert (await response.text()).endswith("data: [DONE]\n\n")
+
+
+class Faulty(Scripted):
+    """Fails in the middle of a stream in a way that nobody foresaw."""
+
+    async def __aiter__(self) -> Any:
+        yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": None}]}
+        raise KeyError("Paris?")
+
+
+async def test_a_fault_of_ours_in_mid_stream_is_told_and_recorded_as_ours(gateway: Make) -> None:
+    """An error event, no `[DONE]`, a row of status 500 that blames no client, and nothing of the prompt."""
+    app = gateway(upstream=Faulty())
+    async with served(app) as url:
+        text = await read(url, ask(stream=True))
+        (row,) = await rows_of(app, 1)
+    assert '"internal_error"' in text
+    assert "[DONE]" not in text
+    assert "Paris" not in text
+    assert (row.status, row.error_code, row.client_disconnected) == (500, "internal_error", False)
+
+
+async def test_more_requests_than_allowed_are_asked_to_come_again(gateway: Make) -> None:
+    """503 with Retry-After; when one is done, the next is let in."""
+    app = gateway(upstream=Scripted(pause_s=0.3), server={"max_inflight": 1})
+    async with served(app) as url:
+        first = asyncio.create_task(post(url, ask()))
+        await asyncio.sleep(0.1)
+        status, headers, body = await post(url, ask())
+        assert (status, headers["Retry-After"], body["error"]["code"]) == (503, "1", "overloaded")
+        assert (await first)[0] == 200
+        assert (await post(url, ask()))[0] == 200
+
+
+async def test_unknown_paths_and_methods_get_openais_error_shape(gateway: Make) -> None:
+    """404 and 405 are JSON with an error object."""
+    async with served(gateway()) as url, aiohttp.ClientSession() as session:
+        for path, status, code in (("/nothing", 404, "unknown_url"), ("/chat/completions", 405, "method_not_allowed")):
+            async with session.get(url + path) as response:
+                assert (response.status, (await response.json())["error"]["code"]) == (status, code)
+
+
+async def test_an_agent_goes_on_from_a_small_answer_to_a_large_one(gateway: Make) -> None:
+    """The official client's loop: the minted call id comes back with the tool's result, and the large model gets it."""
+    small = ScriptedSmall(CALL)
+    turns: list[Any] = [{"role": "user", "content": "Paris?"}]
+    async with (
+        served(gateway(small=small, upstream=Scripted())) as url,
+        openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0) as client,
+    ):
+        tools: Any = [TOOL]
+        first = await client.chat.completions.create(model="gpt-4o", messages=turns, tools=tools)
+        message = first.choices[0].message
+        (call,) = message.tool_calls or []
+        turns += [
+            message.model_dump(exclude_none=True),
+            {"role": "tool", "tool_call_id": call.id, "content": "18 degrees"},
+        ]
+        small.text = "Thought: none\nAction: none"
+        second = await client.chat.completions.create(model="gpt-4o", messages=turns, tools=tools)
+    assert second.choices[0].message.content == "word word word "
+    assert small.commands[1].messages[1]["tool_calls"][0]["id"] == call.id
 
 
 async def test_logs_hold_no_prompt_and_no_secret(gateway: Make) -> None:
@@ -403,7 +673,10 @@ async def test_the_other_endpoints_tell_the_state(gateway: Make) -> None:
         async with session.get(root + "/readyz") as response:
             assert await response.json() == {"ledger": True, "small": True}
         async with session.get(root + "/metrics") as response:
-            assert 'smallcall_decisions_total{reason="accepted",side="small",status="200"} 1.0' in await response.text()
+            text = await response.text()
+        counted = 'smallcall_decisions_total{reason="accepted",side="small",stage="after",status="200"} 1.0'
+        assert counted in text
+        assert "smallcall_inflight 0.0" in text
 
 
 async def test_content_is_stored_only_when_asked_for(gateway: Make) -> None:

@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import re
+import resource
+import sqlite3
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -12,7 +15,8 @@ import pytest
 
 from router.ledger import DecisionRow, Ledger, LedgerUnavailableError
 from router.ledger.row import nano_usd
-from router.ledger.tables import decisions
+from router.ledger.store import MAX_QUEUED
+from router.ledger.tables import REVISION, decisions
 
 
 def row(decision_id: str, **changes: object) -> DecisionRow:
@@ -92,6 +96,68 @@ async def test_two_gateways_may_open_a_new_ledger_at_once(tmp_path: Path) -> Non
         assert await ledger.count() == 4
 
 
+async def test_a_lock_on_a_new_file_is_waited_for(tmp_path: Path) -> None:
+    """SQLite refuses at once to turn a file to WAL that another process is writing, whatever its busy time-out."""
+    file = tmp_path / "deep" / "ledger.db"
+    file.parent.mkdir()
+    other = sqlite3.connect(file, isolation_level=None)
+    other.execute("CREATE TABLE other (x)")
+    other.execute("BEGIN IMMEDIATE")
+    asyncio.get_running_loop().call_later(0.2, other.close)
+    async with Ledger.open(url(tmp_path)) as ledger:
+        await ledger.write(row("a"))
+        assert await ledger.count() == 1
+
+
+async def test_a_locked_database_fails_all_who_wait_at_once(tmp_path: Path) -> None:
+    """Forty writers do not wait forty times for a lock; when it is gone, rows are committed again."""
+    async with Ledger.open(url(tmp_path), busy_s=0.4) as ledger:
+        other = sqlite3.connect(tmp_path / "deep" / "ledger.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        async with asyncio.timeout(8):
+            results = await asyncio.gather(*(ledger.write(row(f"a{i}")) for i in range(40)), return_exceptions=True)
+        assert {type(result) for result in results} == {LedgerUnavailableError}
+        other.close()
+        await ledger.write(row("b"))
+        assert [found.decision_id for found in await ledger.page()] == ["b"]
+
+
+async def test_a_full_disk_fails_rows_until_there_is_room(tmp_path: Path) -> None:
+    """Under load: no writer hangs, none is told of a row that is not there, and the ledger comes back by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    outcomes: dict[str, BaseException | None] = {}
+    async with Ledger.open(url(tmp_path)) as ledger:
+
+        async def work(name: str) -> None:
+            for i in range(60):
+                try:
+                    await ledger.write(row(f"{name}{i}"))
+                except LedgerUnavailableError as error:
+                    outcomes[f"{name}{i}"] = error
+                else:
+                    outcomes[f"{name}{i}"] = None
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (256 * 1024, hard))  # of any file; the kernel says EFBIG
+        try:
+            async with asyncio.timeout(30):
+                await asyncio.gather(*map(work, "abcdefgh"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert len(outcomes) == 480
+        committed = {name for name, error in outcomes.items() if error is None}
+        assert 0 < len(committed) < 480
+        await ledger.write(row("z"))
+        assert {found.decision_id for found in await ledger.page()} == committed | {"z"}
+
+
+async def test_the_queue_is_bounded_and_a_writer_waits(tmp_path: Path) -> None:
+    """More writers than the queue holds: all wait, and every row is committed."""
+    async with Ledger.open(url(tmp_path)) as ledger:
+        number = MAX_QUEUED + 500
+        await asyncio.gather(*(ledger.write(row(f"{i:05}")) for i in range(number)))
+        assert await ledger.count() == number
+
+
 async def test_an_unusable_database_is_a_clear_error(tmp_path: Path) -> None:
     """A file that is no database is refused at opening."""
     (tmp_path / "x.db").write_bytes(b"not a database" * 100)
@@ -140,10 +206,20 @@ async def test_migrations_make_the_table_that_the_code_uses(tmp_path: Path) -> N
         pass
     engine = create_engine(f"sqlite:///{tmp_path / 'deep' / 'ledger.db'}")
     with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), decisions.metadata)
+        context = MigrationContext.configure(connection)
+        differences = compare_metadata(context, decisions.metadata)
+        assert context.get_current_revision() == REVISION
     engine.dispose()
     assert [d for d in differences if "ledger_lock" not in str(d) and "alembic" not in str(d)] == []
     assert [field.name for field in fields(DecisionRow)] == list(decisions.columns.keys())
+
+
+def test_the_documentation_tells_of_every_column() -> None:
+    """In the table's order, each with whether it may be null."""
+    text = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (yes|no) \|", text, re.MULTILINE)
+    told = [(name, null == "yes") for names, null in lines for name in re.findall(r"\w+", names)]
+    assert told == [(column.name, column.nullable) for column in decisions.columns]
 
 
 def test_a_time_without_zone_is_refused() -> None:

@@ -1,9 +1,11 @@
 """Configuration: files, variables, and errors that name the key."""
 
-import re
+import ast
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from router import settings as module
@@ -28,6 +30,11 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ("policy: {kind: magic}", {}, "policy"),
         ("server: {host: 0.0.0.0}", {}, "server.host"),
         ("- 1", {}, "not a mapping"),
+        ("a: [", {}, "line 1"),
+        ("", {"SMALLCALL_SERVRE__PORT": "1"}, "servre"),
+        ("server: {port: 1}", {"SMALLCALL_SERVER__PORT__X": "1"}, "SMALLCALL_SERVER__PORT__X"),
+        ("policy: {kind: threshold, threshold: 7}", {}, "policy.threshold"),
+        ("large: {price: {input_usd_per_mtok: 1}}", {}, "large.price.output_usd_per_mtok"),
     ],
 )
 def test_unknown_and_wrong_keys_are_named(tmp_path: Path, text: str, environment: dict[str, str], named: str) -> None:
@@ -38,10 +45,15 @@ def test_unknown_and_wrong_keys_are_named(tmp_path: Path, text: str, environment
         load_settings(file, environment)
 
 
-def test_an_error_never_shows_a_secret() -> None:
+def test_an_error_never_shows_a_secret(tmp_path: Path) -> None:
     """A wrong setting beside a key does not print the key."""
     with pytest.raises(SettingsError) as caught:
         load_settings(environment={"SMALLCALL_LARGE__API_KEY": "sk-secret", "SMALLCALL_LARGE__RETRIES": "x"})
+    assert "sk-secret" not in str(caught.value)
+    file = tmp_path / "smallcall.yaml"
+    file.write_text("large:\n  api_key: [sk-secret\n  x: }")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(file, {})
     assert "sk-secret" not in str(caught.value)
     assert "sk-secret" not in repr(load_settings(environment={"SMALLCALL_LARGE__API_KEY": "sk-secret"}))
 
@@ -49,23 +61,43 @@ def test_an_error_never_shows_a_secret() -> None:
 def _names(model: type[BaseModel]) -> set[str]:
     names = set()
     for name, field in model.model_fields.items():
-        inner = field.annotation
-        names |= _names(inner) if isinstance(inner, type) and issubclass(inner, BaseModel) else {name}
+        sections = [part for part in (field.annotation, *get_args(field.annotation)) if isinstance(part, type)]
+        inner = [part for part in sections if issubclass(part, BaseModel)]
+        names |= _names(inner[0]) if inner else {name}
     return names
 
 
 def test_every_setting_is_read_somewhere() -> None:
-    """No knob is dead: each is used outside the settings module, which itself reads three."""
+    """No knob is dead: each stands as an attribute in the code, be it in a property or a rule of the settings."""
     root = Path(module.__file__).parent
-    code = "\n".join(path.read_text() for path in root.rglob("*.py") if path.name != "settings.py")
-    dead = {
-        name
-        for name in _names(Settings)
-        if name not in ("cache", "allow_public", "adapter") and not re.search(rf"\.{name}\b", code)
-    }
-    assert dead == set()
-    assert "cache_folder" in code
-    assert "adapter_folder" in code
+    trees = [ast.parse(path.read_text()) for path in root.rglob("*.py")]
+    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert _names(Settings) - read == set()
+    assert {"input_usd_per_mtok", "max_inflight", "api_key"} <= _names(Settings)
+
+
+def test_an_empty_variable_counts_as_not_set_and_types_are_converted() -> None:
+    """As compose files leave them; a policy's values, whose types are not declared, are read as YAML."""
+    made = load_settings(
+        environment={
+            "SMALLCALL_LARGE__MODEL": "",
+            "SMALLCALL_SMALL__ENABLED": "false",
+            "SMALLCALL_POLICY__KIND": "threshold",
+            "SMALLCALL_POLICY__THRESHOLD": "0.25",
+            "SMALLCALL_LARGE__API_KEY": "0123",
+        }
+    )
+    assert (made.large.model, made.small.enabled) == (None, False)
+    assert made.policy == {"kind": "threshold", "threshold": 0.25}
+    assert made.large.api_key is not None
+    assert made.large.api_key.get_secret_value() == "0123"
+
+
+def test_the_example_file_is_valid_and_says_the_defaults() -> None:
+    """Every key of the example exists, and what it sets without a comment is what would be without it."""
+    example = Path(module.__file__).parents[1] / "smallcall.example.yaml"
+    assert load_settings(example, {}) == Settings()
+    assert set(yaml.safe_load(example.read_text())) == set(Settings.model_fields)
 
 
 def test_the_shipped_adapter_goes_with_its_own_model_only(tmp_path: Path) -> None:

@@ -12,20 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.dataset import (
-    IGNORED,
     BadRow,
     asks_back,
-    digest,
     encode,
     end_token,
     example_of,
-    held_out,
-    in_length_groups,
     read_rows,
     split_by_conversation,
 )
 from slm.model import load
 from slm.pattern import parse_draft, render_prompt
+from slm.splits import held_out
 from slm.tokens import Tokens
 from tests.slm.conftest import TIME, WEATHER
 
@@ -125,7 +122,7 @@ def test_a_row_is_tokenised_as_the_engine_tokenises_a_request(tokens: Tokens) ->
     assert list(encoded.ids[: encoded.prompt_tokens]) == tokens.prompt(
         render_prompt(USER, [WEATHER, TIME], tokens.frame)
     )
-    taught = [label for label in encoded.labels if label != IGNORED]
+    taught = encoded.ids[encoded.prompt_tokens :]
     assert taught[-1] == end_token(tokens)
     assert taught[-1] in tokens.end_ids
     text = b"".join(tokens.piece(token) for token in taught[:-1]).decode()
@@ -140,18 +137,6 @@ def test_a_row_that_is_too_long_is_refused(tokens: Tokens) -> None:
     assert caught.value.reason == "too long"
 
 
-@given(st.lists(st.integers(1, 9), max_size=60), st.integers(1, 7), st.randoms(use_true_random=False))
-def test_length_groups_hold_every_row_once(lengths: list[int], size: int, rng: Any) -> None:
-    """The order is a permutation, and the full groups are runs of the sorted lengths."""
-    groups = list(range(-(-len(lengths) // size)))
-    rng.shuffle(groups)
-    order = in_length_groups(lengths, size, groups)
-    assert sorted(order) == list(range(len(lengths)))
-    batches = [sorted(lengths[index] for index in order[at : at + size]) for at in range(0, len(order), size)]
-    expected = [sorted(lengths)[at : at + size] for at in range(0, len(lengths), size)]
-    assert sorted(batches) == sorted(expected)
-
-
 @given(st.lists(st.sampled_from("abcdefgh"), max_size=40), st.floats(0, 1))
 def test_no_conversation_is_on_both_sides_of_a_split(conversations: list[str], share: float) -> None:
     """The side follows from the conversation alone."""
@@ -159,14 +144,7 @@ def test_no_conversation_is_on_both_sides_of_a_split(conversations: list[str], s
     taught, kept = split_by_conversation(examples, share)
     assert len(taught) + len(kept) == len(examples)
     assert not {e.conversation for e in taught} & {e.conversation for e in kept}
-    assert all(held_out(e.conversation, share, "validation") for e in kept)
-
-
-def test_a_digest_names_tokens_and_where_they_are_taught(tokens: Tokens) -> None:
-    """Two sequences have one digest only if they are equal in tokens, order and prompt lengths."""
-    one, two = (encode(example_of(row(messages=[{"role": "user", "content": text}])), tokens, 2048) for text in "ab")
-    assert digest([one, two]) == digest([one, two])
-    assert len({digest(rows) for rows in ([one, two], [two, one], [one], [])}) == 4
+    assert all(held_out(e.conversation, share) for e in kept)
 
 
 # ── the shipped rows ─────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,6 +12,7 @@ import yaml
 from slm.curriculum import training_course
 from slm.dataset import IGNORED, encode, example_of
 from slm.model import load
+from slm.packing import planted
 from slm.recipe import Recipe, RecipeError, load_recipe, recipe_names
 from tests.slm.conftest import TIME, WEATHER
 
@@ -55,10 +56,10 @@ def recipe(**changes: Any) -> Recipe:
     fields: dict[str, Any] = {
         "name": "tiny",
         "base": "tiny",
-        "data": {"validation_share": 0.1, "validation_rows": 4},
+        "data": {"validation_share": 0.1, "validation_rows": 4, "tree_tokens": 400, "rows_a_group": 2},
         "augment": {"mask_names": 0.3, "remove_gold": 0.1},
         "lora": {"rank": 2, "alpha": 4, "dropout": 0.1},
-        "optimiser": {"learning_rate": 0.01, "batch_rows": 4},
+        "optimiser": {"learning_rate": 0.01, "trees_a_step": 2},
         "run": {"evaluate_every": 3},
     }
     return Recipe.model_validate({**fields, **changes})
@@ -122,47 +123,42 @@ def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder
     mixed = recipe(data={"sources": {"a": 3, "b": 1}, "rows": 80, "validation_share": 0})
     examples = [example_of(row) for row in rows()]
     course = training_course(examples, mixed, tokens)
-    assert len(course.rows) == 80
+    assert course.rows == 80
     assert 45 <= course.sources["a"] <= 75
     assert course == training_course(examples, mixed, tokens)
     other = mixed.model_copy(update={"run": mixed.run.model_copy(update={"seed": 1})})
-    assert course.rows != training_course(examples, other, tokens).rows
+    assert course.trees != training_course(examples, other, tokens).trees
 
 
 # ── the loss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("base", ["llama_folder", "opt_folder"])
-def test_the_thrifty_loss_and_its_gradient_equal_the_plain_ones(base: str, request: pytest.FixtureRequest) -> None:
-    """Head on taught tokens, no mask and a shared beginning give what the model's own loss gives."""
-    from slm.sft import Collator, shared_beginning, taught_loss
+def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(base: str, request: pytest.FixtureRequest) -> None:
+    """Shared beginnings, no padding and the head on taught tokens give what the model's own loss gives row by row."""
+    from slm.sft import collate, tree_loss
 
     loaded = load(request.getfixturevalue(base))
     model = loaded.model.requires_grad_(True)
     encoded = [encode(example_of(row), loaded.tokens, 2048) for row in rows(6)]
-    batch = Collator(0)([{"input_ids": one.ids, "labels": one.labels} for one in encoded])
-    assert shared_beginning(batch["input_ids"], batch["labels"]) > 40
-    plain = model(**batch).loss * (batch["labels"] != IGNORED).sum()
+    plain = torch.zeros(())
+    for one in encoded:
+        ids = torch.tensor([one.ids])
+        labels = torch.tensor([[IGNORED] * one.prompt_tokens + list(one.ids[one.prompt_tokens :])])
+        plain = plain + model(input_ids=ids, labels=labels).loss * (len(one.ids) - one.prompt_tokens)
     plain.backward()
     wanted = [parameter.grad.clone() for parameter in model.parameters()]
-    for share in (True, False):
-        model.zero_grad()
-        loss = taught_loss(model, batch["input_ids"], batch["labels"], share=share)
-        loss.backward()
-        torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-4)
-        for parameter, gradient in zip(model.parameters(), wanted, strict=True):
-            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
-
-
-def test_the_token_before_the_first_taught_one_is_never_shared() -> None:
-    """It predicts a taught token, and rows that are wholly alike keep something of their own."""
-    from slm.sft import shared_beginning
-
-    ids = torch.tensor([[5, 6, 7, 8], [5, 6, 7, 9]])
-    labels = torch.tensor([[IGNORED, IGNORED, IGNORED, 8], [IGNORED, IGNORED, IGNORED, 9]])
-    assert shared_beginning(ids, labels) == 2
-    assert shared_beginning(ids[:1], labels[:1]) == 2
-    assert shared_beginning(ids, torch.where(ids == 6, 6, labels)) == 0
+    model.zero_grad()
+    (tree,) = planted([encoded], 10_000)
+    assert len(tree) < 0.7 * sum(len(one.ids) for one in encoded)
+    batch = collate(
+        [{"input_ids": tree.ids, "labels": tree.labels, "parents": tree.parents, "position_ids": tree.depths}]
+    )
+    loss = tree_loss(model, batch["input_ids"], batch["labels"], batch["parents"], batch["position_ids"])
+    loss.backward()
+    torch.testing.assert_close(loss, plain, rtol=1e-4, atol=1e-4)
+    for parameter, gradient in zip(model.parameters(), wanted, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-3)
 
 
 # ── runs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -203,7 +199,7 @@ def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Pa
     from slm.train import TrainingError, train
 
     seen: list[Any] = []
-    longer = recipe(optimiser={"learning_rate": 0.02, "batch_rows": 4, "epochs": 4})
+    longer = recipe(optimiser={"learning_rate": 0.02, "trees_a_step": 2, "epochs": 4})
     result = train(longer, llama_folder, [data], tmp_path / "run", progress=seen.append)
     training = [point["loss"] for point in curve(tmp_path / "run") if "loss" in point]
     assert sum(training[-3:]) < 0.8 * sum(training[:3])
