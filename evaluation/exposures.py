@@ -9,6 +9,7 @@ nothing of either and is left out, and counted.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,8 @@ from evaluation.metrics import Floats, MetricError
 class Requests:
     """N requests that an experiment took in; arrays (N,). NaN: not known."""
 
-    unit: npt.NDArray[np.str_]
+    unit: npt.NDArray[Any]
+    """What was assigned as a whole; any values that can be sorted."""
     arm: npt.NDArray[np.str_]
     at_s: Floats
     """Unix time of arrival."""

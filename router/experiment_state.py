@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import time
+from array import array
 from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import structlog
-from sqlalchemy.exc import SQLAlchemyError
 
 from evaluation.experiments import Guardrails, Plan, State, state
 from evaluation.exposures import Requests, gather
-from evaluation.metrics import MetricError
 from router.experiments import Assignment
-from router.ledger import Ledger, LedgerUnavailableError
+from router.ledger import Ledger
 from router.ledger.row import NANO
 from router.ledger.store import ExposedRequest
 from router.settings import Experiment
+from router.telemetry import where
 
 _log = structlog.get_logger("experiments")
 MAX_REQUESTS = 1_000_000
-"""An experiment is judged by its first million requests."""
+"""An experiment is judged by its first million requests, or hardly more."""
+_REST = 20.0
+"""A look that took a second is followed by at least twenty of rest."""
 
 
 class LabelsError(ValueError):
@@ -68,8 +70,13 @@ async def experiment_state(
     Raises:
         MetricError: the rows name an arm that the configuration does not.
     """
-    rows = await ledger.exposures(name, MAX_REQUESTS)
-    units = gather(_requests(rows, labels), window_s=experiment.window_s, now_s=now_s)
+    columns = _Columns(labels)
+    rows = await ledger.exposures(name)
+    while rows and len(columns.at_s) < MAX_REQUESTS:
+        for row in rows:
+            columns.add(row)
+        rows = await ledger.exposures(name, after=rows[-1].decision_id)
+    units = gather(columns.requests(), window_s=experiment.window_s, now_s=now_s)
     rails = experiment.guardrails
     plan = Plan(
         {arm_name: arm.weight for arm_name, arm in experiment.arms.items()},
@@ -81,34 +88,53 @@ async def experiment_state(
     return state(units, plan)
 
 
-def _requests(rows: list[ExposedRequest], labels: Mapping[str, Label]) -> Requests:
-    found = [labels.get(row.decision_id) for row in rows]
+class _Columns:
+    """Requests packed as they are read: about 90 bytes each."""
 
-    def told(values: list[bool | None]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-        return np.array([np.nan if value is None else float(value) for value in values], dtype=np.float64)
+    def __init__(self, labels: Mapping[str, Label]) -> None:
+        self._labels, self._arms = labels, dict[str, int]()
+        self._unit, self._arm, self._sizes = array("Q"), array("H"), array("I")
+        self.at_s, self._cost_usd, self._latency_s = array("d"), array("d"), array("d")
+        self._invalid, self._passed, self._tool_error = array("d"), array("d"), array("d")
 
-    sizes = np.array([(row.n_messages, row.n_tools) for row in rows], dtype=np.float64).reshape(-1, 2)
-    return Requests(
-        unit=np.array([row.unit_sha256 for row in rows], dtype=np.str_),
-        arm=np.array([row.arm for row in rows], dtype=np.str_),
-        at_s=np.array([row.created_at.timestamp() for row in rows], dtype=np.float64),
-        cost_usd=np.array([_cost(row) for row in rows], dtype=np.float64),
-        latency_s=np.array([row.latency_s for row in rows], dtype=np.float64),
-        invalid=told([None if row.outcome is None else _invalid(row) for row in rows]),
-        passed=told([label.passed if label else None for label in found]),
-        tool_error=told([label.tool_error if label else None for label in found]),
-        covariates=np.log1p(sizes),
-    )
+    def add(self, row: ExposedRequest) -> None:
+        label = self._labels.get(row.decision_id)
+        # 64 bits of a digest: two of a million units fall together once in 37 million experiments.
+        self._unit.append(int(row.unit_sha256[:16], 16))
+        self._arm.append(self._arms.setdefault(row.arm, len(self._arms)))
+        self._sizes.extend((row.n_messages, row.n_tools))
+        self.at_s.append(row.created_at.timestamp())
+        self._cost_usd.append(_cost(row))
+        self._latency_s.append(row.latency_s)
+        self._invalid.append(
+            _number(None if row.outcome is None else row.outcome == "unparsable" or bool(row.findings))
+        )
+        self._passed.append(_number(label.passed if label else None))
+        self._tool_error.append(_number(label.tool_error if label else None))
+
+    def requests(self) -> Requests:
+        names = np.array(list(self._arms) or [""], dtype=np.str_)
+        return Requests(
+            unit=np.array(self._unit),
+            arm=names[np.array(self._arm, dtype=np.intp)],
+            at_s=np.array(self.at_s),
+            cost_usd=np.array(self._cost_usd),
+            latency_s=np.array(self._latency_s),
+            invalid=np.array(self._invalid),
+            passed=np.array(self._passed),
+            tool_error=np.array(self._tool_error),
+            covariates=np.log1p(np.array(self._sizes, dtype=np.float64)).reshape(-1, 2),
+        )
+
+
+def _number(known: bool | None) -> float:
+    return float("nan") if known is None else float(known)
 
 
 def _cost(row: ExposedRequest) -> float:
     if row.large_model is None:
         return 0.0
     return float("nan") if row.large_cost_nusd is None else row.large_cost_nusd / NANO
-
-
-def _invalid(row: ExposedRequest) -> bool:
-    return row.outcome == "unparsable" or bool(row.findings)
 
 
 class Watch:
@@ -126,8 +152,8 @@ class Watch:
         try:
             # A thread with a loop of its own: a long experiment takes seconds to add up, and requests must not wait.
             found = await asyncio.to_thread(lambda: asyncio.run(self._state()))
-        except (LedgerUnavailableError, SQLAlchemyError, OSError, MetricError) as error:
-            _log.error("experiment_not_read", experiment=name, error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+            _log.error("experiment_not_read", experiment=name, where=where(error))
             return
         if found.stopped:
             gone = {f"{one.name}:{rail.name}" for one in found.treatments for rail in one.guardrails if rail.tripped_at}
@@ -140,6 +166,9 @@ class Watch:
 
     async def run(self) -> None:
         """Look until it is over."""
+        pause_s = self._experiment.check_every_s
         while not self._assignment.stopped:
-            await asyncio.sleep(self._experiment.check_every_s)
+            await asyncio.sleep(pause_s)
+            began = time.monotonic()
             await self.look()
+            pause_s = max(self._experiment.check_every_s, _REST * (time.monotonic() - began))

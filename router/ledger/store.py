@@ -115,13 +115,13 @@ class Ledger:
         async with self._engine.connect() as connection:
             return [_row(found._asdict()) for found in (await connection.execute(query)).all()]
 
-    async def exposures(self, experiment: str, limit: int) -> list[ExposedRequest]:
-        """The first `limit` requests of an experiment, in the order of their ids."""
+    async def exposures(self, experiment: str, limit: int = 10_000, after: str = "") -> list[ExposedRequest]:
+        """Requests of an experiment, paged as by `page`."""
         wanted = [decisions.c[name] for name in ExposedRequest._fields]
-        query = select(*wanted).where(decisions.c.experiment == experiment).order_by(decisions.c.decision_id)
+        query = select(*wanted).where(decisions.c.experiment == experiment, decisions.c.decision_id > after)
         async with self._engine.connect() as connection:
-            rows = (await connection.execute(query.limit(limit))).all()
-        return [ExposedRequest(*row)._replace(created_at=_zoned(row.created_at)) for row in rows]
+            found = await connection.execute(query.order_by(decisions.c.decision_id).limit(limit))
+            return [ExposedRequest(*row)._replace(created_at=_zoned(row.created_at)) for row in found.all()]
 
     async def ping(self) -> bool:
         """Whether the database answers, at once also where it is large."""

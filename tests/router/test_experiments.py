@@ -1,9 +1,11 @@
 """Experiments through the gateway's door: who gets which arm, what is kept, how it ends, what is told of it."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -21,6 +23,7 @@ from typer.testing import CliRunner
 from policies.policy import Request
 from router.cli import app as cli
 from router.dialects.chat import ChatRequest, LargeOnly
+from router.experiment_state import Watch
 from router.experiments import Assignment
 from router.ledger import DecisionRow, Ledger
 from router.settings import Experiment, Settings, SettingsError, load_settings
@@ -241,6 +244,40 @@ async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None
     app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(app):
         assert not app.state.assignment.stopped
+
+
+async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(tmp_path: Path) -> None:
+    """Rows of an arm that is not configured cannot be judged; once they are gone, harm is seen."""
+    rows = _rows(1500, invalid={"control": 0.02, "bold": 0.4})
+    stranger = replace(rows[0], decision_id="stranger", arm="stranger", unit_sha256="f" * 64)
+    url = await _written(tmp_path, [*rows, stranger])
+    assignment = _assignment()
+    watch = Watch(url, Experiment.model_validate({**TWO_ARMS, "check_every_s": 0.01}), assignment)
+    await watch.look()
+    assert not assignment.stopped
+    running = asyncio.create_task(watch.run())
+    await asyncio.sleep(0.1)
+    assert not running.done()
+    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
+        connection.execute("DELETE FROM decisions WHERE decision_id = 'stranger'")
+        connection.commit()
+    async with asyncio.timeout(10):
+        await running
+    assert assignment.stopped
+
+
+async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(tmp_path: Path) -> None:
+    rows = _rows(7, invalid={"control": 0.0, "bold": 0.0})
+    others = [replace(rows[0], decision_id="x", experiment="other"), replace(rows[0], decision_id="y", experiment=None)]
+    url = await _written(tmp_path, [*rows, *others])
+    found, page = [], []
+    async with Ledger.open(url) as ledger:
+        while page := await ledger.exposures("trial", limit=3, after=page[-1].decision_id if page else ""):
+            found += page
+    assert [row.decision_id for row in found] == [row.decision_id for row in rows]
+    assert [(row.created_at, row.arm, row.large_cost_nusd) for row in found] == [
+        (row.created_at, row.arm, row.large_cost_nusd) for row in rows
+    ]
 
 
 def _config(folder: Path, url: str, **changes: Any) -> Path:
