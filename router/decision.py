@@ -152,6 +152,7 @@ class Decision:
             policy=self.policy,
             score=self.verdict.score,
             threshold=self.verdict.threshold,
+            propensity=self.verdict.propensity,
             outcome=self.draft.outcome if self.draft else None,
             n_tools=len(chat.tools),
             n_messages=len(chat.view.messages),

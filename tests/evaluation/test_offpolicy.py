@@ -18,6 +18,8 @@ from evaluation.offpolicy import (
     plan_audits,
     snips,
 )
+from policies.baselines import RandomMix
+from policies.policy import Action, Draft, DraftCall, Outcome, Request, Tool
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,26 @@ def test_doubly_robust_is_right_where_the_model_is_wrong_or_the_probabilities_ar
         _assert_centred(np.array(values))
     assert abs(np.mean(none) - TRUTH) > 0.02
     assert np.std(both) < np.std(wrong_model)
+
+
+def test_the_log_of_a_random_mix_tells_what_each_model_alone_is_worth() -> None:
+    """The probabilities are those that the policy states with its verdicts."""
+    policy, rng = RandomMix(0.3), np.random.default_rng(8)
+    tool = Tool("t", "", {"type": "object"})
+    draft = Draft(Outcome.CALLS, (DraftCall("t", "{}"),))
+    actions, logged = [], []
+    for i in range(4000):
+        request = Request(messages=({"role": "user", "content": str(i)},), tools=(tool,))
+        before = policy.before(request)
+        verdict = before if before.action is Action.ESCALATE else policy.after(request, draft)
+        actions.append(verdict.action)
+        logged.append(verdict.propensity)
+    large = np.array([action is Action.ESCALATE for action in actions])
+    rewards = (rng.random(4000) < np.where(large, 0.9, 0.6)).astype(np.float64)
+    for wanted, truth in ((large, 0.9), (~large, 0.6)):
+        found = ips(rewards, importance_weights(wanted.astype(np.float64), logged))
+        assert abs(found.value - truth) < 4 * found.standard_error
+        assert found.standard_error < 0.03
 
 
 def test_doubly_robust_knows_its_spread() -> None:

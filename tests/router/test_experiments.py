@@ -162,6 +162,21 @@ async def test_each_arm_has_its_policy_and_its_rows_say_so_also_after_a_restart(
     assert [(row.experiment, row.arm, row.arm_propensity, row.unit_sha256) for row in pinned] == [(None,) * 4] * 2
 
 
+async def test_a_row_holds_the_probability_of_its_verdict_and_that_of_its_arm(gateway: Make) -> None:
+    """A policy that draws lots says how they fell; one that does not is certain."""
+    arms = {"control": {"weight": 1}, "mixed": {"weight": 3, "policy": {"kind": "random_mix", "share": 0.25}}}
+    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": {"arms": arms}})
+    async with served(app) as url:
+        for i in range(24):
+            await _post(url, str(i), messages=[{"role": "user", "content": str(i)}])
+        rows = await rows_of(app, 24)
+    assert {(row.arm, row.side, row.propensity, row.arm_propensity) for row in rows} == {
+        ("control", "small", 1.0, 0.25),
+        ("mixed", "small", 0.75, 0.75),
+        ("mixed", "large", 0.25, 0.75),
+    }
+
+
 async def test_a_gateway_without_experiments_loads_no_statistics() -> None:
     """scipy takes longer to import than the gateway."""
     script = (
