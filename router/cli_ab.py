@@ -17,7 +17,7 @@ from router.settings import Experiment, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from evaluation.comparison import Difference
-    from evaluation.experiments import State
+    from evaluation.experiments import Guardrail, State
 
 ab_app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -123,9 +123,14 @@ def _show(name: str, experiment: Experiment, found: State) -> None:
         ):
             console.print(f"  {label}: {_told(difference, spec, experiment.alpha)}", soft_wrap=True, highlight=False)
         for rail in one.guardrails:
-            gone = f"GONE after {rail.tripped_at} units" if rail.tripped_at is not None else "stands"
-            console.print(f"  guardrail {rail.name} (limit {rail.limit:g}): {gone}", highlight=False)
+            console.print(f"  guardrail {rail.name} (limit {rail.limit:g}): {_stands(rail)}", highlight=False)
         console.print(f"  {_ADVICE[one.advice]}", highlight=False)
+
+
+def _stands(rail: Guardrail) -> str:
+    if rail.tripped_at is not None:
+        return f"GONE after {rail.tripped_at} units"
+    return "stands" if math.isfinite(rail.lower) else "too few units that tell of it"
 
 
 def _figure(value: float | None, spec: str) -> str:

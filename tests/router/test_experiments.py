@@ -297,7 +297,7 @@ async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(tmp_
 
 def _config(folder: Path, url: str, **changes: Any) -> Path:
     file = folder / "smallcall.yaml"
-    trial = {**TWO_ARMS, "margin": 0.05, "planned_units": 3000, **changes}
+    trial = {**TWO_ARMS, "margin": 0.05, "planned_units": 3000, "guardrails": {"p95_latency_s": 9}, **changes}
     file.write_text(json.dumps({"ledger": {"url": url}, "experiments": {"trial": trial}}))
     return file
 
@@ -317,7 +317,12 @@ def test_the_status_tells_arms_intervals_sample_ratio_guardrails_and_the_ship_ru
     )
     shown = _status("trial", "--config", str(config), "--labels", str(labels))
     assert shown.exit_code == 0, shown.output
-    for part in ("sample ratio: sound", "guardrail invalid_calls (limit 0.05): stands", "ship: it surely loses less"):
+    for part in (
+        "sample ratio: sound",
+        "guardrail invalid_calls (limit 0.05): stands",
+        "guardrail p95_latency_s (limit 9): stands",
+        "ship: it surely loses less",
+    ):
         assert part in shown.output
     told = json.loads(_status("trial", "--config", str(config), "--labels", str(labels), "--json").stdout)
     assert [arm["name"] for arm in told["arms"]] == ["control", "bold"]
@@ -335,7 +340,8 @@ def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> 
     config = _config(tmp_path, asyncio.run(_written(tmp_path, rows)))
     shown = _status("trial", "--config", str(config))
     assert "pass rate: not known (no labels" in shown.output
-    assert "GONE after" in shown.output
+    assert "guardrail invalid_calls (limit 0.05): GONE after" in shown.output
+    assert "guardrail tool_errors (limit 0.02): too few units" in shown.output
     assert "stop: a guardrail has gone" in shown.output
 
 
