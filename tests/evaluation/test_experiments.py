@@ -222,3 +222,17 @@ def test_plans_and_arms_that_make_no_experiment_are_refused() -> None:
             replace(EVEN, **broken)
     with pytest.raises(MetricError, match="stranger"):
         _state(_columns([("a", "stranger", 1.0)]))
+
+
+def test_guardrails_share_the_level_among_those_watched() -> None:
+    """Each of k has the interval that level alpha/k gives to one alone."""
+    requests = _requests(np.random.default_rng(10), 1500, rates={"control": 0.8, "cheap": 0.8})
+
+    def lower(alpha: float, guardrails: Guardrails) -> float:
+        found = _state(requests, replace(EVEN, alpha=alpha, guardrails=guardrails)).treatments[0].guardrails
+        return {rail.name: rail.lower for rail in found}["invalid_calls"]
+
+    alone = Guardrails(tool_errors=None)
+    assert lower(0.06, Guardrails(p95_latency_s=5.0)) == pytest.approx(lower(0.02, alone))
+    assert lower(0.06, Guardrails()) == pytest.approx(lower(0.03, alone))
+    assert lower(0.06, alone) > lower(0.03, alone)

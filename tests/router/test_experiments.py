@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import alembic.command
+import alembic.config
 import numpy as np
 import pytest
 from scipy.stats import binom
+from sqlalchemy import create_engine, inspect
 from typer.testing import CliRunner
 
 from policies.policy import Request
@@ -25,7 +28,7 @@ from router.cli import app as cli
 from router.dialects.chat import ChatRequest, LargeOnly
 from router.experiment_state import Watch
 from router.experiments import Assignment
-from router.ledger import DecisionRow, Ledger
+from router.ledger import DecisionRow, Ledger, store
 from router.settings import Experiment, Settings, SettingsError, load_settings
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.test_gateway import CALL, Scripted, ask, rows_of
@@ -279,6 +282,27 @@ async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(tmp_pa
     async with asyncio.timeout(10):
         await running
     assert assignment.stopped
+
+
+async def test_a_ledger_from_before_experiments_is_migrated_with_its_rows(tmp_path: Path) -> None:
+    (row,) = _rows(1, invalid={"control": 0.0, "bold": 0.0})
+    old = replace(row, experiment=None, arm=None, arm_propensity=None, unit_sha256=None)
+    url = await _written(tmp_path, [old])
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(Path(store.__file__).parent / "migrations"))
+    config.set_main_option("path_separator", "os")
+    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.downgrade(config, "0001")
+        names = {column["name"] for column in inspect(connection).get_columns("decisions")}
+    engine.dispose()
+    assert "findings" in names
+    assert "experiment" not in names
+    async with Ledger.open(url) as ledger:
+        assert await ledger.page() == [old]
+        await ledger.write(replace(row, decision_id="new"))
+        assert [found.decision_id for found in await ledger.exposures("trial")] == ["new"]
 
 
 async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(tmp_path: Path) -> None:
