@@ -21,9 +21,11 @@ from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
 from router.delivery import Admission, Delivery, error_response
+from router.dialects.chat import ChatRequest
 from router.dialects.chat_completions import DIALECT, read_request
 from router.dialects.errors import ClientError
 from router.drafting import OFFLOAD_BYTES, Drafter
+from router.experiments import Assignment, Exposure, assignment
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
@@ -68,6 +70,7 @@ def create_app(
                 )
                 upstream = await stack.enter_async_context(model.running())
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
+            app.state.assignment = await _experiment(settings, stack)
             app.state.gateway = Gateway(
                 make_policy(settings.policy),
                 Drafter(backend, settings.small),
@@ -93,6 +96,20 @@ def create_app(
     return app
 
 
+async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
+    """The running experiment's assignment, watched; what its rows say of its guardrails is heeded from the start."""
+    found = assignment(settings.experiments)
+    if found is None:
+        return None
+    from router.experiment_state import Watch  # brings scipy, which a gateway without experiments does not need
+
+    watch = Watch(settings.ledger.url, settings.experiments[found.name], found)
+    await watch.look()
+    running = asyncio.create_task(watch.run(), name="experiment-watch")
+    stack.callback(running.cancel)
+    return found
+
+
 def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
@@ -112,16 +129,26 @@ def _complete(settings: Settings, metrics: Metrics) -> Callable[[Request], Await
             return error_response(error)
         try:
             raw = await _body(request, limit)
-            chat = await asyncio.to_thread(read_request, raw) if len(raw) > OFFLOAD_BYTES else read_request(raw)
+            chat, exposure = await _read(request, raw)
         except ClientError as error:
             admission.leave()
             return error_response(error)
         except BaseException:
             admission.leave()
             raise
-        return Delivery(request.app.state.gateway, chat, DIALECT, admission.leave)
+        return Delivery(request.app.state.gateway, chat, DIALECT, admission.leave, exposure)
 
     return complete
+
+
+async def _read(request: Request, raw: bytes) -> tuple[ChatRequest, Exposure | None]:
+    """The request, and its place in the running experiment. Raises ClientError."""
+
+    def read() -> tuple[ChatRequest, Exposure | None]:
+        chat, assigned = read_request(raw), request.app.state.assignment
+        return chat, assigned.exposure(chat, request.headers) if assigned is not None else None
+
+    return await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from router.dialects.chat import ChatRequest
 from router.dialects.errors import ClientError
+from router.experiments import Exposure
 from router.gateway import Gateway
 
 _JSON = {"content-type": "application/json"}
@@ -49,10 +50,13 @@ def error_response(error: ClientError) -> Response:
 class Delivery(Response):
     """The response to one chat request: `gateway` is asked when it is sent."""
 
-    def __init__(self, gateway: Gateway, chat: ChatRequest, dialect: str, ended: Callable[[], None]) -> None:
+    def __init__(
+        self, gateway: Gateway, chat: ChatRequest, dialect: str, ended: Callable[[], None], exposure: Exposure | None
+    ) -> None:
         """`ended` is called once, when the response is over."""
         super().__init__()
         self._gateway, self._chat, self._dialect, self._ended = gateway, chat, dialect, ended
+        self._exposure = exposure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer; returns early where the client leaves."""
@@ -70,7 +74,7 @@ class Delivery(Response):
 
     async def _answer(self, send: Send) -> None:
         try:
-            reply = await self._gateway.answer(self._chat, self._dialect)
+            reply = await self._gateway.answer(self._chat, self._dialect, self._exposure)
         except ClientError as error:
             await _whole(send, error.status, error.body(), error.headers())
             return

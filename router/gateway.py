@@ -24,6 +24,7 @@ from router.dialects.chat_answers import DONE, chunks_of, small_completion, sse
 from router.dialects.errors import ClientError
 from router.drafting import Drafter
 from router.escalation import Relay, told, whole_answer
+from router.experiments import Exposure
 from router.local import SmallModelError
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small
@@ -80,15 +81,17 @@ class Gateway:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
         self._draft_if_down, self._clock = draft_if_down, clock
 
-    async def answer(self, chat: ChatRequest, dialect: str) -> Reply:
-        """Answer one request.
+    async def answer(self, chat: ChatRequest, dialect: str, exposure: Exposure | None = None) -> Reply:
+        """Answer one request; where an experiment has taken it in, by the policy of its arm.
 
         Raises:
             ClientError: its row is committed already.
         """
-        decision = Decision(chat, dialect, "pinned" if chat.pin else self._policy.name, self._clock)
+        policy = exposure.policy if exposure and exposure.policy else self._policy
+        decision = Decision(chat, dialect, "pinned" if chat.pin else policy.name, self._clock)
+        decision.exposure = exposure
         try:
-            return await self._answered(decision)
+            return await self._answered(decision, policy)
         except ClientError as error:
             await self._refuse(decision, error)
             raise
@@ -110,23 +113,22 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
-    async def _answered(self, decision: Decision) -> Reply:
-        decision.take(await self._verdict(decision))
+    async def _answered(self, decision: Decision, policy: Policy) -> Reply:
+        decision.take(await self._verdict(decision, policy))
         if decision.verdict.action is Action.ANSWER:
             return await self._serve_draft(decision)
         if decision.chat.pin == "small":
             raise not_servable_small(decision.chat, decision.verdict)
         return await self._escalate(decision)
 
-    async def _verdict(self, decision: Decision) -> Verdict:
+    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
         chat = decision.chat
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:
             return Verdict(Action.ESCALATE, Stage.BEFORE, chat.large_only.reason)
-        policy = SmallOnly() if chat.pin == "small" else self._policy
         try:
-            return await self._drafter.verdict(decision, policy)
+            return await self._drafter.verdict(decision, SmallOnly() if chat.pin == "small" else policy)
         except SmallModelError as error:
             if chat.pin == "small":
                 decision.reason = error.code
