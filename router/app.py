@@ -21,8 +21,11 @@ from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
 from router.delivery import Admission, Delivery, error_response
-from router.dialects.chat_completions import DIALECT, read_request
+from router.dialects.chat import Dialect
+from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError
+from router.dialects.messages import Messages
+from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
 from router.gateway import Gateway
 from router.ledger import Ledger
@@ -36,6 +39,8 @@ from router.upstream.translated import LitellmModel
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
+_CHAT = ChatCompletions()
+_DIALECTS: tuple[Dialect, ...] = (_CHAT, Messages(), Responses())
 
 
 def create_app(
@@ -85,7 +90,9 @@ def create_app(
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
     app.state.started = int(time.time())
-    app.add_api_route("/v1/chat/completions", _complete(settings, metrics), methods=["POST"])
+    admission = Admission(settings.server.max_inflight, metrics.inflight)
+    for dialect in _DIALECTS:
+        app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
@@ -101,25 +108,25 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 
-def _complete(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
     limit = int(settings.server.max_body_mb * 1024 * 1024)
-    admission = Admission(settings.server.max_inflight, metrics.inflight)
 
     async def complete(request: Request) -> Response:
         try:
             admission.enter()
         except ClientError as error:
-            return error_response(error)
+            return error_response(error, dialect)
         try:
-            raw = await _body(request, limit)
-            chat = await asyncio.to_thread(read_request, raw) if len(raw) > OFFLOAD_BYTES else read_request(raw)
+            raw, headers = await _body(request, limit), request.headers
+            large = len(raw) > OFFLOAD_BYTES
+            chat = await asyncio.to_thread(dialect.read, raw, headers) if large else dialect.read(raw, headers)
         except ClientError as error:
             admission.leave()
-            return error_response(error)
+            return error_response(error, dialect)
         except BaseException:
             admission.leave()
             raise
-        return Delivery(request.app.state.gateway, chat, DIALECT, admission.leave)
+        return Delivery(request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave)
 
     return complete
 
@@ -143,10 +150,12 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in OpenAI's shape too."""
+    """Unknown paths and methods, in the shape of the dialect that the path belongs to."""
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return error_response(ClientError(error.status_code, str(error.detail), code))
+    path = request.url.path.removeprefix("/v1")
+    dialect = next((one for one in _DIALECTS if path.startswith(one.path)), _CHAT)
+    return error_response(ClientError(error.status_code, str(error.detail), code), dialect)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -44,6 +44,8 @@ class Server(_Section):
     max_body_mb: float = Field(default=16.0, gt=0, le=256)
     max_inflight: int = Field(default=512, ge=1, le=100_000)
     """Requests under way at once; one more gets a 503 that asks to come again."""
+    keep_alive_s: float = Field(default=10.0, gt=0, le=600)
+    """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
     allow_public: bool = False
     """There are no keys yet: a host that others can reach must be asked for."""
 
