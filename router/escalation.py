@@ -6,11 +6,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+import structlog
+
 from router.decision import Decision
 from router.dialects.chat import Dialect, Writer
 from router.dialects.errors import ClientError
 from router.recorder import Recorder
+from router.telemetry import where
 from router.upstream import LargeModel, LargeStream, UpstreamError, Usage, usage_of
+
+_log = structlog.get_logger("gateway")
 
 
 def told(error: UpstreamError) -> ClientError:
@@ -82,8 +87,8 @@ class Translated:
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """See `Source.ends`."""
-        choices = piece.get("choices") or ()
-        return not choices or any(choice.get("finish_reason") for choice in choices)
+        # Without choices and usage it is no end: some providers begin with such a chunk.
+        return bool(piece.get("usage")) or any(choice.get("finish_reason") for choice in piece.get("choices") or ())
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """See `Source.usage`."""
@@ -117,6 +122,11 @@ class Relay:
         except ClientError as error:
             self._decision.failed(error.status, error.code)
             yield await self._broken(error)
+        except Exception as error:  # noqa: BLE001 - the client must not take a fault of ours for an answer's end
+            _log.error("crashed", where=where(error), decision_id=self._decision.decision_id)
+            failure = ClientError(500, "the gateway failed in mid-answer", "internal_error")
+            self._decision.failed(failure.status, failure.code)
+            yield await self._broken(failure)
         else:
             for event in ending:
                 yield event

@@ -15,15 +15,13 @@ from datetime import UTC
 from pathlib import Path
 from typing import Any, Self
 
-import alembic.command
-import alembic.config
-from sqlalchemy import Connection, event, func, insert, select
+from sqlalchemy import Connection, event, func, insert, inspect, select
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from router.ledger.row import DecisionRow
-from router.ledger.tables import decisions
+from router.ledger.tables import REVISION, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -198,6 +196,14 @@ async def _migrated(engine: AsyncEngine, busy_s: float) -> None:
 
 
 def _migrate(connection: Connection) -> None:
+    if inspect(connection).has_table("alembic_version"):
+        stamped = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars().all()
+        if stamped == [REVISION]:
+            return
+    # Alembic takes longer to import than most of what a start needs.
+    import alembic.command
+    import alembic.config
+
     if connection.dialect.name == "sqlite":
         # Two gateways that start at once: the second waits here for the first one's migration.
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS ledger_lock (held INTEGER)")

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, DateTime, Float, Integer, MetaData, String, Table
 
+REVISION = "0001"
+"""The last migration: a database that has it is not migrated."""
+
 metadata = MetaData()
 
 decisions = Table(

@@ -556,6 +556,56 @@ async def test_the_end_of_a_stream_is_told_after_its_row(gateway: Make) -> None:
     assert (row.side, row.status, row.streamed) == ("large", 200, True)
 
 
+class Opening(Scripted):
+    """Begins with a chunk without choices, as Azure does, and goes on when it is let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    async def __aiter__(self) -> Any:
+        yield {"id": "x", "choices": [], "prompt_filter_results": []}
+        yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": None}]}
+        await self.go_on.wait()
+        yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+async def test_a_chunk_without_choices_does_not_hold_up_the_stream(gateway: Make) -> None:
+    """What follows it is sent as it comes."""
+    large = Opening()
+    async with (
+        served(gateway(upstream=large)) as url,
+        aiohttp.ClientSession() as session,
+        session.post(url + "/chat/completions", json=ask(stream=True)) as response,
+    ):
+        seen = b""
+        async with asyncio.timeout(5):
+            while b"word" not in seen:
+                seen += await response.content.readany()
+        large.go_on.set()
+        assert (await response.text()).endswith("data: [DONE]\n\n")
+
+
+class Faulty(Scripted):
+    """Fails in the middle of a stream in a way that nobody foresaw."""
+
+    async def __aiter__(self) -> Any:
+        yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "word"}, "finish_reason": None}]}
+        raise KeyError("Paris?")
+
+
+async def test_a_fault_of_ours_in_mid_stream_is_told_and_recorded_as_ours(gateway: Make) -> None:
+    """An error event, no `[DONE]`, a row of status 500 that blames no client, and nothing of the prompt."""
+    app = gateway(upstream=Faulty())
+    async with served(app) as url:
+        text = await read(url, ask(stream=True))
+        (row,) = await rows_of(app, 1)
+    assert '"internal_error"' in text
+    assert "[DONE]" not in text
+    assert "Paris" not in text
+    assert (row.status, row.error_code, row.client_disconnected) == (500, "internal_error", False)
+
+
 async def test_more_requests_than_allowed_are_asked_to_come_again(gateway: Make) -> None:
     """503 with Retry-After; when one is done, the next is let in."""
     app = gateway(upstream=Scripted(pause_s=0.3), server={"max_inflight": 1})

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import resource
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ import pytest
 from router.ledger import DecisionRow, Ledger, LedgerUnavailableError
 from router.ledger.row import nano_usd
 from router.ledger.store import MAX_QUEUED
-from router.ledger.tables import decisions
+from router.ledger.tables import REVISION, decisions
 
 
 def row(decision_id: str, **changes: object) -> DecisionRow:
@@ -205,10 +206,20 @@ async def test_migrations_make_the_table_that_the_code_uses(tmp_path: Path) -> N
         pass
     engine = create_engine(f"sqlite:///{tmp_path / 'deep' / 'ledger.db'}")
     with engine.connect() as connection:
-        differences = compare_metadata(MigrationContext.configure(connection), decisions.metadata)
+        context = MigrationContext.configure(connection)
+        differences = compare_metadata(context, decisions.metadata)
+        assert context.get_current_revision() == REVISION
     engine.dispose()
     assert [d for d in differences if "ledger_lock" not in str(d) and "alembic" not in str(d)] == []
     assert [field.name for field in fields(DecisionRow)] == list(decisions.columns.keys())
+
+
+def test_the_documentation_tells_of_every_column() -> None:
+    """In the table's order, each with whether it may be null."""
+    text = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (yes|no) \|", text, re.MULTILINE)
+    told = [(name, null == "yes") for names, null in lines for name in re.findall(r"\w+", names)]
+    assert told == [(column.name, column.nullable) for column in decisions.columns]
 
 
 def test_a_time_without_zone_is_refused() -> None:

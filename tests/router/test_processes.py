@@ -139,10 +139,10 @@ async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path) -> None:
 
 
 def test_the_gateway_imports_neither_torch_nor_litellm_to_start() -> None:
-    """Importing all that `serve` needs leaves torch, transformers and litellm out."""
+    """Importing all that `serve` needs leaves torch, transformers, litellm and alembic out."""
     code = (
         "import sys, router.serving, router.cli;"
-        "print([m for m in ('torch', 'transformers', 'litellm') if m in sys.modules])"
+        "print([m for m in ('torch', 'transformers', 'litellm', 'alembic') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
