@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
+from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import Dialect
 from router.dialects.chat_completions import ChatCompletions
@@ -35,6 +36,7 @@ from router.settings import Settings
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
 from router.upstream import LargeModel
+from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
 
 BODY_TIMEOUT_S = 60.0
@@ -64,7 +66,7 @@ def create_app(
             ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
             recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
             stack.push_async_callback(recorder.flush)
-            backend, upstream = small, large
+            backend, upstream, forwarder, counter = small, large, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
             if upstream is None and settings.large.model:
@@ -72,12 +74,16 @@ def create_app(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
                 )
                 upstream = await stack.enter_async_context(model.running())
+                forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
+                counter = TokenCounter(model, forwarder)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
+            app.state.counter = counter
             app.state.gateway = Gateway(
                 make_policy(settings.policy),
                 Drafter(backend, settings.small),
                 upstream,
                 recorder,
+                forwarder=forwarder,
                 draft_if_down=settings.serve_draft_if_large_down,
             )
             yield
@@ -91,6 +97,9 @@ def create_app(
     )
     app.state.started = int(time.time())
     admission = Admission(settings.server.max_inflight, metrics.inflight)
+    limit = int(settings.server.max_body_mb * 1024 * 1024)
+    counting = counting_route(admission, lambda request: _body(request, limit))
+    app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
     for dialect in _DIALECTS:
         app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
     app.add_api_route("/v1/models", _models, methods=["GET"])

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import structlog
 
 from router.decision import Decision
-from router.dialects.chat import Dialect, Writer
+from router.dialects.chat import ChatRequest, Dialect, DialectName, Writer
 from router.dialects.errors import ClientError
 from router.recorder import Recorder
 from router.telemetry import where
@@ -32,6 +32,21 @@ async def whole_answer(
     completion["model"] = decision.chat.client_model
     body = dialect.whole(decision.chat, decision.decision_id, completion, asked_extras(decision))
     decision.answer = completion
+    await recorder.record(decision)
+    return body
+
+
+async def forwarded_answer(
+    decision: Decision, dialect: Dialect, forwarder: Forwarder, recorder: Recorder
+) -> Mapping[str, Any]:
+    """A whole answer of a provider that speaks the client's dialect. Raises UpstreamError, ClientError."""
+    body, usage = await forwarder.whole(decision.chat, dialect.name)
+    count(decision, forwarder, usage)
+    body["model"] = decision.chat.client_model
+    extras = asked_extras(decision)
+    if extras is not None:
+        body["smallcall"] = extras
+    decision.answer = body
     await recorder.record(decision)
     return body
 
@@ -73,6 +88,19 @@ class Source(Protocol):
 
     async def aclose(self) -> None:
         """Close the connection; safe to call twice."""
+
+
+class Forwarder(Priced, Protocol):
+    """Whatever can ask the large model in some of our dialects."""
+
+    def speaks(self, dialect: DialectName) -> bool:
+        """Whether requests of this dialect can be forwarded."""
+
+    async def whole(self, chat: ChatRequest, dialect: DialectName) -> tuple[dict[str, Any], Usage | None]:
+        """A whole answer, and what usage it tells. Raises UpstreamError."""
+
+    async def stream(self, chat: ChatRequest, dialect: DialectName, writer: Writer) -> Source:
+        """A stream whose first event is at hand. Raises UpstreamError."""
 
 
 class Translated:

@@ -23,7 +23,16 @@ from router.dialects.chat import ChatRequest, Dialect, Writer
 from router.dialects.chat_answers import chunks_of, small_completion
 from router.dialects.errors import ClientError
 from router.drafting import Drafter
-from router.escalation import Relay, Translated, asked_extras, told, whole_answer
+from router.escalation import (
+    Forwarder,
+    Relay,
+    Source,
+    Translated,
+    asked_extras,
+    forwarded_answer,
+    told,
+    whole_answer,
+)
 from router.local import SmallModelError
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
@@ -67,6 +76,7 @@ class Gateway:
     """Decides and answers. Parts are passed in; `large` may be missing.
 
     Args:
+        forwarder: the same large model, for dialects that its provider speaks itself.
         draft_if_down: serve a valid draft that the policy did not accept where the large model cannot be had.
         clock: seconds, monotonic.
     """
@@ -78,11 +88,12 @@ class Gateway:
         large: LargeModel | None,
         recorder: Recorder,
         *,
+        forwarder: Forwarder | None = None,
         draft_if_down: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
-        self._draft_if_down, self._clock = draft_if_down, clock
+        self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
 
     def decision(self, chat: ChatRequest, dialect: Dialect) -> Decision:
         """Begin the decision on one request."""
@@ -169,6 +180,12 @@ class Gateway:
         if large is None:
             raise no_large_model(decision.verdict)
         decision.side, decision.large_model = "large", large.model
+        forwarder = self._forwarder
+        if forwarder is not None and forwarder.speaks(dialect.name):
+            if chat.stream:
+                source: Source = await forwarder.stream(chat, dialect.name, writer)
+                return Reply(decision, writer, relay=Relay(decision, source, writer, forwarder, recorder))
+            return Reply(decision, writer, await forwarded_answer(decision, dialect, forwarder, recorder))
         if chat.native_only is not None:
             raise not_translatable(chat.native_only)
         if chat.stream:

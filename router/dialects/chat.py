@@ -67,6 +67,14 @@ class Writer(Protocol):
     def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
         """The last chunks, and what ends the stream; `extras` is the `smallcall` object, where it was asked for."""
 
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """An event of a provider that speaks this dialect itself, as it came."""
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterable[bytes]:
+        """The last such events, and what ends the stream."""
+
     def failed(self, error: ClientError) -> bytes:
         """The event by which a stream ends that broke off, or never began."""
 

@@ -39,6 +39,16 @@ class ChunkWriter:
             yield from self.events({**chunk, "smallcall": extras} if last else chunk)
         yield DONE
 
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """See `Writer.forwarded`."""
+        return sse(event)
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
+        """See `Writer.forwarded_ending`."""
+        return self.ending(events, extras)
+
     def failed(self, error: ClientError) -> bytes:
         """See `Writer.failed`."""
         return sse(error.body())

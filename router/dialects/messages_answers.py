@@ -161,6 +161,19 @@ class MessageWriter:
         yield _event("message_delta", delta=delta, usage=_usage(self._usage), **told)
         yield _event("message_stop")
 
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """See `Writer.forwarded`."""
+        self._started = True
+        return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
+        """See `Writer.forwarded_ending`."""
+        for event in events:
+            told = extras is not None and event.get("type") == "message_delta"
+            yield self.forwarded({**event, "smallcall": extras} if told else event)
+
     def failed(self, error: ClientError) -> bytes:
         """See `Writer.failed`."""
         return b"event: error\ndata: " + orjson.dumps(error_body(error)) + b"\n\n"

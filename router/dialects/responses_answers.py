@@ -226,6 +226,20 @@ class ResponseWriter:
         ended = {"type": f"response.{told['status']}", "response": told}
         yield self._event(ended if extras is None else {**ended, "smallcall": extras})
 
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """See `Writer.forwarded`."""
+        number = event.get("sequence_number")
+        self._number = number + 1 if isinstance(number, int) else self._number + 1
+        return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
+        """See `Writer.forwarded_ending`."""
+        for index, event in enumerate(events):
+            last = extras is not None and index == len(events) - 1
+            yield self.forwarded({**event, "smallcall": extras} if last else event)
+
     def failed(self, error: ClientError) -> bytes:
         """See `Writer.failed`. `response.failed` once the response was created, else `error`."""
         told = error_body(error)["error"]
