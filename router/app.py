@@ -20,10 +20,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
+from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
-from router.dialects.chat import ChatRequest
-from router.dialects.chat_completions import DIALECT, read_request
+from router.dialects.chat import ChatRequest, Dialect
+from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError
+from router.dialects.messages import Messages
+from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
 from router.experiments import Assignment, Exposure, assignment
 from router.gateway import Gateway
@@ -34,10 +37,13 @@ from router.settings import Settings
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
 from router.upstream import LargeModel
+from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
+_CHAT = ChatCompletions()
+_DIALECTS: tuple[Dialect, ...] = (_CHAT, Messages(), Responses())
 
 
 def create_app(
@@ -61,7 +67,7 @@ def create_app(
             ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
             recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
             stack.push_async_callback(recorder.flush)
-            backend, upstream = small, large
+            backend, upstream, forwarder, counter = small, large, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
             if upstream is None and settings.large.model:
@@ -69,13 +75,17 @@ def create_app(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
                 )
                 upstream = await stack.enter_async_context(model.running())
+                forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
+                counter = TokenCounter(model, forwarder)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
             app.state.assignment = await _experiment(settings, stack)
+            app.state.counter = counter
             app.state.gateway = Gateway(
                 make_policy(settings.policy),
                 Drafter(backend, settings.small),
                 upstream,
                 recorder,
+                forwarder=forwarder,
                 draft_if_down=settings.serve_draft_if_large_down,
             )
             yield
@@ -88,7 +98,12 @@ def create_app(
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
     app.state.started = int(time.time())
-    app.add_api_route("/v1/chat/completions", _complete(settings, metrics), methods=["POST"])
+    admission = Admission(settings.server.max_inflight, metrics.inflight)
+    limit = int(settings.server.max_body_mb * 1024 * 1024)
+    counting = counting_route(admission, lambda request: _body(request, limit))
+    app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
+    for dialect in _DIALECTS:
+        app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
@@ -118,37 +133,34 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 
-def _complete(settings: Settings, metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
     limit = int(settings.server.max_body_mb * 1024 * 1024)
-    admission = Admission(settings.server.max_inflight, metrics.inflight)
 
     async def complete(request: Request) -> Response:
         try:
             admission.enter()
         except ClientError as error:
-            return error_response(error)
+            return error_response(error, dialect)
         try:
-            raw = await _body(request, limit)
-            chat, exposure = await _read(request, raw)
+            raw, headers = await _body(request, limit), request.headers
+            assigned: Assignment | None = request.app.state.assignment
+
+            def read() -> tuple[ChatRequest, Exposure | None]:
+                chat = dialect.read(raw, headers)
+                return chat, assigned.exposure(chat, headers) if assigned is not None else None
+
+            chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
         except ClientError as error:
             admission.leave()
-            return error_response(error)
+            return error_response(error, dialect)
         except BaseException:
             admission.leave()
             raise
-        return Delivery(request.app.state.gateway, chat, DIALECT, admission.leave, exposure)
+        return Delivery(
+            request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, exposure
+        )
 
     return complete
-
-
-async def _read(request: Request, raw: bytes) -> tuple[ChatRequest, Exposure | None]:
-    """The request, and its place in the running experiment. Raises ClientError."""
-
-    def read() -> tuple[ChatRequest, Exposure | None]:
-        chat, assigned = read_request(raw), request.app.state.assignment
-        return chat, assigned.exposure(chat, request.headers) if assigned is not None else None
-
-    return await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -170,10 +182,12 @@ async def _body(request: Request, limit: int) -> bytes:
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
-    """Unknown paths and methods, in OpenAI's shape too."""
+    """Unknown paths and methods, in the shape of the dialect that the path belongs to."""
     assert isinstance(error, HTTPException)
     code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-    return error_response(ClientError(error.status_code, str(error.detail), code))
+    path = request.url.path.removeprefix("/v1")
+    dialect = next((one for one in _DIALECTS if path.startswith(one.path)), _CHAT)
+    return error_response(ClientError(error.status_code, str(error.detail), code), dialect)
 
 
 async def _gone(request: Request, error: Exception) -> Response:

@@ -1,19 +1,19 @@
-"""The large model's answer on its way to the client: the client's own model name, true usage, and the row before the
-end."""
+"""The large model's answer on its way to the client: the client's own dialect and model name, true usage, and the row
+before the end."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 import structlog
 
 from router.decision import Decision
-from router.dialects.chat_answers import DONE, sse
+from router.dialects.chat import ChatRequest, Dialect, DialectName, Writer
 from router.dialects.errors import ClientError
 from router.recorder import Recorder
 from router.telemetry import where
-from router.upstream import LargeModel, LargeStream, UpstreamError, usage_of
+from router.upstream import LargeModel, LargeStream, UpstreamError, Usage, usage_of
 
 _log = structlog.get_logger("gateway")
 
@@ -23,80 +23,154 @@ def told(error: UpstreamError) -> ClientError:
     return ClientError(error.status, error.message, error.code, param=error.param, retry_after_s=error.retry_after_s)
 
 
-async def whole_answer(decision: Decision, large: LargeModel, recorder: Recorder) -> dict[str, Any]:
+async def whole_answer(
+    decision: Decision, dialect: Dialect, large: LargeModel, recorder: Recorder
+) -> Mapping[str, Any]:
     """A whole answer, its row committed. Raises UpstreamError, ClientError."""
-    body = await large.complete(decision.chat.body)
-    _count(decision, large, body)
+    completion = await large.complete(decision.chat.body)
+    count(decision, large, usage_of(completion))
+    completion["model"] = decision.chat.client_model
+    body = dialect.whole(decision.chat, decision.decision_id, completion, asked_extras(decision))
+    decision.answer = completion
+    await recorder.record(decision)
+    return body
+
+
+async def forwarded_answer(
+    decision: Decision, dialect: Dialect, forwarder: Forwarder, recorder: Recorder
+) -> Mapping[str, Any]:
+    """A whole answer of a provider that speaks the client's dialect. Raises UpstreamError, ClientError."""
+    body, usage = await forwarder.whole(decision.chat, dialect.name)
+    count(decision, forwarder, usage)
     body["model"] = decision.chat.client_model
-    if decision.chat.include_decision:
-        body["smallcall"] = decision.extras()
+    extras = asked_extras(decision)
+    if extras is not None:
+        body["smallcall"] = extras
     decision.answer = body
     await recorder.record(decision)
     return body
 
 
-class Relay:
-    """A stream of the large model. Chunks pass as they come, but for those that say the end: they wait for the row."""
+def asked_extras(decision: Decision) -> dict[str, Any] | None:
+    """The `smallcall` object, where the client asked for it."""
+    return decision.extras() if decision.chat.include_decision else None
 
-    def __init__(self, decision: Decision, large: LargeModel, stream: LargeStream, recorder: Recorder) -> None:
-        self._decision, self._large, self._stream, self._recorder = decision, large, stream, recorder
+
+class Priced(Protocol):
+    """Whatever knows what its usage costs."""
+
+    def cost_usd(self, usage: Usage) -> float | None:
+        """None where the price is not known."""
+
+
+def count(decision: Decision, large: Priced, usage: Usage | None) -> None:
+    """Take down what was reported; what was not stays unknown."""
+    if usage is not None:
+        decision.usage, decision.cost_usd = usage, large.cost_usd(usage)
+
+
+class Source(Protocol):
+    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError."""
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Any]]: ...
+
+    def ends(self, piece: Mapping[str, Any]) -> bool:
+        """Whether the end begins here: from now on pieces wait for the row."""
+
+    def usage(self, piece: Mapping[str, Any]) -> Usage | None:
+        """The usage reported so far, where this piece tells of it."""
+
+    def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
+        """The client's events of one piece. Raises ClientError."""
+
+    def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
+        """The client's events of the last pieces, and of the end. Raises ClientError."""
+
+    async def aclose(self) -> None:
+        """Close the connection; safe to call twice."""
+
+
+class Forwarder(Priced, Protocol):
+    """Whatever can ask the large model in some of our dialects."""
+
+    def speaks(self, dialect: DialectName) -> bool:
+        """Whether requests of this dialect can be forwarded."""
+
+    async def whole(self, chat: ChatRequest, dialect: DialectName) -> tuple[dict[str, Any], Usage | None]:
+        """A whole answer, and what usage it tells. Raises UpstreamError."""
+
+    async def stream(self, chat: ChatRequest, dialect: DialectName, writer: Writer) -> Source:
+        """A stream whose first event is at hand. Raises UpstreamError."""
+
+
+class Translated:
+    """Chunks of a chat completion, written in the client's dialect."""
+
+    def __init__(self, stream: LargeStream, writer: Writer) -> None:
+        self._stream, self._writer = stream, writer
+        self.told, self.ending, self.aclose = writer.events, writer.ending, stream.aclose
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        return aiter(self._stream)
+
+    def ends(self, piece: Mapping[str, Any]) -> bool:
+        """See `Source.ends`."""
+        # Without choices and usage it is no end: some providers begin with such a chunk.
+        return bool(piece.get("usage")) or any(choice.get("finish_reason") for choice in piece.get("choices") or ())
+
+    def usage(self, piece: Mapping[str, Any]) -> Usage | None:
+        """See `Source.usage`."""
+        return usage_of(piece)
+
+
+class Relay:
+    """A stream of the large model. Pieces pass as they come, but for those that say the end: they wait for the row."""
+
+    def __init__(self, decision: Decision, source: Source, writer: Writer, prices: Priced, recorder: Recorder) -> None:
+        self._decision, self._source, self._writer = decision, source, writer
+        self._prices, self._recorder = prices, recorder
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events. What breaks after the first byte ends in an error event, without `[DONE]`."""
+        """Server-sent events. What breaks after the first byte ends in an error event, and nothing comes after it."""
         held: list[dict[str, Any]] = []
+        source = self._source
         try:
-            async for chunk in self._stream:
-                _count(self._decision, self._large, chunk)
-                chunk["model"] = self._decision.chat.client_model
-                choices = chunk.get("choices") or ()
-                # Without choices and usage it is no end: some providers begin with such a chunk.
-                if held or chunk.get("usage") or any(choice.get("finish_reason") for choice in choices):
-                    held.append(chunk)
-                else:
-                    yield sse(chunk)
-            held = self._ending(held)
+            async for piece in source:
+                count(self._decision, self._prices, source.usage(piece))
+                if held or source.ends(piece):
+                    held.append(piece)
+                    continue
+                for event in source.told(piece):
+                    yield event
+            ending = list(source.ending(held, asked_extras(self._decision)))
             await self._recorder.record(self._decision)
         except UpstreamError as error:
             self._decision.failed(error.status, error.code)
             yield await self._broken(told(error))
         except ClientError as error:
-            yield sse(error.body())
+            self._decision.failed(error.status, error.code)
+            yield await self._broken(error)
         except Exception as error:  # noqa: BLE001 - the client must not take a fault of ours for an answer's end
             _log.error("crashed", where=where(error), decision_id=self._decision.decision_id)
             failure = ClientError(500, "the gateway failed in mid-answer", "internal_error")
             self._decision.failed(failure.status, failure.code)
             yield await self._broken(failure)
         else:
-            for chunk in held:
-                yield sse(chunk)
-            yield DONE
+            for event in ending:
+                yield event
 
     async def close(self) -> None:
         """Close the upstream connection. A stream that did not come to its end gets its row here: the client left."""
         try:
-            await self._stream.aclose()
+            await self._source.aclose()
         finally:
             if not self._decision.recorded:
                 self._decision.left()
                 await self._recorder.record(self._decision)
-
-    def _ending(self, held: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        chat = self._decision.chat
-        if not chat.include_usage:
-            held = [chunk for chunk in held if chunk.get("choices")]
-        if chat.include_decision and held:
-            held[-1]["smallcall"] = self._decision.extras()
-        return held
 
     async def _broken(self, error: ClientError) -> bytes:
         try:
             await self._recorder.record(self._decision)
         except ClientError as unrecorded:
             error = unrecorded
-        return sse(error.body())
-
-
-def _count(decision: Decision, large: LargeModel, answer: dict[str, Any]) -> None:
-    usage = usage_of(answer)
-    if usage is not None:
-        decision.usage, decision.cost_usd = usage, large.cost_usd(usage)
+        return self._writer.failed(error)

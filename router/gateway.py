@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,24 @@ from policies.baselines import SmallOnly
 from policies.policy import Action, Outcome, Policy, Stage, Verdict
 from policies.validity import check
 from router.decision import Decision
-from router.dialects.chat import ChatRequest
-from router.dialects.chat_answers import DONE, chunks_of, small_completion, sse
+from router.dialects.chat import ChatRequest, Dialect, Writer
+from router.dialects.chat_answers import chunks_of, small_completion
 from router.dialects.errors import ClientError
 from router.drafting import Drafter
-from router.escalation import Relay, told, whole_answer
+from router.escalation import (
+    Forwarder,
+    Relay,
+    Source,
+    Translated,
+    asked_extras,
+    forwarded_answer,
+    told,
+    whole_answer,
+)
 from router.experiments import Exposure
 from router.local import SmallModelError
 from router.recorder import Recorder
-from router.refusals import no_large_model, not_servable_small
+from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
 from router.upstream import LargeModel, UpstreamError, UpstreamRejected
 
@@ -38,10 +47,14 @@ _UNFIT = frozenset({"draft_refused", "prompt_too_long", "schema_unsupported"})
 
 @dataclass(slots=True)
 class Reply:
-    """What the client gets: a whole `body`, or the events of a stream. Close it, whatever came of it."""
+    """What the client gets, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
 
     decision: Decision
-    body: dict[str, Any] | None = None
+    writer: Writer
+    """Of the stream, where the client asked for one."""
+    body: Mapping[str, Any] | None = None
+    completion: Mapping[str, Any] | None = None
+    """A small answer that is to be streamed."""
     relay: Relay | None = None
 
     async def events(self) -> AsyncIterator[bytes]:
@@ -49,10 +62,10 @@ class Reply:
         if self.relay is not None:
             async for event in self.relay.events():
                 yield event
-        elif self.body is not None:
-            for chunk in chunks_of(self.body, include_usage=self.decision.chat.include_usage):
-                yield sse(chunk)
-            yield DONE
+        elif self.completion is not None:
+            chunks = list(chunks_of(self.completion, include_usage=self.decision.chat.include_usage))
+            for event in self.writer.ending(chunks, asked_extras(self.decision)):
+                yield event
 
     async def close(self) -> None:
         """Free what the reply holds, and see that its row is written."""
@@ -64,6 +77,7 @@ class Gateway:
     """Decides and answers. Parts are passed in; `large` may be missing.
 
     Args:
+        forwarder: the same large model, for dialects that its provider speaks itself.
         draft_if_down: serve a valid draft that the policy did not accept where the large model cannot be had.
         clock: seconds, monotonic.
     """
@@ -75,23 +89,28 @@ class Gateway:
         large: LargeModel | None,
         recorder: Recorder,
         *,
+        forwarder: Forwarder | None = None,
         draft_if_down: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
-        self._draft_if_down, self._clock = draft_if_down, clock
+        self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
 
-    async def answer(self, chat: ChatRequest, dialect: str, exposure: Exposure | None = None) -> Reply:
-        """Answer one request; where an experiment has taken it in, by the policy of its arm.
+    def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
+        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
+        policy = self._policy_of(exposure)
+        decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
+        decision.exposure = exposure
+        return decision
+
+    async def answer(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
+        """Answer one request; `writer` is its stream's, if it has one.
 
         Raises:
             ClientError: its row is committed already.
         """
-        policy = exposure.policy if exposure and exposure.policy else self._policy
-        decision = Decision(chat, dialect, "pinned" if chat.pin else policy.name, self._clock)
-        decision.exposure = exposure
         try:
-            return await self._answered(decision, policy)
+            return await self._answered(decision, dialect, writer)
         except ClientError as error:
             await self._refuse(decision, error)
             raise
@@ -113,13 +132,22 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
-    async def _answered(self, decision: Decision, policy: Policy) -> Reply:
-        decision.take(await self._verdict(decision, policy))
+    def _policy_of(self, exposure: Exposure | None) -> Policy:
+        return exposure.policy if exposure and exposure.policy else self._policy
+
+    async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
+        decision.take(await self._verdict(decision, self._policy_of(decision.exposure)))
         if decision.verdict.action is Action.ANSWER:
-            return await self._serve_draft(decision)
+            return await self._serve_draft(decision, dialect, writer)
         if decision.chat.pin == "small":
             raise not_servable_small(decision.chat, decision.verdict)
-        return await self._escalate(decision)
+        try:
+            return await self._escalate(decision, dialect, writer)
+        except UpstreamError as error:
+            if isinstance(error, UpstreamRejected) or not self._may_stand_in(decision):
+                raise told(error) from error
+        decision.reason = "upstream_unavailable"
+        return await self._serve_draft(decision, dialect, writer)
 
     async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
         chat = decision.chat
@@ -136,7 +164,7 @@ class Gateway:
                 raise ClientError(status, f"the small model cannot draft: {error}", error.code) from error
             return Verdict(Action.ESCALATE, Stage.BEFORE, error.code)
 
-    async def _serve_draft(self, decision: Decision) -> Reply:
+    async def _serve_draft(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
         chat, draft = decision.chat, decision.draft
         assert draft is not None
         if chat.pin == "small":
@@ -144,27 +172,32 @@ class Gateway:
         decision.side = "small"
         created = int(decision.created_at.timestamp())
         usage = decision.small_usage()
-        body = small_completion(decision.decision_id, created, chat.client_model, draft.calls, usage)
-        if chat.include_decision:
-            body["smallcall"] = decision.extras()
-        decision.answer = body
+        completion = small_completion(decision.decision_id, created, chat.client_model, draft.calls, usage)
+        body = None
+        if not chat.stream:
+            body = dialect.whole(chat, decision.decision_id, completion, asked_extras(decision))
+        decision.answer = completion
         await self._recorder.record(decision)
-        return Reply(decision, body=body)
+        return Reply(decision, writer, body, completion)
 
-    async def _escalate(self, decision: Decision) -> Reply:
-        if self._large is None:
+    async def _escalate(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
+        """Raises UpstreamError, ClientError."""
+        chat, large, recorder = decision.chat, self._large, self._recorder
+        if large is None:
             raise no_large_model(decision.verdict)
-        decision.side, decision.large_model = "large", self._large.model
-        try:
-            if decision.chat.stream:
-                stream = await self._large.stream(decision.chat.body)
-                return Reply(decision, relay=Relay(decision, self._large, stream, self._recorder))
-            return Reply(decision, body=await whole_answer(decision, self._large, self._recorder))
-        except UpstreamError as error:
-            if isinstance(error, UpstreamRejected) or not self._may_stand_in(decision):
-                raise told(error) from error
-        decision.reason = "upstream_unavailable"
-        return await self._serve_draft(decision)
+        decision.side, decision.large_model = "large", large.model
+        forwarder = self._forwarder
+        if forwarder is not None and forwarder.speaks(dialect.name):
+            if chat.stream:
+                source: Source = await forwarder.stream(chat, dialect.name, writer)
+                return Reply(decision, writer, relay=Relay(decision, source, writer, forwarder, recorder))
+            return Reply(decision, writer, await forwarded_answer(decision, dialect, forwarder, recorder))
+        if chat.native_only is not None:
+            raise not_translatable(chat.native_only)
+        if chat.stream:
+            stream = await large.stream(chat.body)
+            return Reply(decision, writer, relay=Relay(decision, Translated(stream, writer), writer, large, recorder))
+        return Reply(decision, writer, await whole_answer(decision, dialect, large, recorder))
 
     def _may_stand_in(self, decision: Decision) -> bool:
         """Whether a draft is there that is valid, though the policy was not sure enough of it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from policies.policy import Stage, Verdict
-from router.dialects.chat import ChatRequest
+from router.dialects.chat import ChatRequest, LargeOnly
 from router.dialects.errors import ClientError
 
 _PARAMS = {"no_tools": "tools", "tool_choice_none": "tool_choice"}
@@ -30,6 +30,13 @@ def no_large_model(verdict: Verdict) -> ClientError:
         "set large.model (SMALLCALL_LARGE__MODEL) and its key"
     )
     return ClientError(503, message, "large_not_configured")
+
+
+def not_translatable(native_only: LargeOnly) -> ClientError:
+    """400: only a large model that speaks the client's own dialect could do this, and the configured one does not."""
+    param = native_only.param
+    message = f"{param}: the large model does not speak this dialect itself, and cannot be told this in its own"
+    return ClientError(400, message, native_only.reason, param=param)
 
 
 def _schema_param(verdict: Verdict) -> str | None:

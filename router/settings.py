@@ -55,6 +55,8 @@ class Server(_Section):
     max_body_mb: float = Field(default=16.0, gt=0, le=256)
     max_inflight: int = Field(default=512, ge=1, le=100_000)
     """Requests under way at once; one more gets a 503 that asks to come again."""
+    keep_alive_s: float = Field(default=10.0, gt=0, le=600)
+    """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
     allow_public: bool = False
     """There are no keys yet: a host that others can reach must be asked for."""
 
@@ -116,12 +118,21 @@ class Large(_Section):
     """For a whole answer; of a stream, for its first chunk and between two chunks."""
     retries: int = Field(default=2, ge=0, le=10)
     """After time-outs, rate limits, 5xx and lost connections, before the first byte."""
+    forward: list[Literal["chat_completions", "messages", "responses"]] | None = None
+    """Dialects that the provider speaks itself, whose requests go on as they came; all others go through litellm.
+    None: by the model's name, see `router.upstream.passthrough.spoken`."""
     drop_params: bool = False
     """Leave out parameters that the provider does not know, instead of refusing the request."""
     breaker_failures: int = Field(default=5, ge=1, le=1000)
     """So many failures in a row, and nothing is asked for `breaker_cooldown_s`."""
     breaker_cooldown_s: float = Field(default=10.0, gt=0, le=600)
     price: Price | None = None
+
+    @model_validator(mode="after")
+    def _somewhere(self) -> Self:
+        if self.forward and not self.api_base and (self.model or "").partition("/")[0] not in ("openai", "anthropic"):
+            raise ValueError("large.forward: where to is not known without large.api_base")
+        return self
 
 
 class LedgerSettings(_Section):
@@ -241,6 +252,11 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
         found = error.errors(include_input=False, include_url=False, include_context=False)
         # The cause would show values, secrets among them.
         raise SettingsError("; ".join(_problem(one["loc"], one["type"], one["msg"]) for one in found)) from None
+
+
+def provider_variable(name: str) -> str | None:
+    """A provider's own variable, such as OPENAI_API_KEY."""
+    return os.environ.get(name) or None
 
 
 def keep_litellm_offline() -> None:

@@ -1,4 +1,4 @@
-"""Chat completions as they are answered: the small model's calls whole and in chunks, and server-sent events."""
+"""Chat completions as they are answered: the small model's calls whole and in chunks, and streams of chunks."""
 
 from __future__ import annotations
 
@@ -8,13 +8,54 @@ from typing import Any
 import orjson
 
 from policies.policy import DraftCall
+from router.dialects.chat import ChatRequest
+from router.dialects.errors import ClientError
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": keep-alive\n\n"
+"""A server-sent comment: clients read over it."""
 
 
 def sse(event: Mapping[str, Any]) -> bytes:
     """One server-sent event."""
     return b"data: " + orjson.dumps(event) + b"\n\n"
+
+
+class ChunkWriter:
+    """Chunks as they are, under the client's own model name. See `Writer`."""
+
+    def __init__(self, chat: ChatRequest) -> None:
+        self._chat = chat
+
+    def events(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
+        """See `Writer.events`."""
+        yield sse({**chunk, "model": self._chat.client_model})
+
+    def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Writer.ending`. The usage chunk is left out where it was not asked for."""
+        told = [chunk for chunk in chunks if self._chat.include_usage or chunk.get("choices")]
+        for index, chunk in enumerate(told):
+            last = extras is not None and index == len(told) - 1
+            yield from self.events({**chunk, "smallcall": extras} if last else chunk)
+        yield DONE
+
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """See `Writer.forwarded`."""
+        return sse(event)
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
+        """See `Writer.forwarded_ending`."""
+        return self.ending(events, extras)
+
+    def failed(self, error: ClientError) -> bytes:
+        """See `Writer.failed`."""
+        return sse(error.body())
+
+    def keep_alive(self) -> bytes:
+        """See `Writer.keep_alive`."""
+        return COMMENT
 
 
 def small_completion(
@@ -53,13 +94,9 @@ def small_completion(
 
 
 def chunks_of(completion: Mapping[str, Any], *, include_usage: bool) -> Iterator[dict[str, Any]]:
-    """A whole small answer as the chunks of a stream: role, each call, the end, and usage where asked for.
-
-    The `smallcall` object, if there is one, stands in the last chunk.
-    """
+    """A whole small answer as the chunks of a stream: role, each call, the end, and usage where asked for."""
     head = {key: completion[key] for key in ("id", "created", "model")} | {"object": "chat.completion.chunk"}
     unfilled = {"usage": None} if include_usage else {}
-    extras = {"smallcall": completion["smallcall"]} if "smallcall" in completion else {}
     choice = completion["choices"][0]
     message = choice["message"]
 
@@ -74,4 +111,4 @@ def chunks_of(completion: Mapping[str, Any], *, include_usage: bool) -> Iterator
     if include_usage:
         yield last
         last = {**head, "choices": [], "usage": completion["usage"]}
-    yield last | extras
+    yield last

@@ -1,9 +1,6 @@
 """OpenAI's chat completions: a request read by hand.
 
-Only what the gateway must understand is checked; every other field goes to the large model as it came. The JSON is
-strict (RFC 8259): NaN, infinities and invalid UTF-8 are refused. A key that stands twice in one object takes its last
-value, and that is also what goes upstream, so nobody downstream can read the body in another way; an integer beyond 64
-bits becomes the nearest double.
+Only what the gateway must understand is checked; every other field goes to the large model as it came.
 """
 
 from __future__ import annotations
@@ -11,21 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import orjson
-
 from policies.policy import Request, Tool
-from router.dialects.chat import ChatRequest, LargeOnly, Pin
-from router.dialects.errors import wrong
+from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.chat_answers import ChunkWriter
+from router.dialects.errors import ClientError, wrong
+from router.dialects.reading import decoded, flag, function, included, listed, listed_tools, model_name, obj, put_tool
 
-DIALECT = "chat_completions"
-MAX_DEPTH = 200
-"""Nesting levels of a body. The JSON reader itself stops at 1,024."""
-MAX_CONTAINERS = 500_000
-"""Opening brackets in a body, those in its texts included: decoded, empty objects take twenty times their bytes."""
-MAX_TOOLS = 4096
-MAX_NAME_CHARS = 256
-_PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
-_INCLUDES = frozenset({"decision", "signals"})
 _LARGE_ONLY = {
     "functions": "legacy_functions",
     "function_call": "legacy_functions",
@@ -40,64 +28,58 @@ _READABLE_ROLES = frozenset({"system", "developer", "user", "assistant", "tool"}
 ToolChoice = Literal["auto", "none", "required", "named"]
 
 
+class ChatCompletions:
+    """The dialect."""
+
+    name: DialectName = "chat_completions"
+    path = "/chat/completions"
+
+    def read(self, raw: bytes, headers: Mapping[str, str]) -> ChatRequest:
+        """See `Dialect.read`."""
+        return read_request(raw)
+
+    def whole(
+        self, chat: ChatRequest, decision_id: str, completion: Mapping[str, Any], extras: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
+        """See `Dialect.whole`."""
+        told = {**completion, "model": chat.client_model}
+        return told if extras is None else {**told, "smallcall": extras}
+
+    def writer(self, chat: ChatRequest, decision_id: str) -> Writer:
+        """See `Dialect.writer`."""
+        return ChunkWriter(chat)
+
+    def error(self, error: ClientError) -> Mapping[str, Any]:
+        """See `Dialect.error`."""
+        return error.body()
+
+
 def read_request(raw: bytes) -> ChatRequest:
     """Parse and check a body.
 
     Raises:
         ClientError: 400, naming the field.
     """
-    body = _decoded(raw)
-    model = body.get("model")
-    if not isinstance(model, str) or not 0 < len(model) <= MAX_NAME_CHARS:
-        raise wrong("model", f"must be a name of 1 to {MAX_NAME_CHARS} characters")
-    include = _include(body.pop("smallcall", None))
+    body = decoded(raw)
+    model, pin = model_name(body)
+    include = included(body.pop("smallcall", None))
     messages = _messages(body.get("messages"))
     tools, unreadable_tool = _tools(body.get("tools"))
     choice, forced, unreadable_choice = _tool_choice(body.get("tool_choice"), tools, unreadable_tool)
     return ChatRequest(
         client_model=model,
-        view=Request(messages, tools, choice, forced, _flag(body, "parallel_tool_calls", default=True)),
+        view=Request(messages, tools, choice, forced, flag(body, "parallel_tool_calls", default=True)),
         body=body,
         size_bytes=len(raw),
-        stream=_flag(body, "stream", default=False),
+        stream=flag(body, "stream", default=False),
         include_usage=_include_usage(body.get("stream_options")),
         include_decision=bool(include),
         include_signals="signals" in include,
-        pin=_PINS.get(model),
+        pin=pin,
         large_only=unreadable_tool or unreadable_choice or _asks_for_more(body) or _unreadable_message(messages),
+        raw=raw,
+        native=body,
     )
-
-
-def _decoded(raw: bytes) -> dict[str, Any]:
-    if raw.count(b"{") + raw.count(b"[") > MAX_CONTAINERS:
-        raise wrong(None, f"the body holds more than {MAX_CONTAINERS} objects and arrays")
-    try:
-        body = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise wrong(None, f"the body is not JSON: {error.msg} at character {error.pos}") from error
-    if not isinstance(body, dict):
-        raise wrong(None, "the body must be a JSON object")
-    level: list[Any] = [body]
-    for _ in range(MAX_DEPTH):
-        level = [inner for outer in level for inner in _inside(outer) if type(inner) in (dict, list)]
-        if not level:
-            return body
-    raise wrong(None, f"the body is nested deeper than {MAX_DEPTH}")
-
-
-def _inside(outer: Any) -> Any:
-    return outer.values() if type(outer) is dict else outer
-
-
-def _include(extension: Any) -> frozenset[str]:
-    if extension is None:
-        return frozenset()
-    if not isinstance(extension, dict) or not extension.keys() <= {"include"}:
-        raise wrong("smallcall", "must be an object with the key include")
-    include = extension.get("include", [])
-    if not isinstance(include, list) or not all(isinstance(name, str) and name in _INCLUDES for name in include):
-        raise wrong("smallcall.include", f"must be a list of {', '.join(sorted(_INCLUDES))}")
-    return frozenset(include)
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
@@ -110,7 +92,7 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
             raise wrong(f"{path}.content", "must be text or a list of parts")
-        for number, call in enumerate(_list(message.get("tool_calls"), f"{path}.tool_calls")):
+        for number, call in enumerate(listed(message.get("tool_calls"), f"{path}.tool_calls")):
             _past_call(call, f"{path}.tool_calls[{number}]")
     return messages
 
@@ -127,43 +109,15 @@ def _past_call(call: Any, path: str) -> None:
         raise wrong(f"{path}.function.arguments", "must be JSON as text")
 
 
-def _list(value: Any, path: str) -> Sequence[Any]:
-    if value is None:
-        return ()
-    if not isinstance(value, list):
-        raise wrong(path, "must be a list")
-    return value
-
-
 def _tools(raw: Any) -> tuple[tuple[Tool, ...], LargeOnly | None]:
-    listed = _list(raw, "tools")
-    if len(listed) > MAX_TOOLS:
-        raise wrong("tools", f"at most {MAX_TOOLS} tools can be offered")
     tools: dict[str, Tool] = {}
-    for index, tool in enumerate(listed):
-        path = f"tools[{index}]"
-        if not isinstance(tool, dict):
-            raise wrong(path, "must be an object")
+    for index, tool in enumerate(listed_tools(raw)):
         if tool.get("type") != "function":
-            return (), LargeOnly("tool_type", f"{path}.type")
-        made = _function(tool.get("function"), f"{path}.function")
-        if made.name in tools:
-            raise wrong(f"{path}.function.name", "another tool has the same name")
-        tools[made.name] = made
+            return (), LargeOnly("tool_type", f"tools[{index}].type")
+        path = f"tools[{index}].function"
+        given = obj(tool.get("function"), path)
+        put_tool(tools, function(given.get("name"), given.get("description"), given.get("parameters"), path), path)
     return tuple(tools.values()), None
-
-
-def _function(function: Any, path: str) -> Tool:
-    if not isinstance(function, dict):
-        raise wrong(path, "must be an object")
-    name, parameters, description = (function.get(key) for key in ("name", "parameters", "description"))
-    if not isinstance(name, str) or not 0 < len(name) <= MAX_NAME_CHARS:
-        raise wrong(f"{path}.name", f"must be a name of 1 to {MAX_NAME_CHARS} characters")
-    if parameters is not None and not isinstance(parameters, dict):
-        raise wrong(f"{path}.parameters", "must be a JSON Schema object")
-    if description is not None and not isinstance(description, str):
-        raise wrong(f"{path}.description", "must be text")
-    return Tool(name, description or "", parameters or {})
 
 
 def _tool_choice(
@@ -186,21 +140,12 @@ def _tool_choice(
     return "named", name, None
 
 
-def _flag(body: Mapping[str, Any], field: str, *, default: bool) -> bool:
-    value = body.get(field)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
-        raise wrong(field, "must be true or false")
-    return value
-
-
 def _include_usage(options: Any) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
         raise wrong("stream_options", "must be an object")
-    return _flag(options, "include_usage", default=False)
+    return flag(options, "include_usage", default=False)
 
 
 def _asks_for_more(body: Mapping[str, Any]) -> LargeOnly | None:

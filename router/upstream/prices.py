@@ -48,7 +48,8 @@ class MappedPrices:
         self._told = False
 
     def cost_usd(self, usage: Usage) -> float | None:
-        """None, said once in the log, where the map does not know the model."""
+        """None, said once in the log, where the map does not know the model, or has it for nothing: for some providers
+        (Anthropic among them) litellm gives a name that it does not know a price of zero."""
         try:
             prompt, completion = self._litellm.cost_per_token(
                 model=self._model,
@@ -57,8 +58,14 @@ class MappedPrices:
             )
         # litellm raises bare exceptions of many kinds for a model that it cannot price.
         except Exception as error:  # noqa: BLE001
-            if not self._told:
-                self._told = True
-                _log.warning("price_unknown", model=self._model, error=type(error).__name__, set="large.price")
+            self._tell(type(error).__name__)
+            return None
+        if not prompt + completion:
+            self._tell("free")
             return None
         return float(prompt + completion)
+
+    def _tell(self, why: str) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning("price_unknown", model=self._model, error=why, set="large.price")

@@ -14,7 +14,6 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from email.utils import parsedate_to_datetime
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,23 +24,16 @@ from router.settings import Large, keep_litellm_offline
 from router.upstream import (
     LargeStream,
     UpstreamError,
-    UpstreamRateLimited,
-    UpstreamRejected,
-    UpstreamTimeout,
     UpstreamUnavailable,
     Usage,
     shape,
 )
-from router.upstream.breaker import Breaker
+from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
 from router.upstream.prices import FixedPrices, MappedPrices, Prices
 
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
 
-MAX_PAUSE_S = 20.0
-"""A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
-_FIRST_PAUSE_S = 0.25
-_MESSAGE_CHARS = 500
 _CHAIN = 16
 """Errors behind an error that are looked at."""
 
@@ -75,8 +67,8 @@ class LitellmModel:
         if not settings.model:
             raise ValueError("large.model is not set")
         self.model = settings.model
-        self._settings, self._rng, self._retried, self._sleep = settings, rng, retried, sleep
-        self._breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s, clock)
+        self._settings = settings
+        self.attempts = Attempts(settings, rng=rng, retried=retried, sleep=sleep, clock=clock)
         self._loading: asyncio.Task[ModuleType] | None = None
         self._prices: Prices | None = FixedPrices(settings.price) if settings.price else None
 
@@ -85,6 +77,11 @@ class LitellmModel:
         """Whether litellm is imported."""
         loading = self._loading
         return loading is not None and loading.done() and not loading.cancelled() and loading.exception() is None
+
+    async def priced(self) -> None:
+        """Wait until prices are known: litellm's map comes with its import."""
+        if self._prices is None and self._loading is not None and not self.ready:
+            await asyncio.shield(self._loading)
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[LitellmModel]:
@@ -104,7 +101,7 @@ class LitellmModel:
             response = await self._asked({**body, "stream": False})
             return shape.completion(response.model_dump())
 
-        return await self._with_retries(attempt)
+        return await self.attempts.run(attempt)
 
     async def stream(self, body: Mapping[str, Any]) -> LargeStream:
         """See `LargeModel.stream`. Usage is always asked for."""
@@ -120,7 +117,15 @@ class LitellmModel:
                 raise
             return stream
 
-        return await self._with_retries(attempt)
+        return await self.attempts.run(attempt)
+
+    async def count_tokens(self, body: Mapping[str, Any]) -> int:
+        """What litellm's tokenizer for the model makes of a chat completion's request: an estimate."""
+        if self._loading is None:
+            raise RuntimeError("the model is not running")
+        litellm: Any = await asyncio.shield(self._loading)
+        asked = {key: body[key] for key in ("messages", "tools", "tool_choice") if body.get(key)}
+        return int(await asyncio.to_thread(litellm.token_counter, model=self.model, **asked))
 
     def cost_usd(self, usage: Usage) -> float | None:
         """See `LargeModel.cost_usd`."""
@@ -164,61 +169,22 @@ class LitellmModel:
             "_skip_mcp_handler": True,
         }
 
-    # ── retries ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    async def _with_retries(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        number = 0
-        while True:
-            try:
-                with self._breaker.attempt():
-                    return await attempt()
-            except UpstreamError as error:
-                pause_s = self._pause_s(number, error.retry_after_s)
-                if not error.retryable or number >= self._settings.retries or pause_s > MAX_PAUSE_S:
-                    raise
-                self._retried(error.code)
-                _log.info("upstream_retry", code=error.code, number=number, pause_s=round(pause_s, 3))
-            await self._sleep(pause_s)
-            number += 1
-
-    def _pause_s(self, number: int, wanted_s: float | None) -> float:
-        """Exponential with jitter in [0.5, 1.5); never less than what the provider asks for."""
-        own: float = _FIRST_PAUSE_S * 2.0**number * (0.5 + self._rng.random())
-        return max(wanted_s or 0.0, min(own, MAX_PAUSE_S))
-
     # ── errors ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _mapped(self, error: Exception) -> UpstreamError:
         if isinstance(error, UpstreamError):
             return error
         status = getattr(error, "status_code", None)
-        if status == 408 or _timed_out(error):
-            message = f"the large model did not answer within {self._settings.timeout_s:g} s"
-            return UpstreamTimeout(504, "upstream_timeout", message, retryable=True)
-        if status == 429:
-            message, wait_s = "the large model is rate limited", _retry_after_s(error)
-            return UpstreamRateLimited(429, "upstream_rate_limited", message, retry_after_s=wait_s, retryable=True)
-        if status in (401, 402, 403):
-            return UpstreamUnavailable(502, "upstream_auth", "the large model refuses the gateway's credentials")
-        if isinstance(status, int) and 400 <= status < 500:
-            message, code, param = self._said(error)
-            return UpstreamRejected(status, code, message, param=param)
+        if _timed_out(error):
+            return timed_out(self._settings)
         if not isinstance(status, int):
             _log.warning("upstream_error_unknown", error=type(error).__name__)
-        return UpstreamUnavailable(502, "upstream_unavailable", "the large model cannot be reached", retryable=True)
-
-    def _said(self, error: Exception) -> tuple[str, str, str | None]:
-        """A refusal's message, code and param as the provider put them, without our key and any address."""
+            return unreachable()
         body = getattr(error, "body", None)
         told: Mapping[str, Any] = body if isinstance(body, dict) else {}
-        message = str(told.get("message") or getattr(error, "message", "") or "the large model refused the request")
+        message = str(told.get("message") or getattr(error, "message", ""))
         message = re.sub(r"^(litellm\.)?(\w+: )*(\w+Exception - )?", "", message, count=1)
-        if self._settings.api_key:
-            message = message.replace(self._settings.api_key.get_secret_value(), "…")
-        message = re.sub(r"\w+://\S+", "…", message)[:_MESSAGE_CHARS]
-        code, param = told.get("code"), told.get("param")
-        known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code)
-        return message, str(code) if known else "upstream_rejected", param if isinstance(param, str) else None
+        return refused(status, {**told, "message": message}, message, _retry_after_s(error), self._settings)
 
 
 class LitellmStream:
@@ -259,7 +225,7 @@ class LitellmStream:
                 if any(getattr(chunk, "usage", None) is not None for chunk in self._response.chunks):
                     return shape.usage_chunk(dumped)
             elif self._invented(dumped):
-                raise UpstreamUnavailable(502, "upstream_unavailable", "the large model's stream broke off")
+                raise broken_off()
             else:
                 return shape.chunk(dumped)
 
@@ -289,12 +255,7 @@ def _retry_after_s(error: Exception) -> float | None:
     """Seconds by a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None without a readable one."""
     # litellm puts an empty response of its own making into most of its errors; the real headers stand beside it.
     headers = getattr(error, "litellm_response_headers", None) or {}
-    value = str(headers.get("retry-after", "")).strip()
-    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return float(value)
-    with contextlib.suppress(ValueError):
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    return None
+    return retry_after_s(str(headers.get("retry-after", "")))
 
 
 def _import() -> ModuleType:

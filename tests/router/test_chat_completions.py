@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.dialects.chat import ChatRequest
-from router.dialects.chat_completions import MAX_DEPTH, read_request
+from router.dialects.chat_completions import read_request
 from router.dialects.errors import ClientError
+from router.dialects.reading import MAX_DEPTH
 
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 

@@ -1,0 +1,260 @@
+"""Answers in OpenAI's Responses dialect: whole, as the numbered events of a stream, and errors.
+
+A whole answer is written by the stream's own steps, so that both say the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from router.dialects.chat import ChatRequest
+from router.dialects.chat_answers import COMMENT
+from router.dialects.errors import ClientError
+
+_ECHOED: Mapping[str, Any] = {
+    "instructions": None,
+    "max_output_tokens": None,
+    "max_tool_calls": None,
+    "metadata": {},
+    "parallel_tool_calls": True,
+    "reasoning": {"effort": None, "summary": None},
+    "temperature": None,
+    "text": {"format": {"type": "text"}},
+    "tool_choice": "auto",
+    "tools": [],
+    "top_p": None,
+    "truncation": "disabled",
+    "user": None,
+}
+"""Fields of the request that its answer tells again, and what they are where they were not given."""
+_INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
+
+
+def error_body(error: ClientError) -> dict[str, Any]:
+    """An error in OpenAI's shape. Paths in it name this dialect's fields."""
+    body = error.body()
+    told = {**body["error"], "message": _renamed(error.message), "param": error.param and _renamed(error.param)}
+    return {**body, "error": told}
+
+
+def _renamed(path: str) -> str:
+    return path.replace("].function.", "].")
+
+
+def response(chat: ChatRequest, decision_id: str, completion: Mapping[str, Any]) -> dict[str, Any]:
+    """A whole answer."""
+    items = _Items(decision_id)
+    choice = completion["choices"][0]
+    given = choice["message"]
+    delta = {
+        "content": given.get("content"),
+        "refusal": given.get("refusal"),
+        "tool_calls": [{**call, "index": index} for index, call in enumerate(given.get("tool_calls") or ())],
+    }
+    for _ in items.take(delta):
+        pass
+    for _ in items.close():
+        pass
+    finish, created = choice.get("finish_reason"), completion.get("created")
+    return _finished(_frame(chat, decision_id, created), items.done, finish, completion.get("usage"))
+
+
+def _frame(chat: ChatRequest, decision_id: str, created: Any) -> dict[str, Any]:
+    told = {key: chat.native.get(key) for key in _ECHOED}
+    echoed = {key: _ECHOED[key] if value is None else value for key, value in told.items()}
+    return {
+        "id": f"resp_{decision_id}",
+        "object": "response",
+        "created_at": created if isinstance(created, int) else int(time.time()),
+        "status": "in_progress",
+        "background": False,
+        "completed_at": None,
+        "error": None,
+        "incomplete_details": None,
+        "model": chat.client_model,
+        "output": [],
+        "previous_response_id": None,
+        "store": False,
+        "usage": None,
+        **echoed,
+    }
+
+
+def _finished(
+    frame: Mapping[str, Any], output: Sequence[Mapping[str, Any]], finish: str | None, reported: Any
+) -> dict[str, Any]:
+    reason = _INCOMPLETE.get(finish or "")
+    return {
+        **frame,
+        "status": "incomplete" if reason else "completed",
+        "completed_at": None if reason else int(time.time()),
+        "incomplete_details": {"reason": reason} if reason else None,
+        "output": list(output),
+        "usage": _usage(reported),
+    }
+
+
+def _usage(reported: Any) -> dict[str, Any] | None:
+    if not isinstance(reported, dict):
+        return None
+    prompt, completion = reported.get("prompt_tokens") or 0, reported.get("completion_tokens") or 0
+    read = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    thought = (reported.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": read},
+        "output_tokens": completion,
+        "output_tokens_details": {"reasoning_tokens": thought},
+        "total_tokens": prompt + completion,
+    }
+
+
+class _Items:
+    """The output's items as they grow: each step gives the events that tell it, without their numbers."""
+
+    def __init__(self, decision_id: str) -> None:
+        self._decision_id = decision_id
+        self.done: list[dict[str, Any]] = []
+        self._item: dict[str, Any] | None = None
+        self._call: int | None = None
+        self._calls: set[int] = set()
+        self._messages = 0
+
+    def take(self, delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        """A piece of the answer. Raises ClientError where a provider mixes the pieces of several calls."""
+        for field, kind in (("content", "output_text"), ("refusal", "refusal")):
+            if delta.get(field):
+                yield from self._said(delta[field], kind)
+        for call in delta.get("tool_calls") or ():
+            yield from self._called(call)
+
+    def close(self) -> Iterator[dict[str, Any]]:
+        """The end of the item that is open, if one is."""
+        item = self._item
+        if item is None:
+            return
+        self._item = self._call = None
+        at = {"item_id": item["id"], "output_index": len(self.done)}
+        if item["type"] == "function_call":
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield {"type": "response.function_call_arguments.done", **at, **done}
+        else:
+            (part,) = item["content"]
+            told = {"text": part["text"], "logprobs": []} if "text" in part else {"refusal": part["refusal"]}
+            yield {"type": f"response.{part['type']}.done", **at, "content_index": 0, **told}
+            yield {"type": "response.content_part.done", **at, "content_index": 0, "part": dict(part)}
+        item["status"] = "completed"
+        self.done.append(item)
+        yield {"type": "response.output_item.done", "output_index": len(self.done) - 1, "item": item}
+
+    def _said(self, said: str, kind: str) -> Iterator[dict[str, Any]]:
+        field = "text" if kind == "output_text" else "refusal"
+        if self._item is None or self._item["type"] != "message" or self._item["content"][0]["type"] != kind:
+            yield from self.close()
+            item_id = f"msg_{self._decision_id}_{self._messages}"
+            self._messages += 1
+            item = {"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+            yield {"type": "response.output_item.added", "output_index": len(self.done), "item": item}
+            part: dict[str, Any] = {"type": kind, field: ""} | (
+                {"annotations": [], "logprobs": []} if field == "text" else {}
+            )
+            self._item = {**item, "content": [part]}
+            at = {"item_id": item_id, "output_index": len(self.done), "content_index": 0}
+            yield {"type": "response.content_part.added", **at, "part": dict(part)}
+        grown = self._item
+        grown["content"][0][field] += said
+        at = {"item_id": grown["id"], "output_index": len(self.done), "content_index": 0}
+        yield {"type": f"response.{kind}.delta", **at, "delta": said} | ({"logprobs": []} if field == "text" else {})
+
+    def _called(self, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+        index, function = call.get("index", 0), call.get("function") or {}
+        if self._call != index or self._item is None:
+            if index in self._calls:
+                raise ClientError(502, "the large model mixed the pieces of its calls", "upstream_unavailable")
+            yield from self.close()
+            self._calls.add(index)
+            item = {
+                "id": f"fc_{self._decision_id}_{index}",
+                "type": "function_call",
+                "status": "in_progress",
+                "call_id": call.get("id") or f"call_{self._decision_id}_{index}",
+                "name": function.get("name") or "",
+                "arguments": "",
+            }
+            yield {"type": "response.output_item.added", "output_index": len(self.done), "item": dict(item)}
+            self._item, self._call = item, index
+        if function.get("arguments"):
+            self._item["arguments"] += function["arguments"]
+            at = {"item_id": self._item["id"], "output_index": len(self.done)}
+            yield {"type": "response.function_call_arguments.delta", **at, "delta": function["arguments"]}
+
+
+class ResponseWriter:
+    """A stream of one response. See `Writer`."""
+
+    def __init__(self, chat: ChatRequest, decision_id: str) -> None:
+        self._chat, self._decision_id = chat, decision_id
+        self._items = _Items(decision_id)
+        self._frame: dict[str, Any] | None = None
+        self._number = 0
+        self._finish: str | None = None
+        self._usage: Any = None
+
+    def events(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
+        """See `Writer.events`. Raises ClientError where a provider mixes the pieces of several calls."""
+        if self._frame is None:
+            self._frame = _frame(self._chat, self._decision_id, chunk.get("created"))
+            for kind in ("response.created", "response.in_progress"):
+                yield self._event({"type": kind, "response": self._frame})
+        self._usage = chunk.get("usage") or self._usage
+        for choice in chunk.get("choices") or ():
+            for event in self._items.take(choice.get("delta") or {}):
+                yield self._event(event)
+            self._finish = choice.get("finish_reason") or self._finish
+
+    def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Writer.ending`. The `smallcall` object stands beside the whole response, in the last event."""
+        for chunk in chunks:
+            yield from self.events(chunk)
+        for event in self._items.close():
+            yield self._event(event)
+        told = _finished(self._frame or {}, self._items.done, self._finish, self._usage)
+        ended = {"type": f"response.{told['status']}", "response": told}
+        yield self._event(ended if extras is None else {**ended, "smallcall": extras})
+
+    def forwarded(self, event: Mapping[str, Any]) -> bytes:
+        """See `Writer.forwarded`."""
+        number = event.get("sequence_number")
+        self._number = number + 1 if isinstance(number, int) else self._number + 1
+        return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
+
+    def forwarded_ending(
+        self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
+    ) -> Iterator[bytes]:
+        """See `Writer.forwarded_ending`."""
+        for index, event in enumerate(events):
+            last = extras is not None and index == len(events) - 1
+            yield self.forwarded({**event, "smallcall": extras} if last else event)
+
+    def failed(self, error: ClientError) -> bytes:
+        """See `Writer.failed`. `response.failed` once the response was created, else `error`."""
+        told = error_body(error)["error"]
+        if self._frame is None:
+            fields = {"code": told["code"], "message": told["message"], "param": told["param"]}
+            return self._event({"type": "error", **fields})
+        failure = {"code": told["code"], "message": told["message"]}
+        ended = {**self._frame, "status": "failed", "error": failure, "output": self._items.done}
+        return self._event({"type": "response.failed", "response": ended})
+
+    def keep_alive(self) -> bytes:
+        """See `Writer.keep_alive`."""
+        return COMMENT
+
+    def _event(self, event: Mapping[str, Any]) -> bytes:
+        numbered = {**event, "sequence_number": self._number}
+        self._number += 1
+        return b"event: " + str(event["type"]).encode() + b"\ndata: " + orjson.dumps(numbered) + b"\n\n"

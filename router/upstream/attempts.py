@@ -1,0 +1,123 @@
+"""Asking the large model until it answers: retries with pauses under one circuit breaker, and what failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from email.utils import parsedate_to_datetime
+from random import Random
+from typing import Any, TypeVar
+
+import structlog
+
+from router.settings import Large
+from router.upstream import UpstreamError, UpstreamRateLimited, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
+from router.upstream.breaker import Breaker
+
+_log = structlog.get_logger("upstream")
+T = TypeVar("T")
+
+MAX_PAUSE_S = 20.0
+"""A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
+_FIRST_PAUSE_S = 0.25
+_MESSAGE_CHARS = 500
+
+
+class Attempts:
+    """Tries of one large model. Belongs to one event loop.
+
+    Args:
+        retried: told the code of each failure that is tried again.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Large,
+        *,
+        rng: Random,
+        retried: Callable[[str], None],
+        sleep: Callable[[float], Awaitable[None]],
+        clock: Callable[[], float],
+    ) -> None:
+        self._settings, self._rng, self._retried, self._sleep = settings, rng, retried, sleep
+        self._breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s, clock)
+
+    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What `attempt` gives, tried again where that may help. Raises UpstreamError."""
+        number = 0
+        while True:
+            try:
+                with self._breaker.attempt():
+                    return await attempt()
+            except UpstreamError as error:
+                pause_s = self._pause_s(number, error.retry_after_s)
+                if not error.retryable or number >= self._settings.retries or pause_s > MAX_PAUSE_S:
+                    raise
+                self._retried(error.code)
+                _log.info("upstream_retry", code=error.code, number=number, pause_s=round(pause_s, 3))
+            await self._sleep(pause_s)
+            number += 1
+
+    def _pause_s(self, number: int, wanted_s: float | None) -> float:
+        """Exponential with jitter in [0.5, 1.5); never less than what the provider asks for."""
+        own: float = _FIRST_PAUSE_S * 2.0**number * (0.5 + self._rng.random())
+        return max(wanted_s or 0.0, min(own, MAX_PAUSE_S))
+
+
+def timed_out(settings: Large) -> UpstreamTimeout:
+    """No answer in time."""
+    message = f"the large model did not answer within {settings.timeout_s:g} s"
+    return UpstreamTimeout(504, "upstream_timeout", message, retryable=True)
+
+
+def unreachable() -> UpstreamUnavailable:
+    """No connection, or an answer that is none."""
+    return UpstreamUnavailable(502, "upstream_unavailable", "the large model cannot be reached", retryable=True)
+
+
+def broken_off() -> UpstreamUnavailable:
+    """A stream without its end."""
+    return UpstreamUnavailable(502, "upstream_unavailable", "the large model's stream broke off")
+
+
+def refused(
+    status: int, told: Mapping[str, Any], message: str, retry_after_s: float | None, settings: Large
+) -> UpstreamError:
+    """What an HTTP status of 400 or more means; `told` is the provider's error object."""
+    if status == 408:
+        return timed_out(settings)
+    if status == 429:
+        limited = "the large model is rate limited"
+        return UpstreamRateLimited(429, "upstream_rate_limited", limited, retry_after_s=retry_after_s, retryable=True)
+    if status in (401, 402, 403):
+        return UpstreamUnavailable(502, "upstream_auth", "the large model refuses the gateway's credentials")
+    if not 400 <= status < 500:
+        return unreachable()
+    code, param = told.get("code"), told.get("param")
+    known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code)
+    return UpstreamRejected(
+        status,
+        str(code) if known else "upstream_rejected",
+        _harmless(str(told.get("message") or message or "the large model refused the request"), settings),
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def _harmless(message: str, settings: Large) -> str:
+    """Without our key and any address."""
+    if settings.api_key:
+        message = message.replace(settings.api_key.get_secret_value(), "…")
+    return re.sub(r"\w+://\S+", "…", message)[:_MESSAGE_CHARS]
+
+
+def retry_after_s(value: str) -> float | None:
+    """Seconds by a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None where it cannot be read."""
+    value = value.strip()
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        return float(value)
+    with contextlib.suppress(ValueError):
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    return None

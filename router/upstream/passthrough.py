@@ -1,0 +1,276 @@
+"""The large model asked in the client's own dialect, where its provider speaks it: the body goes on as it came.
+
+No SDK and no model of a body is built. Retries, breaker, time-outs, errors and prices are shared with `LitellmModel`,
+which asks for all other dialects. Not guaranteed: a key that stands twice inside a nested object goes on as it came,
+and the provider may read another of the two than the judge did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import ssl
+import urllib.parse
+import urllib.request
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+import orjson
+
+from router.dialects.chat import ChatRequest, DialectName, Writer
+from router.settings import Large, provider_variable
+from router.upstream import UpstreamError, UpstreamUnavailable, Usage
+from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.translated import LitellmModel
+from router.upstream.wires import WIRES, StreamState, Wire, request_body
+
+CONNECT_TIMEOUT_S = 10.0
+MAX_ANSWER_BYTES = 64 * 1024 * 1024
+MAX_EVENT_BYTES = 16 * 1024 * 1024
+_COPIED_BYTES = 1024 * 1024
+"""A larger body is sent piece by piece, so that the event loop serves others meanwhile."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """Where requests of one dialect go."""
+
+    wire: Wire
+    url: str
+    headers: Mapping[str, str]
+    proxy: str | None
+
+
+def spoken(settings: Large) -> frozenset[DialectName]:
+    """The dialects that the large model's provider speaks itself, as set, else by its name in litellm's terms."""
+    if settings.forward is not None:
+        return frozenset(settings.forward)
+    provider = (settings.model or "").partition("/")[0] if "/" in (settings.model or "") else ""
+    if settings.drop_params or provider not in ("openai", "anthropic"):
+        return frozenset()
+    if provider == "anthropic":
+        return frozenset({"messages"})
+    # Many servers speak OpenAI's chat completions; hardly any but OpenAI's own its Responses.
+    return frozenset({"chat_completions"} if settings.api_base else {"chat_completions", "responses"})
+
+
+class Passthrough:
+    """One large model behind a provider that speaks some of our dialects. Belongs to one event loop."""
+
+    def __init__(self, settings: Large, translated: LitellmModel) -> None:
+        """`translated` is the same model behind litellm; tries, breaker and prices are shared with it."""
+        self._settings, self._translated = settings, translated
+        self._targets = {name: _target(WIRES[name], settings) for name in spoken(settings)}
+        self._model = translated.model.partition("/")[2] or translated.model
+        self._session: aiohttp.ClientSession | None = None
+        self.cost_usd = translated.cost_usd
+
+    def speaks(self, dialect: DialectName) -> bool:
+        """Whether requests of this dialect can be forwarded."""
+        return dialect in self._targets
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Passthrough]:
+        """Keep connections open until the block ends."""
+        idle_s = self._settings.timeout_s
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=min(CONNECT_TIMEOUT_S, idle_s), sock_read=idle_s)
+        connector = aiohttp.TCPConnector(limit=0)
+        jar = aiohttp.DummyCookieJar()
+        async with aiohttp.ClientSession(connector=connector, timeout=timeout, cookie_jar=jar) as session:
+            self._session = session
+            yield self
+
+    async def whole(self, chat: ChatRequest, dialect: DialectName) -> tuple[dict[str, Any], Usage | None]:
+        """The provider's whole answer and what usage it tells. Raises UpstreamError."""
+        target = self._targets[dialect]
+        answer = await self._post(target, target.url, chat)
+        if not isinstance(answer.get(target.wire.answer_field), list):
+            raise unreachable()
+        return answer, target.wire.usage(answer)
+
+    async def count_tokens(self, chat: ChatRequest) -> int:
+        """Tokens of a Messages request, as its provider counts them. Raises UpstreamError."""
+        target = self._targets["messages"]
+        counted = (await self._post(target, f"{target.url}/count_tokens", chat)).get("input_tokens")
+        if not isinstance(counted, int):
+            raise unreachable()
+        return counted
+
+    async def stream(self, chat: ChatRequest, dialect: DialectName, writer: Writer) -> Forwarded:
+        """A stream whose first event is at hand. Raises UpstreamError."""
+        target = self._targets[dialect]
+        body = request_body(chat.raw, self._model, ask_usage=dialect == "chat_completions")
+
+        async def attempt() -> Forwarded:
+            response = await self._asked(target, target.url, chat, body)
+            stream = Forwarded(response, target.wire.state(), chat, writer, self._settings)
+            try:
+                await stream.open()
+            except BaseException:
+                await stream.aclose()
+                raise
+            return stream
+
+        await self._translated.priced()
+        return await self._translated.attempts.run(attempt)
+
+    async def _post(self, target: _Target, url: str, chat: ChatRequest) -> dict[str, Any]:
+        body = request_body(chat.raw, self._model, ask_usage=False)
+
+        async def attempt() -> dict[str, Any]:
+            try:
+                async with asyncio.timeout(self._settings.timeout_s), await self._asked(target, url, chat, body) as got:
+                    answer = orjson.loads(await _bounded(got))
+            except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError) as error:
+                raise _mapped(error, self._settings) from error
+            if not isinstance(answer, dict):
+                raise unreachable()
+            return answer
+
+        await self._translated.priced()
+        return await self._translated.attempts.run(attempt)
+
+    async def _asked(self, target: _Target, url: str, chat: ChatRequest, body: bytes) -> aiohttp.ClientResponse:
+        """A response of status 200. Raises UpstreamError."""
+        if self._session is None:
+            raise RuntimeError("the pass-through is not running")
+        headers = {**target.headers, **chat.headers}
+        data = body if len(body) < _COPIED_BYTES else io.BytesIO(body)
+        try:
+            response = await self._session.post(
+                url, data=data, headers=headers, allow_redirects=False, proxy=target.proxy
+            )
+        except (aiohttp.ClientError, TimeoutError, ConnectionError, ssl.SSLError) as error:
+            raise _mapped(error, self._settings) from error
+        if response.status == 200:
+            return response
+        async with response:
+            raise await self._refusal(response)
+
+    async def _refusal(self, response: aiohttp.ClientResponse) -> UpstreamError:
+        told: Any = None
+        with contextlib.suppress(aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, UpstreamError):
+            async with asyncio.timeout(self._settings.timeout_s):
+                told = orjson.loads(await _bounded(response))
+        error = told.get("error") if isinstance(told, dict) else None
+        wait_s = retry_after_s(response.headers.get("retry-after", ""))
+        return refused(response.status, error if isinstance(error, dict) else {}, "", wait_s, self._settings)
+
+
+class Forwarded:
+    """A provider's stream on its way to a client of the same dialect. See `router.escalation.Source`."""
+
+    def __init__(
+        self, response: aiohttp.ClientResponse, state: StreamState, chat: ChatRequest, writer: Writer, settings: Large
+    ) -> None:
+        self._response, self._state, self._chat = response, state, chat
+        self._writer, self._settings = writer, settings
+        self._events = _events(response)
+        self._first: dict[str, Any] | None = None
+        self._usage: Usage | None = None
+
+    async def open(self) -> None:
+        """Wait for the first event, so that what fails can still be retried. Raises UpstreamError."""
+        self._first = await self._next()
+        if self._first is None:
+            raise unreachable()
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        event = self._first
+        while event is not None:
+            yield event
+            event = await self._next()
+
+    def ends(self, piece: Mapping[str, Any]) -> bool:
+        """See `Source.ends`."""
+        return self._state.ends(piece)
+
+    def usage(self, piece: Mapping[str, Any]) -> Usage | None:
+        """See `Source.usage`."""
+        return self._usage
+
+    def told(self, piece: dict[str, Any]) -> Iterator[bytes]:
+        """See `Source.told`."""
+        self._state.rename(piece, self._chat.client_model)
+        yield self._writer.forwarded(piece)
+
+    def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Source.ending`."""
+        for piece in pieces:
+            self._state.rename(piece, self._chat.client_model)
+        yield from self._writer.forwarded_ending(pieces, extras)
+
+    async def aclose(self) -> None:
+        """Close the connection: what nobody reads any more is not paid for."""
+        self._response.close()
+
+    async def _next(self) -> dict[str, Any] | None:
+        """The next event, or None after the last. Raises UpstreamError."""
+        try:
+            event = await anext(self._events, None)
+        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+            if self._first is None or isinstance(error, TimeoutError):
+                raise _mapped(error, self._settings) from error
+            raise broken_off() from error
+        except orjson.JSONDecodeError as error:
+            raise unreachable() if self._first is None else broken_off() from error
+        if event is None:
+            if self._first is not None and not self._state.complete:
+                raise broken_off()
+            return None
+        failure = self._state.failure(event)
+        if failure is not None:
+            raise _failed(failure, self._settings)
+        self._usage = self._state.see(event)
+        return event
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The objects of a server-sent event stream; `[DONE]`, comments and events without data are read over."""
+    buffer = b""
+    async for piece in response.content.iter_any():
+        buffer += piece.replace(b"\r", b"")
+        *blocks, buffer = buffer.split(b"\n\n")
+        if len(buffer) > MAX_EVENT_BYTES:
+            raise unreachable()
+        for block in blocks:
+            data = b"\n".join(line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:"))
+            if data and data != b"[DONE]":
+                event = orjson.loads(data)
+                if isinstance(event, dict):
+                    yield event
+
+
+async def _bounded(response: aiohttp.ClientResponse) -> bytes:
+    """The whole body. Raises UpstreamUnavailable where it is too large."""
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise unreachable()
+    return bytes(body)
+
+
+def _mapped(error: Exception, settings: Large) -> UpstreamError:
+    return timed_out(settings) if isinstance(error, TimeoutError) else unreachable()
+
+
+def _failed(told: Mapping[str, Any], settings: Large) -> UpstreamError:
+    """An error that a provider tells inside a stream of status 200."""
+    said = refused(400, told, "the large model failed in mid-stream", None, settings)
+    return UpstreamUnavailable(502, "upstream_unavailable", said.message, retryable=True)
+
+
+def _target(wire: Wire, settings: Large) -> _Target:
+    base = (settings.api_base or wire.base).rstrip("/")
+    if wire.path == "/messages" and not base.endswith("/v1"):
+        base += "/v1"
+    key = settings.api_key.get_secret_value() if settings.api_key else provider_variable(wire.key_variable)
+    headers = {**wire.headers(key), "content-type": "application/json"}
+    host = urllib.parse.urlsplit(base).hostname or ""
+    scheme = urllib.parse.urlsplit(base).scheme
+    proxy = None if urllib.request.proxy_bypass(host) else urllib.request.getproxies().get(scheme)
+    return _Target(wire, base + wire.path, headers, proxy)
