@@ -10,10 +10,10 @@ export const SCHEMAS = { get_weather: of("city", "string"), to_fahrenheit: of("c
 export const TOOLS = {
   get_weather({ city }) {
     if (city !== "Paris") throw new Error(`unknown city: ${city}`);
-    return "20";
+    return "20 degrees Celsius";
   },
   to_fahrenheit({ celsius }) {
-    return String(Math.round((celsius * 9) / 5 + 32));
+    return `${Math.round((celsius * 9) / 5 + 32)} degrees Fahrenheit`;
   },
 };
 

@@ -13,12 +13,12 @@ def get_weather(city: str) -> str:
     """The temperature in a city, in degrees Celsius."""
     if city != "Paris":
         raise ValueError(f"unknown city: {city}")
-    return "20"
+    return "20 degrees Celsius"
 
 
 def to_fahrenheit(celsius: float) -> str:
     """Degrees Celsius in Fahrenheit."""
-    return str(round(celsius * 9 / 5 + 32))
+    return f"{round(celsius * 9 / 5 + 32)} degrees Fahrenheit"
 
 
 TOOLS = {"get_weather": get_weather, "to_fahrenheit": to_fahrenheit}
