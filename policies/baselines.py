@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from policies.cascade import ValidAndSure, before_draft, judge_validity
@@ -93,7 +93,7 @@ class RandomMix:
             return drafted
         digest = hashlib.sha256(f"{self.salt}{request.messages!r}".encode()).digest()
         if int.from_bytes(digest[:8], "big") / 2**64 < self.share:
-            return Verdict(Action.ESCALATE, Stage.BEFORE, "random_mix")
+            return Verdict(Action.ESCALATE, Stage.BEFORE, "random_mix", propensity=self.share)
         return Verdict(Action.CONTINUE, Stage.BEFORE, "drafting")
 
     def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
@@ -101,7 +101,7 @@ class RandomMix:
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         refused = judge_validity(request, draft, "answer", "answer")
-        return refused or Verdict(Action.ANSWER, Stage.AFTER, "random_mix")
+        return replace(refused or Verdict(Action.ANSWER, Stage.AFTER, "random_mix"), propensity=1.0 - self.share)
 
 
 KINDS: Mapping[str, Callable[..., Policy]] = {

@@ -150,6 +150,8 @@ class Verdict:
     threshold: float | None = None
     findings: tuple[str, ...] = field(default=())
     """Human-readable findings, bounded in number and length; never contain argument values."""
+    propensity: float = 1.0
+    """Probability of this verdict over the policy's own draws, given request and draft; 1 where it draws none."""
 
 
 class Policy(Protocol):

@@ -22,12 +22,13 @@ from starlette.requests import ClientDisconnect
 from policies.baselines import make_policy
 from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
-from router.dialects.chat import Dialect
+from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError
 from router.dialects.messages import Messages
 from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
+from router.experiments import Assignment, Exposure, assignment
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
@@ -77,6 +78,7 @@ def create_app(
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
                 counter = TokenCounter(model, forwarder)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
+            app.state.assignment = await _experiment(settings, stack)
             app.state.counter = counter
             app.state.gateway = Gateway(
                 make_policy(settings.policy),
@@ -109,6 +111,20 @@ def create_app(
     return app
 
 
+async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
+    """The running experiment's assignment, watched; what its rows say of its guardrails is heeded from the start."""
+    found = assignment(settings.experiments)
+    if found is None:
+        return None
+    from router.experiment_state import Watch  # brings scipy, which a gateway without experiments does not need
+
+    watch = Watch(settings.ledger.url, settings.experiments[found.name], found)
+    await watch.look()
+    running = asyncio.create_task(watch.run(), name="experiment-watch")
+    stack.callback(running.cancel)
+    return found
+
+
 def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
@@ -127,15 +143,22 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
             return error_response(error, dialect)
         try:
             raw, headers = await _body(request, limit), request.headers
-            large = len(raw) > OFFLOAD_BYTES
-            chat = await asyncio.to_thread(dialect.read, raw, headers) if large else dialect.read(raw, headers)
+            assigned: Assignment | None = request.app.state.assignment
+
+            def read() -> tuple[ChatRequest, Exposure | None]:
+                chat = dialect.read(raw, headers)
+                return chat, assigned.exposure(chat, headers) if assigned is not None else None
+
+            chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
         except ClientError as error:
             admission.leave()
             return error_response(error, dialect)
         except BaseException:
             admission.leave()
             raise
-        return Delivery(request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave)
+        return Delivery(
+            request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, exposure
+        )
 
     return complete
 

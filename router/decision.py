@@ -14,6 +14,7 @@ import orjson
 
 from policies.policy import Action, Draft, Stage, Verdict
 from router.dialects.chat import ChatRequest
+from router.experiments import Exposure
 from router.ledger import DecisionRow
 from router.ledger.row import nano_usd
 from router.local import DraftBuilder
@@ -50,6 +51,7 @@ class Decision:
     builder: DraftBuilder | None = None
     draft: Draft | None = None
     info: Info | None = None
+    exposure: Exposure | None = None
     large_model: str | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
@@ -135,7 +137,7 @@ class Decision:
 
     def row(self, *, store_content: bool) -> DecisionRow:
         """The ledger's row."""
-        chat, builder, usage = self.chat, self.builder, self.usage
+        chat, builder, usage, exposure = self.chat, self.builder, self.usage, self.exposure
         started = builder.started if builder else None
         done = builder.done if builder else None
         info = self.info if builder else None
@@ -150,6 +152,7 @@ class Decision:
             policy=self.policy,
             score=self.verdict.score,
             threshold=self.verdict.threshold,
+            propensity=self.verdict.propensity,
             outcome=self.draft.outcome if self.draft else None,
             n_tools=len(chat.tools),
             n_messages=len(chat.view.messages),
@@ -177,6 +180,10 @@ class Decision:
             adapter_sha256=info.adapter_sha256 if info else None,
             pattern_version=info.pattern_version if info else None,
             findings=self.verdict.findings,
+            experiment=exposure.experiment if exposure else None,
+            arm=exposure.arm if exposure else None,
+            arm_propensity=exposure.propensity if exposure else None,
+            unit_sha256=exposure.unit_sha256 if exposure else None,
             content={"request": chat.body, "answer": self.answer} if store_content else None,
         )
 

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
+from router.experiments import Exposure
 from router.gateway import Gateway
 
 _JSON = {"content-type": "application/json"}
@@ -50,12 +51,18 @@ class Delivery(Response):
     """The response to one request: `gateway` is asked when it is sent."""
 
     def __init__(
-        self, gateway: Gateway, chat: ChatRequest, dialect: Dialect, keep_alive_s: float, ended: Callable[[], None]
+        self,
+        gateway: Gateway,
+        chat: ChatRequest,
+        dialect: Dialect,
+        keep_alive_s: float,
+        ended: Callable[[], None],
+        exposure: Exposure | None,
     ) -> None:
         """A stream in which nothing was sent for `keep_alive_s` gets a comment. `ended` is called once, when the
         response is over."""
         super().__init__()
-        self._gateway, self._chat, self._dialect = gateway, chat, dialect
+        self._gateway, self._chat, self._dialect, self._exposure = gateway, chat, dialect, exposure
         self._keep_alive_s, self._ended = keep_alive_s, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -74,7 +81,7 @@ class Delivery(Response):
 
     async def _whole(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect)
+        decision = self._gateway.decision(chat, dialect, self._exposure)
         try:
             reply = await self._gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
         except ClientError as error:
@@ -87,7 +94,7 @@ class Delivery(Response):
 
     async def _streamed(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect)
+        decision = self._gateway.decision(chat, dialect, self._exposure)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
         waking = asyncio.create_task(self._keep_awake(out, decision.headers, writer.keep_alive))

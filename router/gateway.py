@@ -33,6 +33,7 @@ from router.escalation import (
     told,
     whole_answer,
 )
+from router.experiments import Exposure
 from router.local import SmallModelError
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
@@ -95,9 +96,12 @@ class Gateway:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
 
-    def decision(self, chat: ChatRequest, dialect: Dialect) -> Decision:
-        """Begin the decision on one request."""
-        return Decision(chat, dialect.name, "pinned" if chat.pin else self._policy.name, self._clock)
+    def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
+        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
+        policy = self._policy_of(exposure)
+        decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
+        decision.exposure = exposure
+        return decision
 
     async def answer(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
         """Answer one request; `writer` is its stream's, if it has one.
@@ -128,8 +132,11 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
+    def _policy_of(self, exposure: Exposure | None) -> Policy:
+        return exposure.policy if exposure and exposure.policy else self._policy
+
     async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        decision.take(await self._verdict(decision))
+        decision.take(await self._verdict(decision, self._policy_of(decision.exposure)))
         if decision.verdict.action is Action.ANSWER:
             return await self._serve_draft(decision, dialect, writer)
         if decision.chat.pin == "small":
@@ -142,15 +149,14 @@ class Gateway:
         decision.reason = "upstream_unavailable"
         return await self._serve_draft(decision, dialect, writer)
 
-    async def _verdict(self, decision: Decision) -> Verdict:
+    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
         chat = decision.chat
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:
             return Verdict(Action.ESCALATE, Stage.BEFORE, chat.large_only.reason)
-        policy = SmallOnly() if chat.pin == "small" else self._policy
         try:
-            return await self._drafter.verdict(decision, policy)
+            return await self._drafter.verdict(decision, SmallOnly() if chat.pin == "small" else policy)
         except SmallModelError as error:
             if chat.pin == "small":
                 decision.reason = error.code

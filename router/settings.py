@@ -10,10 +10,19 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 import slm
 from policies.baselines import make_policy
@@ -24,6 +33,8 @@ TEST_PREFIX = "SMALLCALL_TEST_"
 """Variables of the test suite; not ours."""
 SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 """Known models and the folders of `slm/adapters` that go with them."""
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+"""Of an experiment or an arm."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -132,6 +143,62 @@ class LedgerSettings(_Section):
     """Keep requests and answers too; without it no prompt is ever stored."""
 
 
+class Arm(_Section):
+    """One arm of an experiment."""
+
+    weight: float = Field(default=1.0, gt=0, le=1e6)
+    policy: dict[str, Any] | None = None
+    """As `policy` of the whole; None: that one."""
+
+    @field_validator("policy")
+    @classmethod
+    def _known_policy(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            make_policy(value)
+        return value
+
+
+class ExperimentGuardrails(_Section):
+    """When an experiment ends by itself; None: not watched."""
+
+    p95_latency_s: float | None = Field(default=None, gt=0)
+    """Of an arm."""
+    invalid_calls: float | None = Field(default=0.05, ge=0, lt=1)
+    """Rise of an arm's share of invalid drafts over the control's."""
+    tool_errors: float | None = Field(default=0.02, ge=0, lt=1)
+    """Rise of an arm's share of calls that their tool refused over the control's; needs labels."""
+
+
+class Experiment(_Section):
+    """Policies compared on live traffic. Not to be changed while it runs: a changed one gets a new name."""
+
+    enabled: bool = True
+    arms: dict[Name, Arm] = Field(min_length=2, max_length=16)
+    """The first is the control: it has the gateway's own policy."""
+    unit: Literal["conversation", "key"] = "conversation"
+    """What is assigned as a whole; the key where arms share a cache or a quota of the key."""
+    salt: str = Field(default="", max_length=256, pattern=r"^[^\x00]*$")
+    """Empty: the experiment's name."""
+    window_s: float = Field(default=3600.0, gt=0)
+    """A unit's requests count so long from its first, and the unit counts after that."""
+    planned_units: int = Field(default=2000, ge=200)
+    """Of all arms; `smallcall ab plan` reckons it."""
+    alpha: float = Field(default=0.05, gt=0, lt=0.5)
+    margin: float = Field(default=0.01, ge=0, lt=1)
+    """Pass rate that an arm may lose and still ship."""
+    check_every_s: float = Field(default=60.0, gt=0)
+    """Between two looks at the guardrails."""
+    guardrails: ExperimentGuardrails = ExperimentGuardrails()
+
+    @field_validator("arms")
+    @classmethod
+    def _control(cls, value: dict[str, Arm]) -> dict[str, Arm]:
+        first = next(iter(value))
+        if value[first].policy is not None:
+            raise ValueError(f"arms.{first}.policy: the first arm is the control and has the gateway's own policy")
+        return value
+
+
 class Settings(_Section):
     """The whole configuration."""
 
@@ -141,6 +208,8 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     policy: dict[str, Any] = {"kind": "threshold", "threshold": 0.5}
     """See `policies.baselines.make_policy`."""
+    experiments: dict[Name, Experiment] = {}
+    """By name; one at most is enabled."""
     serve_draft_if_large_down: bool = False
     """Serve a valid draft that the policy did not accept where the large model cannot be had."""
     cache: Path = Path("~/.cache/smallcall")
@@ -151,6 +220,14 @@ class Settings(_Section):
     @classmethod
     def _known_policy(cls, value: dict[str, Any]) -> dict[str, Any]:
         make_policy(value)
+        return value
+
+    @field_validator("experiments")
+    @classmethod
+    def _one_at_a_time(cls, value: dict[str, Experiment]) -> dict[str, Experiment]:
+        running = [name for name, one in value.items() if one.enabled]
+        if len(running) > 1:
+            raise ValueError(f"experiments: {' and '.join(running)} are enabled, and a request has one policy")
         return value
 
     @property
@@ -224,7 +301,7 @@ def _put(values: dict[str, Any], variable: str, text: str) -> None:
         if not isinstance(inner, dict):
             raise SettingsError(f"{variable}: {section} is not a section")
         target = inner
-    target[sections[-1]] = _scalar(variable, text) if sections[0] == "policy" else text
+    target[sections[-1]] = _scalar(variable, text) if "policy" in sections else text
 
 
 def _scalar(variable: str, text: str) -> Any:

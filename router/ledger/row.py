@@ -58,6 +58,13 @@ class DecisionRow:
     pattern_version: str | None = None
     findings: tuple[str, ...] = ()
     content: dict[str, Any] | None = None
+    experiment: str | None = None
+    """Of the configuration; None where none touched the request."""
+    arm: str | None = None
+    arm_propensity: float | None = None
+    """Probability of the arm when it was drawn."""
+    unit_sha256: str | None = None
+    """Digest of the salted unit (conversation or key) that the arm was drawn for."""
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:

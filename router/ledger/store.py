@@ -11,9 +11,9 @@ import contextlib
 import sqlite3
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import fields
-from datetime import UTC
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from sqlalchemy import Connection, event, func, insert, inspect, select
 from sqlalchemy.engine import make_url
@@ -33,6 +33,22 @@ _COLUMNS = [field.name for field in fields(DecisionRow)]
 
 class LedgerUnavailableError(RuntimeError):
     """A row could not be committed."""
+
+
+class ExposedRequest(NamedTuple):
+    """What an experiment needs of a row; see `DecisionRow`."""
+
+    decision_id: str
+    created_at: datetime
+    unit_sha256: str
+    arm: str
+    large_model: str | None
+    large_cost_nusd: int | None
+    latency_s: float
+    outcome: str | None
+    findings: Sequence[str]
+    n_messages: int
+    n_tools: int
 
 
 class Ledger:
@@ -98,6 +114,14 @@ class Ledger:
         query = select(decisions).where(decisions.c.decision_id > after).order_by(decisions.c.decision_id).limit(limit)
         async with self._engine.connect() as connection:
             return [_row(found._asdict()) for found in (await connection.execute(query)).all()]
+
+    async def exposures(self, experiment: str, limit: int = 10_000, after: str = "") -> list[ExposedRequest]:
+        """Requests of an experiment, paged as by `page`."""
+        wanted = [decisions.c[name] for name in ExposedRequest._fields]
+        query = select(*wanted).where(decisions.c.experiment == experiment, decisions.c.decision_id > after)
+        async with self._engine.connect() as connection:
+            found = await connection.execute(query.order_by(decisions.c.decision_id).limit(limit))
+            return [ExposedRequest(*row)._replace(created_at=_zoned(row.created_at)) for row in found.all()]
 
     async def ping(self) -> bool:
         """Whether the database answers, at once also where it is large."""
@@ -224,6 +248,10 @@ def _values(row: DecisionRow) -> dict[str, Any]:
 
 def _row(values: dict[str, Any]) -> DecisionRow:
     values["findings"] = tuple(values["findings"])
-    if values["created_at"].tzinfo is None:
-        values["created_at"] = values["created_at"].replace(tzinfo=UTC)
+    values["created_at"] = _zoned(values["created_at"])
     return DecisionRow(**values)
+
+
+def _zoned(at: datetime) -> datetime:
+    """SQLite forgets the zone; it is UTC."""
+    return at if at.tzinfo is not None else at.replace(tzinfo=UTC)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, DateTime, Float, Integer, MetaData, String, Table
 
-REVISION = "0001"
+REVISION = "0002_experiments"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -51,4 +51,8 @@ decisions = Table(
     Column("pattern_version", String(16)),
     Column("findings", JSON, nullable=False),
     Column("content", JSON(none_as_null=True)),
+    Column("experiment", String(64), index=True),
+    Column("arm", String(64)),
+    Column("arm_propensity", Float),
+    Column("unit_sha256", String(64)),
 )

@@ -1,0 +1,89 @@
+"""Which arm of an experiment a request belongs to. A pure function of the configuration and the request.
+
+SHA-256(salt ‖ NUL ‖ unit) falls into an arm's share of [0, 1): the same in every replica and after every restart, with
+nothing kept. The digest is what the ledger keeps of the unit; no key and no prompt can be read from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+
+import orjson
+
+from policies.baselines import make_policy
+from policies.policy import Policy
+from router.dialects.chat import ChatRequest
+from router.settings import Experiment
+
+CONVERSATION_HEADER = "x-smallcall-conversation"
+_KEY_HEADERS = ("authorization", "x-api-key")
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """That a request was served under an experiment."""
+
+    experiment: str
+    arm: str
+    unit_sha256: str
+    propensity: float
+    """Of the arm: its share of all weights."""
+    policy: Policy | None
+    """None: the gateway's own."""
+
+
+class Assignment:
+    """Assigns requests to the arms of one experiment."""
+
+    def __init__(self, name: str, experiment: Experiment) -> None:
+        self.name = name
+        self.stopped = False
+        """Set when a guardrail has gone: from then on nothing is assigned, and the gateway's own policy serves all."""
+        self._unit, self._salt = experiment.unit, (experiment.salt or name).encode()
+        total = sum(arm.weight for arm in experiment.arms.values())
+        self._arms = [
+            (arm_name, arm.weight / total, make_policy(arm.policy) if arm.policy is not None else None)
+            for arm_name, arm in experiment.arms.items()
+        ]
+        self._ends = list(accumulate(share for _, share, _ in self._arms))
+
+    def exposure(self, chat: ChatRequest, headers: Mapping[str, str]) -> Exposure | None:
+        """The request's arm; None where the experiment does not touch it: no policy is asked about it (pinned, or for
+        the large model only), it shows no key and the unit is the key, or the experiment was stopped.
+
+        Args:
+            headers: of the request, names in lower case.
+        """
+        if self.stopped or chat.pin is not None or chat.large_only is not None:
+            return None
+        unit = self._unit_of(chat, headers)
+        if unit is None:
+            return None
+        digest = hashlib.sha256(self._salt + b"\0" + unit)
+        place = int.from_bytes(digest.digest()[:8], "big") / 2**64
+        arm, share, policy = self._arms[min(bisect_right(self._ends, place), len(self._arms) - 1)]
+        return Exposure(self.name, arm, digest.hexdigest(), share, policy)
+
+    def _unit_of(self, chat: ChatRequest, headers: Mapping[str, str]) -> bytes | None:
+        key = next((headers[name] for name in _KEY_HEADERS if name in headers), None)
+        if self._unit == "key":
+            return None if key is None else key.encode()
+        owner = hashlib.sha256((key or "").encode()).digest()
+        told = headers.get(CONVERSATION_HEADER)
+        return owner + (b"told:" + told.encode() if told else b"seen:" + _opening(chat))
+
+
+def _opening(chat: ChatRequest) -> bytes:
+    """What all turns of a conversation share: its messages up to the user's first."""
+    messages = list(map(dict, chat.view.messages))
+    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), len(messages) - 1)
+    return orjson.dumps(messages[: first + 1], option=orjson.OPT_SORT_KEYS)
+
+
+def assignment(experiments: Mapping[str, Experiment]) -> Assignment | None:
+    """Of the experiment that is enabled; settings allow one."""
+    return next((Assignment(name, one) for name, one in experiments.items() if one.enabled), None)
