@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test check bench acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -26,6 +26,9 @@ serve: $(STAMP)  ## the gateway on port 8080
 
 test: $(STAMP) check  ## every check and test that CI runs
 	$(BIN)/python -m pytest --quiet
+
+test-clients: $(STAMP)  ## real client libraries run an agent against a gateway; downloads them, minutes
+	$(BIN)/python -m tests.clients
 
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
