@@ -50,7 +50,7 @@ class Small(_Section):
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as there are cores."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     max_queue: int = Field(default=64, ge=1, le=10_000)
     max_tokens: int = Field(default=384, ge=8, le=4096)
     deadline_s: float = Field(default=30.0, gt=0, le=600)
