@@ -38,7 +38,7 @@ async def collect_arm(
     folder: Path,
     tell: Tell,
     *,
-    concurrency: int = 2,
+    concurrency: int = 8,
 ) -> dict[str, Trace]:
     """Traces of one arm by set. `sets`: cases a group, None for all. `folder/<arm>` keeps the tables."""
     small = settings.small.model_copy(update=dict(ARMS[arm]))
