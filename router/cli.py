@@ -15,6 +15,7 @@ from router.cli_ab import ab_app
 from router.cli_models import models_app
 from router.cli_study import study_app
 from router.cli_train import train
+from router.cli_tune import tune
 from router.settings import Settings, SettingsError, load_settings
 from slm.folders import WeightsError
 from slm.weights import resolve_model
@@ -23,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, hel
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(train)
+app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 console = Console()
 

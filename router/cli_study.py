@@ -41,9 +41,14 @@ def scorer(out: Annotated[Path, typer.Option()] = Path("evaluation/results")) ->
     console.print(render_markdown(check, command=command, commit=at), markup=False, highlight=False)
 
 
-def _cases(limit: int | None, category: str | None) -> list[Case]:
-    chosen = [case for case in StudyData.of_checkout().bfcl() if category in (None, case.category)]
-    return chosen[:limit]
+def _cases(name: str, limit: int | None, per_group: int | None, category: str | None) -> list[Case]:
+    from evaluation.case_sets import case_set, sample
+
+    try:
+        cases = case_set(name)
+    except LookupError as error:
+        raise typer.BadParameter(str(error), param_hint="--cases") from None
+    return [case for case in sample(name, cases, per_group) if category in (None, case.category)][:limit]
 
 
 @study_app.command()
@@ -53,13 +58,15 @@ def collect(
     model: Annotated[
         str, typer.Option(help="the model to ask for; smallcall/small pins the small side")
     ] = "smallcall/small",
+    cases: Annotated[str, typer.Option(help="a set of evaluation.case_sets")] = "bfcl",
     limit: Annotated[int | None, typer.Option(min=1)] = None,
-    category: Annotated[str | None, typer.Option(help="one BFCL category")] = None,
+    per_group: Annotated[int | None, typer.Option(min=1, help="cases of each group, drawn by hash")] = None,
+    category: Annotated[str | None, typer.Option(help="one category")] = None,
     concurrency: Annotated[int, typer.Option(min=1)] = 2,
     signals: Annotated[bool, typer.Option(help="ask a smallcall gateway for its decisions and token signals")] = True,
     stream: Annotated[bool, typer.Option()] = False,
 ) -> None:
-    """Ask any OpenAI-compatible endpoint for BFCL cases and keep what it answers."""
+    """Ask any OpenAI-compatible endpoint for cases and keep what it answers."""
     from evaluation import traces
     from evaluation.chat_client import Endpoint
     from router.cli_progress import progress_bar
@@ -69,10 +76,10 @@ def collect(
     with progress_bar(console) as tell:
         trace = asyncio.run(
             traces.collect(
-                _cases(limit, category),
+                _cases(cases, limit, per_group, category),
                 endpoint,
                 out,
-                command=f"smallcall study collect --model {model}",
+                command=f"smallcall study collect --cases {cases} --model {model}",
                 concurrency=concurrency,
                 on_progress=lambda progress: tell("asking", progress.done, progress.total),
             )

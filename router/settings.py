@@ -77,7 +77,7 @@ class Small(_Section):
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     max_queue: int = Field(default=64, ge=1, le=10_000)
     """Drafts that may wait; one more goes to the large model."""
     max_tokens: int = Field(default=384, ge=8, le=4096)

@@ -51,6 +51,15 @@ class KeyValues(Cache):  # type: ignore[misc]
         """Tokens held by every layer."""
         return int(self.layers[-1].length)
 
+    def layer(self, index: int) -> torch.Tensor:
+        """One layer's keys and values, to be written and read in place: shape (2, heads, capacity, head_dim)."""
+        return self._buffer[2 * index : 2 * index + 2, 0]
+
+    def set_length(self, length: int) -> None:
+        """Say how many tokens are held: more, once they are written; fewer, to forget the last ones."""
+        for layer in self.layers:
+            layer.length = length
+
     def read(self, start: int, end: int) -> torch.Tensor:
         """A copy of tokens [start, end): shape (2 · layers, 1, heads, end − start, head_dim)."""
         return self._buffer[:, :, :, start:end].clone()
@@ -59,8 +68,17 @@ class KeyValues(Cache):  # type: ignore[misc]
         """Write a block as `read` gave it behind what is held."""
         start, end = self.length, self.length + block.shape[3]
         self._buffer[:, :, :, start:end] = block
-        for layer in self.layers:
-            layer.length = end
+        self.set_length(end)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What a forward pass reads for one draft: `ids`, at least one, behind what `memory` holds; the logits behind the
+    last `rows` of them are wanted."""
+
+    memory: KeyValues
+    ids: Sequence[int]
+    rows: int
 
 
 class _Layer(CacheLayerMixin):  # type: ignore[misc]

@@ -8,24 +8,18 @@ mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are to
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jsonschema_rs
-import msgspec
 
 from slm.pattern import CHATML, Kind, Parsed, PatternError, Segment, calls_draft, render_draft, render_prompt
 from slm.signature import DEFAULT_LIMITS, SignatureLimits
 from slm.splits import VALIDATION, held_out
 from slm.tokens import Tokens
 
-MAX_LINE_CHARS = 4_000_000
 IGNORED = -100
 """The label of a token that is not taught."""
 
@@ -81,53 +75,7 @@ class Encoded:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Examples of one file, how many rows were refused for which reason, and the SHA-256 of the file's bytes."""
-
-    examples: tuple[Example, ...]
-    refused: Mapping[str, int]
-    sha256: str
-
-
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def read_rows(path: Path, split: str = "train") -> Rows:
-    """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    examples: list[Example] = []
-    refused: Counter[str] = Counter()
-    for line in _lines(path):
-        try:
-            row = _row(line)
-            if row.get("split", "train") == split:
-                examples.append(example_of(row))
-        except BadRow as bad:
-            refused[bad.reason] += 1
-    with path.open("rb") as file:
-        return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _lines(path: Path) -> Iterator[str]:
-    file: IO[str]
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        while line := file.readline(MAX_LINE_CHARS):
-            if line.strip():
-                yield line
-
-
-def _row(line: str) -> Mapping[str, Any]:
-    try:
-        row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        raise BadRow("not JSON") from exc
-    if not isinstance(row, dict):
-        raise BadRow("not an object")
-    return row
 
 
 def example_of(row: Mapping[str, Any]) -> Example:

@@ -1,16 +1,19 @@
 """One draft under way: what is written, what is still to be measured, and the events that tell of it.
 
 No model in here: the engine feeds `pending` to a model and hands the distributions to `take`. Tokens that the grammar
-forces are written at once and measured with the next forward pass, in which they cost a row and not a step.
+forces are written at once and measured with the next forward pass, in which they cost a row and not a step. Guesses of
+what the model will choose are read in the same pass; those that agree with its choice save a step each, the others are
+forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from slm.cache import KeyValues
 from slm.grammar import Constraint, Mask
-from slm.pattern import PatternError, SpanTracker, parse_plan
+from slm.lookahead import Lookahead, value_under_way
+from slm.pattern import PatternError, Span, SpanTracker, parse_plan
 from slm.protocol import Done, Event, Failed, Finish, PlanMade, Started, Token
 from slm.signals import Distribution, Signals
 from slm.tokens import TextStream, Tokens
@@ -26,7 +29,8 @@ class Drafting:
 
     Args:
         prompt: tokens, at least one.
-        cached: how many of them `memory` already holds; fewer than all.
+        memory: empty, with room for prompt and `max_tokens`.
+        lookahead: where guesses come from; None guesses nothing.
         max_tokens: bound on the draft's own tokens.
     """
 
@@ -34,11 +38,11 @@ class Drafting:
         self,
         prompt: list[int],
         memory: KeyValues,
-        cached: int,
         constraint: Constraint | None,
         tokens: Tokens,
         max_tokens: int,
         *,
+        lookahead: Lookahead | None,
         began: float,
         queue_s: float,
         clock: Clock,
@@ -48,7 +52,13 @@ class Drafting:
         """Prompt and draft."""
         self.events: list[Event] = []
         self.finished = False
-        self._prompt_tokens, self._cached, self._max_tokens = len(prompt), cached, max_tokens
+        self.failed = False
+        self.cached = 0
+        """Prompt tokens that were taken from a cache; set by whoever filled `memory`."""
+        self.prompt_tokens, self._max_tokens = len(prompt), max_tokens
+        self._lookahead = lookahead
+        self._guesses: list[int] = []
+        self._span = Span.SYNTAX
         self._constraint, self._tokens = constraint, tokens
         self._unmeasured: list[Mask] = []
         """For each forced token at the end of `ids`: what the grammar allowed in its place."""
@@ -64,43 +74,76 @@ class Drafting:
     def pending(self) -> list[int]:
         """Tokens that the model has to read next; the last one is left out where nothing follows it."""
         end = len(self.ids) - 1 if self._ending else len(self.ids)
-        return self.ids[self.memory.length : end]
+        return self.ids[self.memory.length : end] + self._guesses
 
     @property
     def rows(self) -> int:
         """Distributions, of the last pending tokens, that `take` needs."""
-        return len(self._unmeasured) + (0 if self._ending else 1)
+        return len(self._unmeasured) + (0 if self._ending else 1) + len(self._guesses)
 
     @property
-    def wanted(self) -> Mask | None:
-        """What may be written next; None is anything. Only meaningful while the draft has not come to its end."""
-        return self._constraint.allowed() if self._constraint is not None and not self._ending else None
+    def decoding(self) -> bool:
+        """Whether the prompt is read."""
+        return self._decode_began is not None
 
-    def take(self, distribution: Distribution, wanted: Mask | None) -> None:
-        """Measure the forced tokens, write the next one, and force what follows from it.
+    def guess(self) -> None:
+        """Guess what will be written, to be read with what is pending."""
+        if self._lookahead is None or self._ending:
+            return
+        left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
+        value = value_under_way(self._text) if self._span is Span.VALUE and not self._unmeasured else ""
+        guesses = self._lookahead.guess(self.ids, value)[: max(0, left)]
+        self._guesses = guesses if self._constraint is None else self._constraint.possible(guesses)
+
+    def take(self, distribution: Distribution) -> None:
+        """Measure the forced tokens, write what the model chooses, and force what follows from it.
 
         Args:
             distribution: of the `rows` last pending tokens.
-            wanted: what `wanted` gave before the forward pass.
 
         Raises:
             GrammarError: the grammar failed at this token.
         """
         self._count()
-        forced = self.ids[len(self.ids) - len(self._unmeasured) :]
-        measured = distribution.signals(range(len(forced)), forced, self._unmeasured)
-        for token, signals in zip(forced, measured, strict=True):
-            self._emit(token, signals, forced=True)
-        self._unmeasured = []
-        if self._ending:
+        guesses, self._guesses = self._guesses, []
+        self.memory.set_length(self.memory.length - len(guesses))
+        place = self._measure(distribution, 0, len(self._unmeasured))
+        while not self._closed():
+            written = self._write(distribution, place)
+            read = _agreeing(guesses, written)
+            guesses = guesses[read:]
+            self.memory.set_length(self.memory.length + read)
+            place = self._measure(distribution, place + 1, min(read, len(self._unmeasured)))
+            if read < len(written):
+                self._closed()
+                return
+
+    def _closed(self) -> bool:
+        """End the draft where it has come to its end and all is measured; whether it is finished."""
+        if self._ending and not self._unmeasured:
             self.finish(self._ending)
-            return
-        position = len(forced)
-        token = distribution.best(position, wanted)
+        return self.finished
+
+    def _measure(self, distribution: Distribution, place: int, count: int) -> int:
+        """Measure the first `count` forced tokens by the rows from `place` on; the row behind the last one."""
+        start = len(self.ids) - len(self._unmeasured)
+        forced, masks = self.ids[start : start + count], self._unmeasured[:count]
+        del self._unmeasured[:count]
+        for token, signals in zip(
+            forced, distribution.signals(range(place, place + count), forced, masks), strict=True
+        ):
+            self._emit(token, signals, forced=True)
+        return place + count
+
+    def _write(self, distribution: Distribution, place: int) -> list[int]:
+        """Write the model's choice at a row and what is forced behind it; nothing where the choice ends the draft."""
+        before = len(self.ids)
+        wanted = self._constraint.allowed() if self._constraint is not None else None
+        token = distribution.best(place, wanted)
         if token in self._tokens.end_ids or (self._constraint is None and token in self._tokens.special_ids):
             self.finish("stop")
-            return
-        (signals,) = distribution.signals([position], [token], [wanted])
+            return []
+        (signals,) = distribution.signals([place], [token], [wanted])
         self.ids.append(token)
         self._emit(token, signals, forced=False)
         if self._constraint is not None:
@@ -108,8 +151,7 @@ class Drafting:
         elif "\n\n" in self._text.lstrip():
             self._ending = "stop"
         self._force()
-        if self._ending and not self._unmeasured:
-            self.finish(self._ending)
+        return self.ids[before:]
 
     def finish(self, finish: Finish) -> None:
         """End the draft with what is measured; forced tokens that were not are dropped. Does nothing a second time."""
@@ -124,7 +166,7 @@ class Drafting:
                 finish=finish,
                 decode_s=0.0 if self._decode_began is None else now - self._decode_began,
                 steps=self._steps,
-                tokens=len(self.ids) - self._prompt_tokens,
+                tokens=len(self.ids) - self.prompt_tokens,
                 warnings=[] if self._constraint is None else list(self._constraint.warnings),
             )
         )
@@ -132,7 +174,7 @@ class Drafting:
     def fail(self, code: str, message: str) -> None:
         """End the draft with a failure. Does nothing once it is finished."""
         if not self.finished:
-            self.finished = True
+            self.finished = self.failed = True
             self.events.append(Failed(code=code, message=message))
 
     def expire(self) -> None:
@@ -149,8 +191,8 @@ class Drafting:
         self._decode_began = self._clock()
         self.events.append(
             Started(
-                prompt_tokens=self._prompt_tokens,
-                cached_tokens=self._cached,
+                prompt_tokens=self.prompt_tokens,
+                cached_tokens=self.cached,
                 queue_s=self._queue_s,
                 prefill_s=self._decode_began - self._began,
             )
@@ -158,7 +200,7 @@ class Drafting:
 
     def _force(self) -> None:
         """Write what the grammar leaves no choice about, and see whether the draft has come to its end."""
-        left = self._max_tokens - (len(self.ids) - self._prompt_tokens)
+        left = self._max_tokens - (len(self.ids) - self.prompt_tokens)
         if self._constraint is not None and not self._ending:
             while forced := self._constraint.forced()[: left - len(self._unmeasured)]:
                 for token in forced:
@@ -175,6 +217,7 @@ class Drafting:
         # A token inside a character belongs where the character will; any other character shows where that is.
         span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
         self._text += text
+        self._span = span
         self.events.append(
             Token(
                 id=token,
@@ -194,3 +237,9 @@ class Drafting:
             except PatternError:  # Free text, and no plan in it: there is nothing to tell.
                 return
             self.events.append(PlanMade(kind=kind, names=list(names)))
+
+
+def _agreeing(guesses: Sequence[int], written: Sequence[int]) -> int:
+    """How many tokens the two begin with alike."""
+    pairs = enumerate(zip(guesses, written, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(guesses), len(written)))

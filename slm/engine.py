@@ -1,8 +1,8 @@
-"""The small model at work: prompts in, events out, one forward pass a step.
+"""The small model at work: prompts in, events out, one forward pass a step for all drafts under way.
 
 Decoding is greedy. The grammar decides what may be written; the signals are always those of the distribution without
-it. The engine works in steps over a list of drafts so that requests can join and leave between any two steps; today
-each draft of the list has its own forward pass, and `slots` says how many are worth running at once.
+it. Drafts join and leave between any two steps. What a draft says does not depend on the others, up to rounding: the
+same products are added in another order where more rows share a pass.
 
 Not safe to share between threads.
 """
@@ -10,21 +10,27 @@ Not safe to share between threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
 
-from slm.cache import KeyValues, PrefixCache
+from slm.cache import Chunk, KeyValues, PrefixCache
 from slm.draft import Clock, Drafting
+from slm.forward import forward_of
 from slm.grammar import Constraint, GrammarError, Offer, ToolError
+from slm.lookahead import Lookahead
 from slm.model import DTypeName, Loaded, load
 from slm.pattern import PatternError, render_prompt
-from slm.protocol import DraftCommand, Event, Info
+from slm.protocol import DraftCommand, Event, Failed, Info
 from slm.signals import Distribution
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step: a cancelled draft holds the engine no longer than that."""
+PREFILL_BESIDE = 128
+"""The same while other drafts are decoding: they wait no longer than that for their next token."""
+SLOTS = 8
+"""Default number of drafts under way at once."""
 CACHE_BYTES = 256 * 1024 * 1024
 """Default bound on the prefix cache."""
 
@@ -43,20 +49,32 @@ class Engine:
     Args:
         loaded: taken over.
         cache_bytes: bound on the keys and values kept for shared prefixes.
+        slots: drafts worth running at once.
+        lookahead: whether to guess tokens; changes the time of a draft and nothing else.
         clock: seconds, monotonic.
     """
 
-    slots = 1
-    """Drafts worth running at once: more would only share the same forward passes by turns."""
-
-    def __init__(self, loaded: Loaded, *, cache_bytes: int = CACHE_BYTES, clock: Clock = time.monotonic) -> None:
-        self._loaded, self._clock = loaded, clock
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        slots: int = SLOTS,
+        lookahead: bool = True,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._loaded, self._clock, self._lookahead = loaded, clock, lookahead
+        self.slots = slots
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
+        with torch.inference_mode():
+            self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
 
     @classmethod
-    def load(cls, folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32") -> Engine:
+    def load(
+        cls, folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", *, slots: int = SLOTS
+    ) -> Engine:
         """Load a Hugging Face folder. Raises: `slm.model.LoadError`."""
-        return cls(load(folder, adapter, dtype))
+        return cls(load(folder, adapter, dtype), slots=slots)
 
     @property
     def info(self) -> Info:
@@ -85,17 +103,18 @@ class Engine:
             raise DraftError(
                 "prompt_too_long", f"the prompt has {max(least, len(prompt))} tokens or more, there is room for {room}"
             )
-        memory = KeyValues(loaded.shape, len(prompt) + command.max_tokens)
-        with torch.inference_mode():
-            cached = self._prefixes.lookup(prompt[:-1], memory)
+        lookahead = None
+        if self._lookahead:
+            turns = "".join(segment.text for segment in render_prompt(command.messages, [], loaded.tokens.frame))
+            lookahead = Lookahead(turns, loaded.tokens.encode)
         try:
             return Drafting(
                 prompt,
-                memory,
-                cached,
+                KeyValues(loaded.shape, len(prompt) + command.max_tokens),
                 Constraint(offer, loaded.tokens.grammar_tokenizer) if command.grammar else None,
                 loaded.tokens,
                 command.max_tokens,
+                lookahead=lookahead,
                 began=began,
                 queue_s=queue_s,
                 clock=self._clock,
@@ -104,25 +123,28 @@ class Engine:
             raise DraftError("schema_unsupported", str(exc)) from exc
 
     def step(self, drafts: Sequence[Drafting]) -> None:
-        """One forward pass for each draft that is not finished; what it brings is in their `events`.
+        """One forward pass for the drafts that are not finished; what it brings is in their `events`.
 
-        A draft whose grammar gives up ends with `Failed`.
-
-        Raises:
-            ArithmeticError: the model gave no distribution.
+        Where prompts are long only some of them are read on. A draft whose grammar gives up, or that the model gives
+        no distribution for, ends with `Failed`.
         """
         with torch.inference_mode():
-            for draft in drafts:
-                if not draft.finished:
-                    self._forward(draft)
+            work = self._work([draft for draft in drafts if not draft.finished])
+            logits = self._forward([chunk for _, chunk in work]) if work else torch.empty(0)
+            row = 0
+            for draft, chunk in work:
+                if chunk.rows:
+                    self._take(draft, logits[row : row + chunk.rows])
+                row += chunk.rows
 
     def release(self, draft: Drafting) -> None:
         """Keep what of the draft's keys and values the next one may share. Call once, unless a step raised."""
-        with torch.inference_mode():
-            self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
+        if not draft.failed:
+            with torch.inference_mode():
+                self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
 
     def draft(self, command: DraftCommand) -> Iterator[Event]:
-        """A whole draft of its own, event by event. Raises: DraftError, ArithmeticError."""
+        """A whole draft of its own, event by event. Raises: DraftError."""
         draft = self.begin(command)
         while not draft.finished:
             self.step([draft])
@@ -130,26 +152,63 @@ class Engine:
             draft.events.clear()
         self.release(draft)
 
-    def _forward(self, draft: Drafting) -> None:
+    def draft_many(self, commands: Iterable[DraftCommand]) -> Iterator[tuple[int, list[Event]]]:
+        """Draft a long list, `slots` at once; deadlines are not looked at.
+
+        Commands are taken from the list as slots come free. Those that share their tools share the reading of them
+        where they stand one after another.
+
+        Returns:
+            For each command its place in the list and all its events, the last one `Done` or `Failed`; in the order
+            in which drafts end. A command that is refused fails by the refusal's code.
+        """
+        waiting = enumerate(commands)
+        active: dict[int, Drafting] = {}
+        more = True
+        while more or active:
+            while more and len(active) < self.slots:
+                place, command = next(waiting, (-1, None))
+                if command is None:
+                    more = False
+                    break
+                try:
+                    active[place] = self.begin(command)
+                except DraftError as exc:
+                    yield place, [Failed(code=exc.code, message=str(exc))]
+            self.step(list(active.values()))
+            for place, draft in [item for item in active.items() if item[1].finished]:
+                del active[place]
+                self.release(draft)
+                yield place, draft.events
+
+    def _work(self, drafts: Sequence[Drafting]) -> list[tuple[Drafting, Chunk]]:
+        """What each draft reads in the next pass. Prompts are read one after another, so that each finds in the cache
+        what those before it have read; a pass over a prompt has rows enough by itself."""
+        work = []
+        for draft in drafts:
+            if draft.decoding:
+                draft.guess()
+                work.append((draft, Chunk(draft.memory, draft.pending, draft.rows)))
+        unread = next((draft for draft in drafts if not draft.decoding), None)
+        if unread is not None:
+            work.append((unread, self._reading(unread, PREFILL_BESIDE if work else PREFILL_TOKENS)))
+        return work
+
+    def _reading(self, draft: Drafting, most: int) -> Chunk:
+        if not draft.memory.length:
+            draft.cached = self._prefixes.lookup(draft.ids[: draft.prompt_tokens - 1], draft.memory)
         pending, rows = draft.pending, draft.rows
-        if len(pending) - rows >= PREFILL_TOKENS:
-            self._logits(draft, pending[:PREFILL_TOKENS], 1)
-            return
+        return (
+            Chunk(draft.memory, pending, rows) if len(pending) - rows < most else Chunk(draft.memory, pending[:most], 0)
+        )
+
+    def _take(self, draft: Drafting, logits: torch.Tensor) -> None:
+        first = not draft.decoding
         try:
-            wanted = draft.wanted
-            draft.take(Distribution(self._logits(draft, pending, rows)), wanted)
+            draft.take(Distribution(logits))
         except GrammarError as exc:
             draft.fail("schema_unsupported", str(exc))
-
-    def _logits(self, draft: Drafting, ids: Sequence[int], rows: int) -> torch.Tensor:
-        """Read `ids` and give the logits behind the last `rows` of them: shape (rows, vocabulary)."""
-        start = draft.memory.length
-        out = self._loaded.model(
-            input_ids=torch.tensor([ids]),
-            position_ids=torch.arange(start, start + len(ids)).unsqueeze(0),
-            past_key_values=draft.memory,
-            use_cache=True,
-            logits_to_keep=rows,
-        )
-        logits: torch.Tensor = out.logits[0]
-        return logits
+        except ArithmeticError as exc:
+            draft.fail("internal", str(exc))
+        if first and not draft.failed:  # So that drafts begun meanwhile need not read the same tools.
+            self._prefixes.store(draft.ids[: draft.prompt_tokens], draft.memory)

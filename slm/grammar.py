@@ -191,6 +191,10 @@ class Constraint:
         flags = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
         return flags[: self._tokenizer.vocab_size].view(np.bool_)
 
+    def possible(self, tokens: Sequence[int]) -> list[int]:
+        """The first of these tokens, as far as they may follow one another here."""
+        return list(tokens[: self._matcher.validate_tokens(list(tokens))]) if tokens else []
+
     def write(self, token: int) -> None:
         """Take in a token that `allowed` or `forced` named."""
         self._matcher.consume_token(token)

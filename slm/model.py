@@ -22,8 +22,9 @@ from slm.pattern import PATTERN_VERSION
 from slm.protocol import PROTOCOL_VERSION, Info
 from slm.tokens import TokenizerError, Tokens
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-DTypeName = Literal["float32", "bfloat16"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
+"""What a model is loaded in; `int8` is made of float32 by the engine, and computes in float32 between the products."""
+DTypeName = Literal["float32", "bfloat16", "int8"]
 
 
 class LoadError(ValueError):

@@ -75,6 +75,8 @@ class Optimiser(_Part):
     """Passes over the rows, each varied anew."""
     trees_a_step: Count = 4
     """Trees of rows to a step of the optimiser; see `data.tree_tokens`."""
+    steps: Count | None = None
+    """End after so many steps, the schedule with them; None goes through all rows."""
 
 
 class Run(_Part):

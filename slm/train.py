@@ -26,11 +26,12 @@ from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig
 
 from slm.curriculum import Course, training_course, validation_course
-from slm.dataset import Example, read_rows, split_by_conversation
+from slm.dataset import Example, split_by_conversation
 from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from slm.model import Loaded, load
 from slm.packing import Tree, digest
 from slm.recipe import Recipe
+from slm.rows import read_rows
 from slm.sft import TreeTrainer, collate
 
 CHECKPOINTS_KEPT = 2
@@ -86,7 +87,7 @@ def train(
 
     Args:
         base: the base model's folder.
-        files: rows in the project's format; only those of split `train` are read.
+        files: rows in the project's format, of which those of split `train` are read, or OpenAI conversations.
         run: made where it is missing; a folder with a run of another recipe, base or data is refused.
         stop_after: leave after this many steps with a checkpoint, as if killed (the schedule stays that of the recipe).
 
@@ -182,7 +183,8 @@ def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | 
 
 def _trainer(recipe: Recipe, base: Path, loaded: Loaded, course: Course, validation: Course, run: Path) -> TreeTrainer:
     optimiser, settings = recipe.optimiser, recipe.run
-    steps = -(-len(course.trees) // optimiser.trees_a_step)
+    whole = -(-len(course.trees) // optimiser.trees_a_step)
+    steps = min(whole, optimiser.steps or whole)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -192,7 +194,7 @@ def _trainer(recipe: Recipe, base: Path, loaded: Loaded, course: Course, validat
         output_dir=str(run / "checkpoints"),
         seed=settings.seed,
         data_seed=settings.seed,
-        num_train_epochs=1,  # the course holds all epochs
+        max_steps=steps,  # the course holds all epochs
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=optimiser.trees_a_step,

@@ -17,11 +17,11 @@ from slm.dataset import (
     encode,
     end_token,
     example_of,
-    read_rows,
     split_by_conversation,
 )
 from slm.model import load
 from slm.pattern import parse_draft, render_prompt
+from slm.rows import read_rows
 from slm.splits import held_out
 from slm.tokens import Tokens
 from tests.slm.conftest import TIME, WEATHER

@@ -220,6 +220,64 @@ def test_drafts_side_by_side_do_not_touch_each_other(engine: Engine) -> None:
     assert [end.text for end in ends if isinstance(end, Done)] == alone
 
 
+def test_a_long_list_is_drafted_as_each_alone(engine: Engine) -> None:
+    """Through few slots, some refused: every command gets its own events once, the same ones as alone."""
+    texts = ["London?", "Paris tomorrow", "12", "What is the weather? " * 40, "CET"]
+    asked = [command(messages=[{"role": "user", "content": text}], max_tokens=24 + i) for i, text in enumerate(texts)]
+    asked.insert(2, command(max_tokens=0))
+    few = Engine(engine._loaded, slots=2)
+    results = list(few.draft_many(iter(asked)))
+    assert sorted(place for place, _ in results) == list(range(6))
+    by_place = dict(results)
+    assert [event.code for event in by_place.pop(2) if isinstance(event, Failed)] == ["bad_request"]
+    for place, events in by_place.items():
+        alone = list(engine.draft(asked[place]))
+        assert isinstance(events[0], Started)
+        assert [event.id for event in events if isinstance(event, Token)] == [
+            event.id for event in alone if isinstance(event, Token)
+        ]
+        assert events[-1].text == alone[-1].text  # type: ignore[union-attr]
+
+
+def test_a_long_prompt_does_not_stall_the_others(llama: Engine) -> None:
+    """While one draft's prompt is read in pieces, a draft that is decoding gets a token in every step."""
+    first = llama.begin(command(max_tokens=40, grammar=False))
+    llama.step([first])
+    long = llama.begin(command(messages=[{"role": "user", "content": "What is the time? " * 90}], max_tokens=4))
+    passes = 0
+    while not long.decoding:
+        before = sum(isinstance(event, Token) for event in first.events)
+        llama.step([first, long])
+        passes += 1
+        assert first.finished or sum(isinstance(event, Token) for event in first.events) > before
+    assert passes >= 3
+
+
+def test_drafts_begun_together_read_their_tools_once(llama_folder: Path) -> None:
+    """The second draft finds what the first has read, though neither has ended."""
+    engine = Engine(load(llama_folder))
+    tools = [tool(f"weather_{n}", None, "What is the weather in London tomorrow? " * 4) for n in range(12)]
+    drafts = [
+        engine.begin(command(messages=[{"role": "user", "content": text}], tools=tools, max_tokens=8))
+        for text in ("London?", "Paris?")
+    ]
+    while not all(draft.finished for draft in drafts):
+        engine.step(drafts)
+    cached = [event.cached_tokens for draft in drafts for event in draft.events if isinstance(event, Started)]
+    assert drafts[0].prompt_tokens > 512
+    assert cached[0] == 0
+    assert cached[1] >= drafts[1].prompt_tokens - 64
+
+
+def test_int8_drafts_are_whole(llama_folder: Path) -> None:
+    """In int8 a draft is as well formed, and what is loaded says so."""
+    engine = Engine(load(llama_folder, dtype="int8"))
+    _, tokens, done = drafted(engine, command(tools=[TIME], tool_choice="named", forced_tool="get_time"))
+    assert engine.info.dtype == "int8"
+    assert parse_draft(done.text).plan == ("get_time",)
+    assert all(token.logprob <= 0 <= token.entropy for token in tokens)
+
+
 def test_half_precision_gives_whole_drafts(llama_folder: Path) -> None:
     """In bfloat16 the draft is as well formed, and its signals are those of that precision's own logits."""
     engine = Engine(load(llama_folder, dtype="bfloat16"))

@@ -194,6 +194,17 @@ def test_a_run_that_is_killed_and_goes_on_has_the_same_curve(llama_folder: Path,
 
 
 @pytest.mark.slow
+def test_a_run_ends_after_the_steps_that_its_recipe_says(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+    """The schedule ends with it: the last step's learning rate is the smallest."""
+    from slm.train import train
+
+    short = recipe(optimiser={"learning_rate": 0.01, "trees_a_step": 2, "steps": 3, "warmup_share": 0})
+    assert train(short, llama_folder, [data], tmp_path / "run", progress=silent).steps == 3
+    rates = [point["learning_rate"] for point in curve(tmp_path / "run") if "loss" in point]
+    assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3])
+
+
+@pytest.mark.slow
 def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Path, tmp_path: Path) -> None:
     """The loss falls, the run folder says what was done, and the adapter changes the model."""
     from slm.train import TrainingError, train

@@ -1,0 +1,62 @@
+"""Forward passes: new tokens of several drafts in, logits behind the last of each out.
+
+`forward_of` picks the lean pass for Llamas and transformers' own for everything else. Both write keys and values into
+each draft's own buffer and read none but its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from slm.cache import Chunk
+from slm.llama import LlamaForward, fits
+
+
+class PrecisionError(ValueError):
+    """This model cannot be run in the precision that was asked for."""
+
+
+class Forward(Protocol):
+    """One forward pass over chunks of different drafts."""
+
+    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """Logits, shape (sum of the chunks' rows, vocabulary), in order. Each memory grows by its chunk's ids."""
+
+
+class TransformersForward:
+    """Any causal language model of transformers, a pass for each chunk."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self._model = model
+
+    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+        """See `Forward`."""
+        return torch.cat([self._one(chunk) for chunk in chunks])
+
+    def _one(self, chunk: Chunk) -> torch.Tensor:
+        start = chunk.memory.length
+        logits: torch.Tensor = self._model(
+            input_ids=torch.tensor([chunk.ids]),
+            position_ids=torch.arange(start, start + len(chunk.ids)).unsqueeze(0),
+            past_key_values=chunk.memory,
+            use_cache=True,
+            logits_to_keep=max(1, chunk.rows),
+        ).logits[0]
+        return logits[: chunk.rows]
+
+
+def forward_of(model: PreTrainedModel, *, int8: bool = False) -> Forward:
+    """The fastest forward pass for a model. Takes the model over: with `int8` its own weights are given up.
+
+    Raises:
+        PrecisionError: int8 is asked for a model that the lean pass does not fit.
+    """
+    if fits(model):
+        return LlamaForward(model, int8=int8)
+    if int8:
+        raise PrecisionError(f"{type(model).__name__} cannot be run in int8: Llamas only")
+    return TransformersForward(model)

@@ -1,0 +1,69 @@
+"""Training rows from files: the project's own format and OpenAI conversations, line by line, bad lines counted."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import msgspec
+
+from slm.conversations import examples_of, is_conversation
+from slm.dataset import BadRow, Example, example_of
+
+MAX_LINE_CHARS = 4_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Examples of one file, how many rows were refused for which reason, and the SHA-256 of the file's bytes."""
+
+    examples: tuple[Example, ...]
+    refused: Mapping[str, int]
+    sha256: str
+
+
+def read_rows(path: Path, split: str = "train") -> Rows:
+    """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    examples: list[Example] = []
+    refused: Counter[str] = Counter()
+    for line in _lines(path):
+        try:
+            row = _row(line)
+            if row.get("split", "train") != split:
+                continue
+            for made in examples_of(row, path.name) if is_conversation(row) else (example_of(row),):
+                if isinstance(made, BadRow):
+                    refused[made.reason] += 1
+                else:
+                    examples.append(made)
+        except BadRow as bad:
+            refused[bad.reason] += 1
+    with path.open("rb") as file:
+        return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _lines(path: Path) -> Iterator[str]:
+    file: IO[str]
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
+        while line := file.readline(MAX_LINE_CHARS):
+            if line.strip():
+                yield line
+
+
+def _row(line: str) -> Mapping[str, Any]:
+    try:
+        row = msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise BadRow("not JSON") from exc
+    if not isinstance(row, dict):
+        raise BadRow("not an object")
+    return row
