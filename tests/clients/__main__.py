@@ -71,7 +71,7 @@ async def tried(client: Client, command: list[str], mode: str) -> str:
 
 
 async def main() -> int:
-    """Run those that were asked for; the table is written where all were."""
+    """Run those that were asked for; the table is written where that is all, client by client."""
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", help="beginnings of names; none: all")
     parser.add_argument("--cache", type=Path, default=Path("~/.cache/smallcall/clients"))
@@ -91,9 +91,9 @@ async def main() -> int:
         lines.append(f"| {client.name} | {version} | {client.dialect} | {results[0]} | {results[1]} |\n")
         sys.stdout.write(lines[-1])
         sys.stdout.flush()
-    if not options.names:
-        day = datetime.datetime.now(datetime.UTC).date().isoformat()
-        TABLE.write_text(_HEAD.format(day=day) + "".join(lines), encoding="utf-8")
+        if not options.names:
+            day = datetime.datetime.now(datetime.UTC).date().isoformat()
+            TABLE.write_text(_HEAD.format(day=day) + "".join(lines), encoding="utf-8")
     sys.stdout.write(f"{len(lines)} clients run, {failed} not passed\n")
     return 1 if failed else 0
 
