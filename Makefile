@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test check bench acceptance lock clean
+.PHONY: help setup demo serve test check bench bench-engine acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -29,6 +29,9 @@ test: $(STAMP) check  ## every check and test that CI runs
 
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
+
+bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
+	$(BIN)/python -m bench.engine
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .
