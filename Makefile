@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -32,6 +32,9 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
+
+bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
+	$(BIN)/python -m bench.engine
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from slm.grammar import Constraint, Mask
 from slm.lookahead import Lookahead, value_under_way
 from slm.pattern import PatternError, Span, SpanTracker, parse_plan
 from slm.protocol import Done, Event, Failed, Finish, PlanMade, Started, Token
-from slm.signals import Distribution, Signals
+from slm.signals import Distribution, Marks, Signals
 from slm.tokens import TextStream, Tokens
 
 Clock = Callable[[], float]
@@ -64,6 +64,7 @@ class Drafting:
         """For each forced token at the end of `ids`: what the grammar allowed in its place."""
         self._ending: Finish | None = None
         self._text, self._stream, self._spans = "", TextStream(tokens), SpanTracker()
+        self._marks = Marks()
         self._planned = False
         self._clock, self._began, self._queue_s = clock, began, queue_s
         self._decode_began: float | None = None
@@ -168,6 +169,7 @@ class Drafting:
                 steps=self._steps,
                 tokens=len(self.ids) - self.prompt_tokens,
                 warnings=[] if self._constraint is None else list(self._constraint.warnings),
+                hidden=self._marks.rows(),
             )
         )
 
@@ -218,6 +220,7 @@ class Drafting:
         span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
         self._text += text
         self._span = span
+        self._marks.add(signals.hidden, span)
         self.events.append(
             Token(
                 id=token,
@@ -228,6 +231,7 @@ class Drafting:
                 feasible_mass=signals.feasible_mass,
                 forced=forced,
                 span=int(span),
+                layer_agreement=signals.layer_agreement,
             )
         )
         if not self._planned and "\n" in self._text:

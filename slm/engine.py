@@ -17,13 +17,13 @@ import torch
 
 from slm.cache import Chunk, KeyValues, PrefixCache
 from slm.draft import Clock, Drafting
-from slm.forward import forward_of
+from slm.forward import PrecisionError, forward_of
 from slm.grammar import Constraint, GrammarError, Offer, ToolError
 from slm.lookahead import Lookahead
-from slm.model import DTypeName, Loaded, load
+from slm.model import DTypeName, Loaded, LoadError, load
 from slm.pattern import PatternError, render_prompt
 from slm.protocol import DraftCommand, Event, Failed, Info
-from slm.signals import Distribution
+from slm.signals import Distribution, Lens, Pass
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step: a cancelled draft holds the engine no longer than that."""
@@ -68,13 +68,17 @@ class Engine:
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
+        self._lens = None if self._forward.head is None else Lens(self._forward.head)
 
     @classmethod
     def load(
         cls, folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", *, slots: int = SLOTS
     ) -> Engine:
         """Load a Hugging Face folder. Raises: `slm.model.LoadError`."""
-        return cls(load(folder, adapter, dtype), slots=slots)
+        try:
+            return cls(load(folder, adapter, dtype), slots=slots)
+        except PrecisionError as exc:
+            raise LoadError(f"cannot load {folder.name}: {exc}") from exc
 
     @property
     def info(self) -> Info:
@@ -130,11 +134,13 @@ class Engine:
         """
         with torch.inference_mode():
             work = self._work([draft for draft in drafts if not draft.finished])
-            logits = self._forward([chunk for _, chunk in work]) if work else torch.empty(0)
+            if not work:
+                return
+            made = self._forward([chunk for _, chunk in work])
             row = 0
             for draft, chunk in work:
                 if chunk.rows:
-                    self._take(draft, logits[row : row + chunk.rows])
+                    self._take(draft, made.rows(row, chunk.rows))
                 row += chunk.rows
 
     def release(self, draft: Drafting) -> None:
@@ -144,7 +150,7 @@ class Engine:
                 self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
 
     def draft(self, command: DraftCommand) -> Iterator[Event]:
-        """A whole draft of its own, event by event. Raises: DraftError."""
+        """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
         draft = self.begin(command)
         while not draft.finished:
             self.step([draft])
@@ -202,10 +208,10 @@ class Engine:
             Chunk(draft.memory, pending, rows) if len(pending) - rows < most else Chunk(draft.memory, pending[:most], 0)
         )
 
-    def _take(self, draft: Drafting, logits: torch.Tensor) -> None:
+    def _take(self, draft: Drafting, rows: Pass) -> None:
         first = not draft.decoding
         try:
-            draft.take(Distribution(logits))
+            draft.take(Distribution(rows, self._lens))
         except GrammarError as exc:
             draft.fail("schema_unsupported", str(exc))
         except ArithmeticError as exc:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from slm.cache import Chunk
 from slm.llama import LlamaForward, fits
+from slm.signals import Pass
 
 
 class PrecisionError(ValueError):
@@ -23,8 +24,12 @@ class PrecisionError(ValueError):
 class Forward(Protocol):
     """One forward pass over chunks of different drafts."""
 
-    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
-        """Logits, shape (sum of the chunks' rows, vocabulary), in order. Each memory grows by its chunk's ids."""
+    @property
+    def head(self) -> torch.Tensor | None:
+        """The output matrix, shape (vocabulary, hidden), by which inner states are read; None without them."""
+
+    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
+        """One row for each wanted row of the chunks, in order. Each memory grows by its chunk's ids."""
 
 
 class TransformersForward:
@@ -32,10 +37,11 @@ class TransformersForward:
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
+        self.head = None
 
-    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
         """See `Forward`."""
-        return torch.cat([self._one(chunk) for chunk in chunks])
+        return Pass(torch.cat([self._one(chunk) for chunk in chunks]))
 
     def _one(self, chunk: Chunk) -> torch.Tensor:
         start = chunk.memory.length

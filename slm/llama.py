@@ -6,8 +6,9 @@ and up; the linear layers of all chunks are one product, only attention is compu
 its own keys; nothing is allocated for keys and values during a pass.
 
 In int8 each row of a weight matrix has its own scale, and activations are quantised as they come, by one scale a pass
-and matrix. The activations of a text's first token are far larger than all others in many models, so first tokens have
-a pass of their own: nobody else pays for their range.
+and matrix. The MLP's way down stays in float32: its inputs range too far for one scale (docs/decisions/0005). The
+activations of a text's first token are far larger than all others in many models, so first tokens have a pass of their
+own: nobody else pays for their range.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from slm.cache import Chunk, KeyValues
+from slm.signals import Pass
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
+PROBED_SIXTHS = (3, 4, 5)
+"""Depths at which inner states are kept for the signals, in sixths of the layers."""
 _ROPE_KINDS = {"default", "linear", "llama3"}
 """Those whose angles depend on nothing but the position."""
 
@@ -73,14 +77,17 @@ class LlamaForward:
                 _joined([layer.self_attn.o_proj], int8),
                 layer.post_attention_layernorm.weight.detach(),
                 _joined([layer.mlp.gate_proj, layer.mlp.up_proj], int8),
-                _joined([layer.mlp.down_proj], int8),
+                _joined([layer.mlp.down_proj], False),
             )
             for layer in decoder.layers
         ]
-        tied = model.lm_head.weight is decoder.embed_tokens.weight
-        self._head = _joined([model.lm_head], int8, keep=tied)
+        self._head = _joined([model.lm_head], int8, keep=True)
+        self.head = model.lm_head.weight.detach()
+        """See `slm.forward.Forward`."""
+        count = len(self._layers)
+        self._probed = {count * share // 6 for share in PROBED_SIXTHS} - {0, count}
 
-    def __call__(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
         """See `slm.forward.Forward`."""
         if self._int8:
             chunks = [self._without_first(chunk) for chunk in chunks]
@@ -92,20 +99,24 @@ class LlamaForward:
         self._run([Chunk(chunk.memory, chunk.ids[:1], 0)])
         return Chunk(chunk.memory, chunk.ids[1:], chunk.rows)
 
-    def _run(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def _run(self, chunks: Sequence[Chunk]) -> Pass:
         places, positions, kept = _places(chunks)
         x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids]), self._embedding)
         cos, sin = self._cos[positions], self._sin[positions]
         masks = [_causal(place, self._heads // self._kv_heads, x.dtype) for place in places]
         size = (x.shape[-1],)
+        probes = []
         for index, layer in enumerate(self._layers):
+            if index in self._probed:
+                probes.append(x[kept])
             qkv = layer.qkv(F.rms_norm(x, size, layer.attention_norm, self._eps))
             x = x + layer.out(self._attended(index, qkv, places, masks, cos, sin))
             gate, up = layer.gate_up(F.rms_norm(x, size, layer.mlp_norm, self._eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         for place in places:
             place.memory.set_length(place.end)
-        return self._head(F.rms_norm(x[kept], size, self._norm, self._eps))
+        states = F.rms_norm(torch.stack([*probes, x[kept]]), size, self._norm, self._eps)
+        return Pass(self._head(states[-1]), states)
 
     def _attended(
         self,

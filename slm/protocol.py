@@ -75,6 +75,9 @@ class Token(msgspec.Struct, tag="token", tag_field="event", frozen=True, kw_only
     feasible_mass: float
     forced: bool
     span: int
+    layer_agreement: float | None = None
+    """Share of the probed inner layers (at 3, 4 and 5 sixths of the depth) whose logit lens puts this token first among
+    the last layer's 16 most probable ones; 0 to 1. None where the model's insides cannot be read."""
 
 
 class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_only=True):
@@ -85,7 +88,12 @@ class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_on
 
 
 class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=True):
-    """The draft ended. `steps` counts forward passes after the prefill; fewer than tokens where some were forced."""
+    """The draft ended. `steps` counts forward passes after the prefill; tokens that are forced or guessed need none.
+
+    `hidden`: the last layer's normed state, projected to 16 numbers of about unit size, in three rows: where the first
+    tool's name is chosen; the mean over the argument values' tokens; where the last token is chosen. A row is zero
+    where the draft has no such place. Empty where the model's insides cannot be read.
+    """
 
     text: str
     finish: Finish
@@ -93,6 +101,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=T
     steps: int
     tokens: int
     warnings: list[str] = []
+    hidden: list[list[float]] = []
 
 
 class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):

@@ -12,6 +12,13 @@ import numpy as np
 import torch
 
 from slm.grammar import Mask
+from slm.pattern import Span
+
+HIDDEN_SIZE = 16
+"""Numbers that a hidden state is projected to."""
+HIDDEN_SEED = 20_261_123
+CANDIDATES = 16
+"""The most probable tokens, among which inner layers choose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +29,87 @@ class Signals:
     margin: float
     entropy: float
     feasible_mass: float
+    layer_agreement: float | None = None
+    hidden: torch.Tensor | None = None
+    """Shape (HIDDEN_SIZE,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """What a forward pass gives: `logits`, shape (rows, vocabulary), and, where the model's insides can be read,
+    `states`, shape (probed layers + 1, rows, hidden), behind the final norm, the last layer's last."""
+
+    logits: torch.Tensor
+    states: torch.Tensor | None = None
+
+    def rows(self, start: int, count: int) -> Pass:
+        """Some of its rows."""
+        states = None if self.states is None else self.states[:, start : start + count]
+        return Pass(self.logits[start : start + count], states)
+
+
+class Lens:
+    """Reads inner states: the logit lens (nostalgebraist 2020) over a few tokens, and a projection to a few numbers.
+
+    The projection is Gaussian with a fixed seed, so that distances between states are kept on average (Johnson and
+    Lindenstrauss) and the numbers mean the same in every process.
+
+    Args:
+        head: the output matrix, shape (vocabulary, hidden).
+    """
+
+    def __init__(self, head: torch.Tensor) -> None:
+        self._head = head
+        generator = torch.Generator().manual_seed(HIDDEN_SEED)
+        width = head.shape[1]
+        self._projection = torch.randn(width, HIDDEN_SIZE, generator=generator) / width**0.5
+
+    def first(self, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
+        """The candidate that each state puts first.
+
+        Args:
+            states: shape (layers, rows, hidden).
+            candidates: token ids, shape (rows, candidates).
+
+        Returns:
+            Token ids, shape (layers, rows).
+        """
+        scores = torch.einsum("lrh,rch->lrc", states.float(), self._head[candidates].float())
+        return candidates.expand(len(states), -1, -1).gather(2, scores.argmax(dim=-1, keepdim=True))[:, :, 0]
+
+    def projected(self, states: torch.Tensor) -> torch.Tensor:
+        """States in few numbers: shape (rows, hidden) to (rows, HIDDEN_SIZE)."""
+        return states.float() @ self._projection
 
 
 class Distribution:
     """The distributions of one forward pass.
 
     Args:
-        logits: shape (positions, vocabulary), any floating type.
+        rows: logits of any floating type, one row a position.
+        lens: for states, where `rows` has them.
 
     Raises:
         ArithmeticError: the model gave no distribution (NaN or infinity).
     """
 
-    def __init__(self, logits: torch.Tensor) -> None:
-        self._logits = logits.float()
+    def __init__(self, rows: Pass, lens: Lens | None = None) -> None:
+        self._logits = rows.logits.float()
         self._logs = torch.log_softmax(self._logits, dim=-1)
         p = self._logs.exp()
         self._p = p
-        top = p.topk(2, dim=-1).values
+        top, candidates = p.topk(min(CANDIDATES, p.shape[-1]), dim=-1)
         self._margin: list[float] = (top[:, 0] - top[:, 1]).tolist()
         # p·log p is 0 where p is 0, though log p may be −∞ there.
         self._entropy: list[float] = (-(p * self._logs.clamp_min(-1e4)).sum(dim=-1)).tolist()
         if not all(np.isfinite(self._entropy)):
             raise ArithmeticError("the model's logits are not finite")
+        self._first: list[list[int]] | None = None
+        self._hidden: torch.Tensor | None = None
+        if rows.states is not None and lens is not None:
+            self._hidden = lens.projected(rows.states[-1])
+            if len(rows.states) > 1:
+                self._first = lens.first(rows.states[:-1], candidates).T.tolist()
 
     def best(self, position: int, allowed: Mask | None) -> int:
         """The most probable token, among the allowed ones where some are named; the lowest id of equals."""
@@ -64,6 +129,40 @@ class Distribution:
                     margin=self._margin[position],
                     entropy=max(0.0, self._entropy[position]),
                     feasible_mass=min(1.0, mass),
+                    layer_agreement=None if self._first is None else _share(self._first[position], token),
+                    hidden=None if self._hidden is None else self._hidden[position],
                 )
             )
         return made
+
+
+class Marks:
+    """Hidden states at the marked places of a draft; see `slm.protocol.Done.hidden`."""
+
+    def __init__(self) -> None:
+        self._name: torch.Tensor | None = None
+        self._values: torch.Tensor | None = None
+        self._count = 0
+        self._last: torch.Tensor | None = None
+
+    def add(self, hidden: torch.Tensor | None, span: Span) -> None:
+        """The state in which the next token of the draft was chosen; None where there are no states."""
+        if hidden is None:
+            return
+        self._last = hidden
+        if span is Span.NAME and self._name is None:
+            self._name = hidden
+        if span is Span.VALUE:
+            self._values = hidden if self._values is None else self._values + hidden
+            self._count += 1
+
+    def rows(self) -> list[list[float]]:
+        """Name, mean of values, last: shape (3, HIDDEN_SIZE); empty where no state was added."""
+        if self._last is None:
+            return []
+        mean = None if self._values is None else self._values / self._count
+        return [[0.0] * HIDDEN_SIZE if row is None else row.tolist() for row in (self._name, mean, self._last)]
+
+
+def _share(firsts: Sequence[int], token: int) -> float:
+    return sum(first == token for first in firsts) / len(firsts)

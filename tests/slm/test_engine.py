@@ -278,6 +278,12 @@ def test_int8_drafts_are_whole(llama_folder: Path) -> None:
     assert all(token.logprob <= 0 <= token.entropy for token in tokens)
 
 
+def test_int8_of_a_model_that_does_not_fit_is_refused_at_loading(opt_folder: Path) -> None:
+    """The worker says so and does not start."""
+    with pytest.raises(LoadError, match="OPTForCausalLM cannot be run in int8"):
+        Engine.load(opt_folder, dtype="int8")
+
+
 def test_half_precision_gives_whole_drafts(llama_folder: Path) -> None:
     """In bfloat16 the draft is as well formed, and its signals are those of that precision's own logits."""
     engine = Engine(load(llama_folder, dtype="bfloat16"))

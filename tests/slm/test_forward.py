@@ -35,7 +35,7 @@ def test_the_lean_pass_is_transformers_pass(llama_folder: Path, sizes: list[int]
     with torch.inference_mode():
         for size in sizes:
             start = memory.length
-            got.append(forward([Chunk(memory, IDS[start : start + size], size)]))
+            got.append(forward([Chunk(memory, IDS[start : start + size], size)]).logits)
             assert memory.length == start + size
     torch.testing.assert_close(torch.cat(got), whole(llama_folder, IDS), atol=2e-5, rtol=1e-4)
 
@@ -52,8 +52,8 @@ def test_chunks_of_one_pass_do_not_see_each_other(request: pytest.FixtureRequest
         forward([Chunk(memories[1], texts[1][:20], 0)])
         reads = [(0, 9, 2), (20, 25, 5), (0, 33, 0)]
         chunks = [Chunk(m, t[a:b], rows) for m, t, (a, b, rows) in zip(memories, texts, reads, strict=True)]
-        got = forward(chunks)
-        last = forward([Chunk(memories[2], texts[2][33:], 7)])
+        got = forward(chunks).logits
+        last = forward([Chunk(memories[2], texts[2][33:], 7)]).logits
     expected = torch.cat([whole(folder, texts[0])[-2:], whole(folder, texts[1])[-5:]])
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(last, whole(folder, texts[2])[-7:], atol=2e-5, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_every_llama_that_fits_is_computed_right(changes: dict[str, Any]) -> Non
     shape = Shape(2, config.num_key_value_heads, config.head_dim, torch.float32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]), use_cache=False).logits[0]
-        got = forward_of(model)([Chunk(KeyValues(shape, 16), ids, 8)])
+        got = forward_of(model)([Chunk(KeyValues(shape, 16), ids, 8)]).logits
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
@@ -119,7 +119,18 @@ def test_int8_stays_near_full_precision(llama_folder: Path) -> None:
     forward = forward_of(model, int8=True)
     assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
     with torch.inference_mode():
-        got = forward([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).log_softmax(-1)
+        got = forward([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).logits.log_softmax(-1)
     expected = whole(llama_folder, IDS).log_softmax(-1)
     assert float((expected.exp() * (expected - got)).sum(-1).mean()) < 0.02
     assert not torch.equal(got, expected)
+
+
+def test_inner_states_are_those_of_the_layers(llama_folder: Path) -> None:
+    """The states kept for the signals are the inner layers' residual stream and the last state, behind the norm."""
+    model = fresh(llama_folder)
+    with torch.inference_mode():
+        out = model(torch.tensor([IDS]), use_cache=False, output_hidden_states=True)
+        expected = torch.stack([model.model.norm(out.hidden_states[1][0]), out.hidden_states[-1][0]])
+        states = forward_of(model)([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).states
+    assert states is not None
+    torch.testing.assert_close(states, expected, atol=2e-5, rtol=1e-4)
