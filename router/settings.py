@@ -73,7 +73,7 @@ class Small(_Section):
     enabled: bool = True
     model: str = "smollm2-135m-instruct"
     """A known name, or the path of a Hugging Face causal model folder."""
-    adapter: str = "none"
+    adapter: str = "shipped"
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
@@ -206,7 +206,7 @@ class Settings(_Section):
     small: Small = Small()
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
-    policy: dict[str, Any] = {"kind": "threshold", "threshold": 0.5}
+    policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
     """See `policies.baselines.make_policy`."""
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""

@@ -119,7 +119,8 @@ def train(
         folder = run / "model"
         trainer.save_model(str(folder))
     losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    result = Result(folder, state.global_step, course.tokens, losses[-1] if losses else None)
+    seen = course.trees[: state.global_step * recipe.optimiser.trees_a_step]
+    result = Result(folder, state.global_step, sum(map(len, seen)), losses[-1] if losses else None)
     scores = {**asdict(result), "folder": folder.name, "validation_losses": losses}
     (run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return result

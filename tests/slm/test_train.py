@@ -199,7 +199,10 @@ def test_a_run_ends_after_the_steps_that_its_recipe_says(llama_folder: Path, dat
     from slm.train import train
 
     short = recipe(optimiser={"learning_rate": 0.01, "trees_a_step": 2, "steps": 3, "warmup_share": 0})
-    assert train(short, llama_folder, [data], tmp_path / "run", progress=silent).steps == 3
+    result = train(short, llama_folder, [data], tmp_path / "run", progress=silent)
+    assert result.steps == 3
+    whole = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))["train"]["tokens"]
+    assert 0 < result.tokens < whole
     rates = [point["learning_rate"] for point in curve(tmp_path / "run") if "loss" in point]
     assert rates == pytest.approx([0.01, 0.01 * 2 / 3, 0.01 / 3])
 
