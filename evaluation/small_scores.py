@@ -71,11 +71,10 @@ def set_scores(
         by_id = {answer.id: answer for answer in answers}
         for group, members in groups.items():
             answered = [(case, by_id[case.id]) for case in members if case.id in by_id]
-            if answered and (group == ALL or len(answered) == len(members)):
+            if answered:
                 verdicts = [score(case, answer.answer) for case, answer in answered]
                 reasons = Counter(str(verdict.reason) for verdict in verdicts)
-                label = f"{ALL} ({len(answered)} recorded)" if group == ALL else group
-                cells.append(_cell(model, label, [verdict.passed for verdict in verdicts], None, reasons))
+                cells.append(_cell(model, group, [verdict.passed for verdict in verdicts], None, reasons))
     return SetScores(name=name, data_sha256=data_hash(cases), cells=cells)
 
 
@@ -105,7 +104,7 @@ def render_markdown(sets: Sequence[SetScores], facts: Mapping[str, str]) -> str:
     parts.append(
         "Pass rate in %, AST match by BFCL's rules (`toolbench`: the tools called are relevant ones), its 95 % "
         "interval and n. *valid*: drafts that follow the pattern and fit the schemas, or make no call; an invalid one "
-        f"(`{INVALID_DRAFT}`) counts as failed."
+        f"(`{INVALID_DRAFT}`) counts as failed. Recorded models did not answer all cases: mind their n."
     )
     for scores in sets:
         parts.append(_table(scores))

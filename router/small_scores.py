@@ -26,6 +26,8 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
 }
 """Arms and what they change in the settings' `small` section."""
 COMMAND = "smallcall study slm"
+DEADLINE_S = 600.0
+"""Of a draft: a busy machine must not change what is scored."""
 
 Tell = Callable[[str, int, int | None], None]
 
@@ -41,7 +43,7 @@ async def collect_arm(
     concurrency: int = 8,
 ) -> dict[str, Trace]:
     """Traces of one arm by set. `sets`: cases a group, None for all. `folder/<arm>` keeps the tables."""
-    small = settings.small.model_copy(update=dict(ARMS[arm]))
+    small = settings.small.model_copy(update={**ARMS[arm], "deadline_s": DEADLINE_S})
     own = _folder(folder, arm)
     own.mkdir(parents=True, exist_ok=True)
     traces: dict[str, Trace] = {}
