@@ -150,7 +150,12 @@ def slm(
     with progress_bar(console) as tell:
         for name in arms:
             asyncio.run(collect_arm(settings, base, name, sets, folder, tell))
-    facts = {"command": COMMAND, "commit": commit(), "cases a group": str(per_group or "all")}
+    options = [
+        f"--per-group {per_group}",
+        *(f"--only {name}" for name in only or ()),
+        *(f"--arm {name}" for name in arm or ()),
+    ]
+    facts = {"command": " ".join((COMMAND, *options)), "commit": commit()}
     if settings.small.adapter_folder is not None:
         facts["adapter"] = read_adapter(settings.small.adapter_folder).sha256
     models = model or ["gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r"]
