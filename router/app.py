@@ -29,9 +29,11 @@ from router.dialects.messages import Messages
 from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
 from router.experiments import Assignment, Exposure, assignment
+from router.feedback import feedback_route
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
+from router.outcome_watch import OutcomeWatch
 from router.recorder import Recorder
 from router.settings import Settings
 from router.supervisor import Supervisor, WorkerCommand
@@ -65,7 +67,12 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
-            recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
+            recorder = Recorder(
+                ledger,
+                metrics,
+                store_content=settings.ledger.store_content,
+                small_usd_per_hour=settings.small.usd_per_hour,
+            )
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter = small, large, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
@@ -77,6 +84,7 @@ def create_app(
                 upstream = await stack.enter_async_context(model.running())
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
                 counter = TokenCounter(model, forwarder)
+            app.state.outcomes = await stack.enter_async_context(OutcomeWatch(ledger.engine, metrics).running())
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
             app.state.assignment = await _experiment(settings, stack)
             app.state.counter = counter
@@ -102,6 +110,7 @@ def create_app(
     limit = int(settings.server.max_body_mb * 1024 * 1024)
     counting = counting_route(admission, lambda request: _body(request, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
+    app.add_api_route("/v1/feedback", feedback_route(admission, _body, _owner), methods=["POST"])
     for dialect in _DIALECTS:
         app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
     app.add_api_route("/v1/models", _models, methods=["GET"])
@@ -150,6 +159,7 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
                 return chat, assigned.exposure(chat, headers) if assigned is not None else None
 
             chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+            request.app.state.outcomes.see(chat, await _owner(request))
         except ClientError as error:
             admission.leave()
             return error_response(error, dialect)
@@ -161,6 +171,11 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
         )
 
     return complete
+
+
+async def _owner(request: Request) -> str | None:
+    """The id of the key that asks: there are none yet."""
+    return None
 
 
 async def _body(request: Request, limit: int) -> bytes:

@@ -18,6 +18,7 @@ import structlog
 from policies.baselines import SmallOnly
 from policies.policy import Action, Outcome, Policy, Stage, Verdict
 from policies.validity import check
+from router.costing import UnitPrices, unit_prices
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, Writer
 from router.dialects.chat_answers import chunks_of, small_completion
@@ -29,6 +30,7 @@ from router.escalation import (
     Source,
     Translated,
     asked_extras,
+    cut_short,
     forwarded_answer,
     told,
     whole_answer,
@@ -39,6 +41,7 @@ from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
 from router.upstream import LargeModel, UpstreamError, UpstreamRejected
+from router.upstream.attempts import TRIES
 
 _log = structlog.get_logger("gateway")
 _UNFIT = frozenset({"draft_refused", "prompt_too_long", "schema_unsupported"})
@@ -95,6 +98,8 @@ class Gateway:
     ) -> None:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
+        self._prices: UnitPrices | None = None
+        self._prices_asked = False
 
     def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
         """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
@@ -115,6 +120,7 @@ class Gateway:
             await self._refuse(decision, error)
             raise
         except asyncio.CancelledError:
+            cut_short(decision, self._large)
             decision.left()
             await self._recorder.record(decision)
             raise
@@ -169,7 +175,7 @@ class Gateway:
         assert draft is not None
         if chat.pin == "small":
             decision.reason = "pinned_small"
-        decision.side = "small"
+        decision.side, decision.unit_prices = "small", self._unit_prices()
         created = int(decision.created_at.timestamp())
         usage = decision.small_usage()
         completion = small_completion(decision.decision_id, created, chat.client_model, draft.calls, usage)
@@ -186,6 +192,8 @@ class Gateway:
         if large is None:
             raise no_large_model(decision.verdict)
         decision.side, decision.large_model = "large", large.model
+        decision.seen.keep = recorder.store_content
+        TRIES.set(decision.tries)
         forwarder = self._forwarder
         if forwarder is not None and forwarder.speaks(dialect.name):
             if chat.stream:
@@ -198,6 +206,13 @@ class Gateway:
             stream = await large.stream(chat.body)
             return Reply(decision, writer, relay=Relay(decision, Translated(stream, writer), writer, large, recorder))
         return Reply(decision, writer, await whole_answer(decision, dialect, large, recorder))
+
+    def _unit_prices(self) -> UnitPrices | None:
+        """Of the large model. Not asked for again once its price map is there and does not know it."""
+        if self._prices is None and self._large is not None and not self._prices_asked:
+            self._prices_asked = self._large.ready
+            self._prices = unit_prices(self._large)
+        return self._prices
 
     def _may_stand_in(self, decision: Decision) -> bool:
         """Whether a draft is there that is valid, though the policy was not sure enough of it."""

@@ -86,6 +86,8 @@ class Small(_Section):
     """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
     """Decode under the grammar of the request's tools."""
+    usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
+    """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -59,6 +59,12 @@ class Metrics:
         self.retries = Counter(
             "smallcall_upstream_retries", "Retries of the large model.", ["code"], registry=self.registry
         )
+        self.outcomes = Counter(
+            "smallcall_outcomes",
+            "Labels from later requests, by strength; also those that were dropped or could not be recorded.",
+            ["strength"],
+            registry=self.registry,
+        )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
 
     def _seconds(self, name: str, help_text: str, label: str) -> Histogram:
