@@ -30,8 +30,9 @@ from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
 from router.experiments import Assignment, Exposure, assignment
 from router.feedback import feedback_route
-from router.gateway import Gateway
+from router.gateway import Auditor, Gateway
 from router.ledger import Ledger
+from router.ledger.retention import Retention
 from router.local import SmallModel
 from router.outcome_watch import OutcomeWatch
 from router.recorder import Recorder
@@ -85,6 +86,11 @@ def create_app(
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
                 counter = TokenCounter(model, forwarder)
             app.state.outcomes = await stack.enter_async_context(OutcomeWatch(ledger.engine, metrics).running())
+            if settings.ledger.keep_days is not None:
+                pruning = asyncio.create_task(
+                    Retention(ledger.engine, settings.ledger.keep_days).run(), name="retention"
+                )
+                stack.callback(pruning.cancel)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
             app.state.assignment = await _experiment(settings, stack)
             app.state.counter = counter
@@ -95,6 +101,7 @@ def create_app(
                 recorder,
                 forwarder=forwarder,
                 draft_if_down=settings.serve_draft_if_large_down,
+                auditor=await _auditor(settings, upstream, ledger, stack),
             )
             yield
 
@@ -132,6 +139,19 @@ async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> A
     running = asyncio.create_task(watch.run(), name="experiment-watch")
     stack.callback(running.cancel)
     return found
+
+
+async def _auditor(
+    settings: Settings, large: LargeModel | None, ledger: Ledger, stack: contextlib.AsyncExitStack
+) -> Auditor | None:
+    if not settings.audits.enabled or large is None:
+        return None
+    from router.audits import Auditor as Shadow  # brings scipy, which a gateway without audits does not need
+
+    shadow = Shadow(
+        settings.audits, large, ledger.engine, rng=random.Random(), store_content=settings.ledger.store_content
+    )
+    return await stack.enter_async_context(shadow.running())
 
 
 def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:

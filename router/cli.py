@@ -12,7 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from router.cli_ab import ab_app
+from router.cli_audits import audits
 from router.cli_costs import costs
+from router.cli_harvest import harvest
+from router.cli_ledger import ledger_app
 from router.cli_models import models_app
 from router.cli_study import study_app
 from router.cli_train import train
@@ -23,8 +26,11 @@ from slm.weights import resolve_model
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
+app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
+app.command()(audits)
 app.command()(costs)
+app.command()(harvest)
 app.command()(train)
 app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")

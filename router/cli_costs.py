@@ -104,7 +104,7 @@ def _show(report: CostReport, console: Console) -> None:
     for name in COLUMNS:
         table.add_column(name, justify="right")
     for row in report.rows:
-        table.add_row(_escaped(row.label), *cells(row))
+        table.add_row(plain_text(row.label), *cells(row))
     table.add_section()
     table.add_row("total", *cells(report.total))
     console.print(table)
@@ -112,7 +112,7 @@ def _show(report: CostReport, console: Console) -> None:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
 
 
-def _escaped(text: str) -> str:
+def plain_text(text: str) -> str:
     """Names come from clients and providers: neither markup nor control characters reach the terminal."""
     from rich.markup import escape
 

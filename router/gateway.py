@@ -11,7 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
@@ -76,11 +76,22 @@ class Reply:
             await self.relay.close()
 
 
+class Auditor(Protocol):
+    """Whatever asks the large model behind some of the small one's answers; see `router.audits`."""
+
+    def draw(self, decision: Decision) -> bool:
+        """Whether to, before the row is written."""
+
+    def ask(self, decision: Decision) -> None:
+        """Do so, in the background."""
+
+
 class Gateway:
     """Decides and answers. Parts are passed in; `large` may be missing.
 
     Args:
         forwarder: the same large model, for dialects that its provider speaks itself.
+        auditor: asks the large model behind some of the answers.
         draft_if_down: serve a valid draft that the policy did not accept where the large model cannot be had.
         clock: seconds, monotonic.
     """
@@ -94,11 +105,13 @@ class Gateway:
         *,
         forwarder: Forwarder | None = None,
         draft_if_down: bool,
+        auditor: Auditor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
         self._prices: UnitPrices | None = None
+        self._auditor = auditor
         self._prices_asked = False
 
     def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
@@ -183,7 +196,10 @@ class Gateway:
         if not chat.stream:
             body = dialect.whole(chat, decision.decision_id, completion, asked_extras(decision))
         decision.answer = completion
+        audited = self._auditor is not None and self._auditor.draw(decision)
         await self._recorder.record(decision)
+        if self._auditor is not None and audited:
+            self._auditor.ask(decision)
         return Reply(decision, writer, body, completion)
 
     async def _escalate(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:

@@ -143,6 +143,29 @@ class LedgerSettings(_Section):
     url: str = "sqlite+aiosqlite:///smallcall.db"
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
+    keep_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Older days are kept as sums only; None: every row is kept."""
+
+
+class Audits(_Section):
+    """Shadow audits: the large model asked behind answers of the small one, to see how often it would have said the
+    same."""
+
+    enabled: bool = False
+    rate: float = Field(default=0.02, gt=0, le=1)
+    """Share of accepted answers to audit on average; more where the judge is unsure, less where it is sure."""
+    floor: float = Field(default=0.005, gt=0, le=1)
+    """Least probability of an audit."""
+    usd_per_day: float = Field(default=1.0, ge=0)
+    """By all gateways together, in UTC days."""
+    per_minute: int = Field(default=6, ge=1, le=10_000)
+    """By one gateway."""
+
+    @model_validator(mode="after")
+    def _floored(self) -> Self:
+        if self.floor > self.rate:
+            raise ValueError("audits.floor: is above audits.rate")
+        return self
 
 
 class Arm(_Section):
@@ -208,6 +231,7 @@ class Settings(_Section):
     small: Small = Small()
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
+    audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
     """See `policies.baselines.make_policy`."""
     experiments: dict[Name, Experiment] = {}

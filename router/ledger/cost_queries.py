@@ -16,7 +16,8 @@ _D = decisions.c
 _KEYS = ("key_id", "tool", "experiment", "arm", "side", "reason")
 
 
-def _start(day: date) -> datetime:
+def start_of(day: date) -> datetime:
+    """Its midnight, UTC."""
     return datetime.combine(day, time(), UTC)
 
 
@@ -85,7 +86,7 @@ async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
     query = (
         select(day.label("day"), *keys, *(value.label(name) for name, value in _SUMMED.items()))
         .select_from(decisions.outerjoin(audits, audits.c.decision_id == _D.decision_id))
-        .where(_D.created_at >= _start(first), _D.created_at < _start(last + timedelta(days=1)))
+        .where(_D.created_at >= start_of(first), _D.created_at < start_of(last + timedelta(days=1)))
         .group_by(day, *_GROUPED.values())
     )
     async with engine.connect() as connection:
@@ -108,15 +109,22 @@ def _day(value: Any) -> date:
 
 async def cost_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
     """The lines of those days: of a day that was rolled up by its roll-up, else by its rows."""
+    gone = await _rolled(engine, first, last)
+    while True:
+        live = [line for line in await day_lines(engine, first, last) if line.day not in gone]
+        before, gone = gone, await _rolled(engine, first, last)
+        if gone == before:
+            break  # else a day was rolled up meanwhile, and some of its rows may not have been seen
     async with engine.connect() as connection:
-        gone = {
-            row.day
-            for row in await connection.execute(select(rolled_days.c.day).where(rolled_days.c.day.between(first, last)))
-        }
-        kept = await connection.execute(select(rollups).where(rollups.c.day.between(first, last)))
+        kept = await connection.execute(select(rollups).where(rollups.c.day.in_(gone)))
         rolled = [Line(**_plain(row)) for row in kept.mappings()]
-    live = [line for line in await day_lines(engine, first, last) if line.day not in gone]
     return sorted([*rolled, *live], key=lambda line: line.day)
+
+
+async def _rolled(engine: AsyncEngine, first: date, last: date) -> set[date]:
+    query = select(rolled_days.c.day).where(rolled_days.c.day.between(first, last))
+    async with engine.connect() as connection:
+        return set((await connection.execute(query)).scalars())
 
 
 def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
