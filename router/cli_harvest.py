@@ -39,8 +39,10 @@ def harvest(
         raise fail(f"{out}: {error.strerror or type(error).__name__}", 1) from None
     for tenant, tally in sorted(tallies.items()):
         taken = f"{tally.escalated} escalated, {tally.replay} replay, {tally.held_out} of them held out"
-        console.print(f"{plain_text(tenant)}: {taken} in {out / tally.folder}", highlight=False, soft_wrap=True)
-        for reason, count in tally.refused.most_common():
+        console.print(
+            f"{plain_text(tenant) or '(no key)'}: {taken} in {out / tally.folder}", highlight=False, soft_wrap=True
+        )
+        for reason, count in tally.refused.items():
             console.print(f"  left out: {count}, {reason}", highlight=False, markup=False, soft_wrap=True)
     if not any(tally.escalated + tally.replay for tally in tallies.values()):
         raise fail("nothing to harvest: are requests kept (ledger.store_content)?", 1)

@@ -18,7 +18,6 @@ import hashlib
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -36,7 +35,8 @@ from slm.dataset import BadRow
 
 _PAGE = 200
 HOLDOUT_SHARE = 0.1
-NOBODY = "default"
+NOBODY = ""
+"""Whose decisions without a key are."""
 _TENANT = decisions.c.get("tenant")
 _KEY = decisions.c.get("key_id")
 
@@ -51,7 +51,7 @@ class Tally:
     executed: int = 0
     """Of those, with a result of their tool that was no error."""
     held_out: int = 0
-    refused: Counter[str] = field(default_factory=Counter)
+    refused: dict[str, int] = field(default_factory=dict)
     """Why others were not taken."""
 
 
@@ -94,11 +94,11 @@ class Harvest:
         try:
             made = self._row(row, tenant, outcome)
         except BadRow as bad:
-            tally.refused[bad.reason] += 1
+            tally.refused[bad.reason] = tally.refused.get(bad.reason, 0) + 1
             return
         executed = outcome is not None and outcome.tool_error is False
         if self._only_executed and not executed:
-            tally.refused["no result was seen"] += 1
+            tally.refused["no result was seen"] = tally.refused.get("no result was seen", 0) + 1
             return
         held_out = share_of(made["messages"]) < HOLDOUT_SHARE
         tally.held_out += held_out
@@ -151,7 +151,9 @@ def _private(path: Path) -> Path:
 def folder_of(tenant: str) -> str:
     """A folder's name for a tenant: readable where it can be, and another one for every other tenant."""
     plain = re.sub(r"[^a-z0-9_-]+", "-", tenant.lower())[:40].strip("-")
-    if plain == tenant:
+    if tenant == NOBODY:
+        return "default"
+    if plain == tenant != "default":
         return plain
     return f"{plain or 'tenant'}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}"
 
