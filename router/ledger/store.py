@@ -21,6 +21,7 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from router.ledger.row import DecisionRow
+from router.ledger.spending import count_spending
 from router.ledger.tables import REVISION, decisions
 
 MAX_QUEUED = 4096
@@ -87,6 +88,11 @@ class Ledger:
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
             await engine.dispose()
+
+    @property
+    def engine(self) -> AsyncEngine:
+        """For the ledger's other tables."""
+        return self._engine
 
     async def write(self, row: DecisionRow) -> None:
         """Return when `row` is committed. A cancelled caller's row is committed all the same.
@@ -167,6 +173,7 @@ class Ledger:
     async def _insert(self, rows: Sequence[DecisionRow]) -> None:
         async with self._engine.begin() as connection:
             await connection.execute(insert(decisions), [_values(row) for row in rows])
+            await count_spending(connection, rows)
         self.commits += 1
 
 
