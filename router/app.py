@@ -201,12 +201,15 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
             raw, headers = await _body(request, limit), request.headers
             assigned: Assignment | None = request.app.state.assignment
 
-            def read() -> tuple[ChatRequest, Exposure | None]:
-                chat = dialect.read(raw, headers)
-                return chat, assigned.exposure(chat, headers) if assigned is not None else None
+            stickiness: Stickiness = request.app.state.stickiness
 
-            chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-            sticky = await request.app.state.stickiness.turn(chat, headers)
+            def read() -> tuple[ChatRequest, Exposure | None, str | None]:
+                chat = dialect.read(raw, headers)
+                exposure = assigned.exposure(chat, headers) if assigned is not None else None
+                return chat, exposure, stickiness.digest(chat, headers)
+
+            chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+            sticky = await stickiness.turn(chat, digest)
             grant = await access.admit(key, chat)
         except ClientError as error:
             admission.leave()

@@ -146,11 +146,16 @@ class Stickiness:
     ) -> None:
         self._settings, self._memories, self._rates, self._now = settings, memories, rates, now
 
-    async def turn(self, chat: ChatRequest, headers: Mapping[str, str]) -> Sticky | None:
-        """The turn that a request is; None where nothing is remembered."""
+    def digest(self, chat: ChatRequest, headers: Mapping[str, str]) -> str | None:
+        """What a conversation is remembered by; None where nothing is."""
         if self._settings.sticky == "none":
             return None
-        digest = hashlib.sha256(conversation_of(chat, headers)).hexdigest()
+        return hashlib.sha256(conversation_of(chat, headers)).hexdigest()
+
+    async def turn(self, chat: ChatRequest, digest: str | None) -> Sticky | None:
+        """The turn that a request of that conversation is."""
+        if digest is None:
+            return None
         memory = await self._memories.get(digest) or Memory(first_at=self._now())
         why: str | None = None
         if self._settings.sticky == "after_escalation":

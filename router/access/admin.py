@@ -15,6 +15,8 @@ from router.dialects.errors import ClientError, wrong
 from router.dialects.reading import decoded
 
 ADMIN_BODY_BYTES = 64 * 1024
+PAGE = 1000
+"""Keys that are shown at once, at most."""
 _CHAT = ChatCompletions()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -35,11 +37,15 @@ def key_routes(body: Callable[[Request], Awaitable[bytes]]) -> Iterator[tuple[st
         await access.look()
         return _json({**key.told(0), "key": secret}, 201)
 
-    async def shown(request: Request) -> Response:
+    async def listed(request: Request) -> Response:
         access: Access = request.app.state.access
+        limit, after = _page(request)
         ring, now = await access.store.ring(), access.now()
-        sums = await access.store.spent(now)
-        return _json({"object": "list", "data": [key.told(spent_by(key, sums, now)) for key in ring.by_id.values()]})
+        keys = list(ring.by_id.values())
+        first = next((i + 1 for i, key in enumerate(keys) if key.key_id == after), 0)
+        shown, sums = keys[first : first + limit], await access.store.spent(now)
+        data = [key.told(spent_by(key, sums, now)) for key in shown]
+        return _json({"object": "list", "data": data, "has_more": first + limit < len(keys)})
 
     async def revoke(request: Request) -> Response:
         access: Access = request.app.state.access
@@ -50,8 +56,16 @@ def key_routes(body: Callable[[Request], Awaitable[bytes]]) -> Iterator[tuple[st
         return _json(key.told())
 
     yield "/admin/keys", "POST", guarded(create)
-    yield "/admin/keys", "GET", guarded(shown)
+    yield "/admin/keys", "GET", guarded(listed)
     yield "/admin/keys/{key_id}", "DELETE", guarded(revoke)
+
+
+def _page(request: Request) -> tuple[int, str]:
+    """How many keys are to be shown, and behind which one. Raises ClientError."""
+    told = request.query_params.get("limit", str(PAGE))
+    if not told.isdecimal() or not 1 <= int(told[:9]) <= PAGE:
+        raise wrong("limit", f"must be a whole number from 1 to {PAGE}")
+    return int(told), request.query_params.get("after", "")
 
 
 def guarded(endpoint: Endpoint) -> Endpoint:

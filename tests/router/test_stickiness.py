@@ -8,12 +8,11 @@ import aiohttp
 import orjson
 import pytest
 
-from evaluation.faults import Status, always
 from router.stickiness import MAX_REMEMBERED, LocalMemories, Memory
 from slm.pattern import TOOL_RESULT_CHARS
 from tests.router.access.conftest import RedisServer, redis_server
 from tests.router.conftest import Make, ScriptedSmall, served
-from tests.router.test_gateway import CALL, TOOL, Scripted, ask, recorded, rows_of
+from tests.router.test_gateway import CALL, TOOL, Scripted, ask, rows_of
 from tests.router.test_passthrough import CHAT, Provider, large
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
@@ -25,21 +24,25 @@ UNSURE = "Thought: none\nAction: none"
 AFTER = {"sticky": "after_escalation", "sticky_turns": 2}
 
 
-async def turn(url: str, conversation: str | None = "c", path: str = "/chat/completions", **changes: Any) -> str:
+async def turn(
+    url: str,
+    conversation: str | None = "c",
+    path: str = "/chat/completions",
+    body: Any = None,
+    key: str | None = None,
+    **changes: Any,
+) -> str:
     """The reason of one turn's decision."""
-    headers = {"x-smallcall-conversation": conversation} if conversation else {}
-    body = changes.pop("body", None) or ask(**changes)
-    data = io.BytesIO(orjson.dumps(body))
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(url + path, data=data, headers=headers | changes.pop("headers", {})) as response,
-    ):
+    told = {"x-smallcall-conversation": conversation, "x-api-key": key}
+    headers = {name: value for name, value in told.items() if value}
+    data = io.BytesIO(orjson.dumps(body or ask(**changes)))
+    async with aiohttp.ClientSession() as session, session.post(url + path, data=data, headers=headers) as response:
         await response.read()
         return response.headers["x-smallcall-reason"]
 
 
 async def test_turns_after_an_escalation_stay_large_and_then_are_drafted_again(gateway: Make) -> None:
-    """So many, and no more; other conversations are not touched; the reason stands in the ledger, nothing is drafted."""
+    """So many, and no more; other conversations are not touched; the reason stands in the ledger, without a draft."""
     small = ScriptedSmall(UNSURE)
     app = gateway(small=small, upstream=Scripted(), conversations=AFTER)
     async with served(app) as url:
@@ -75,7 +78,7 @@ async def test_without_a_header_a_conversation_is_known_by_its_beginning_and_its
         }
         assert await turn(url, None, "/responses", body=responses) == "sticky"
         assert await turn(url, None, "/messages", body=anthropic) == "accepted"
-        assert await turn(url, None, messages=longer, headers={"authorization": "Bearer other"}) == "accepted"
+        assert await turn(url, None, messages=longer, key="other") == "accepted"
 
 
 async def test_pins_are_heeded_and_a_pinned_large_turn_makes_the_next_sticky(gateway: Make) -> None:
@@ -87,8 +90,10 @@ async def test_pins_are_heeded_and_a_pinned_large_turn_makes_the_next_sticky(gat
 
 async def test_a_turn_that_the_large_model_did_not_answer_makes_nothing_sticky(gateway: Make) -> None:
     small = ScriptedSmall(UNSURE)
-    async with recorded(faults=always(Status(400))) as upstream:
-        async with served(gateway(small=small, large_base=upstream.url, conversations=AFTER)) as url:
+    provider = Provider(b'{"error": {"message": "no"}}', status=400)
+    async with provider.running() as base:
+        upstream = large("openai/gpt-4o-2024-08-06", base)
+        async with served(gateway(small=small, large=upstream, conversations=AFTER)) as url:
             assert await turn(url) == "no_call"
             small.text = CALL
             assert await turn(url) == "accepted"
@@ -108,15 +113,15 @@ async def test_replicas_share_their_memory_over_redis_and_go_on_without_it(
     """A turn may come to any replica; where Redis is down each remembers what it saw itself."""
     small = ScriptedSmall(UNSURE)
     options: dict[str, Any] = {"small": small, "conversations": AFTER, "access": {"redis_url": redis_server.url}}
-    async with served(gateway(upstream=Scripted(), **options)) as url:
-        async with served(gateway(upstream=Scripted(), **options)) as other:
-            await turn(url)
-            small.text = CALL
-            assert await turn(other) == "sticky"
-            redis_server.stop()
-            assert await turn(url) == "sticky"
-            assert await turn(other) == "sticky"
-            assert await turn(url, "new") == "accepted"
+    one, two = gateway(upstream=Scripted(), **options), gateway(upstream=Scripted(), **options)
+    async with served(one) as url, served(two) as other:
+        await turn(url)
+        small.text = CALL
+        assert await turn(other) == "sticky"
+        redis_server.stop()
+        assert await turn(url) == "sticky"
+        assert await turn(other) == "sticky"
+        assert await turn(url, "new") == "accepted"
 
 
 async def test_break_even_stops_drafting_where_the_lost_cache_outweighs_the_saving(gateway: Make) -> None:

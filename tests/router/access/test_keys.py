@@ -10,6 +10,7 @@ from typing import Any
 
 import aiohttp
 import openai
+import orjson
 import pytest
 import structlog
 from hypothesis import given
@@ -30,7 +31,8 @@ from router.access.keys import (
 from router.cli import app as cli
 from router.settings import Settings
 from tests.router.conftest import Make, ScriptedSmall, served
-from tests.router.test_gateway import CALL, Scripted, ask, recorded, rows_of
+from tests.router.test_gateway import CALL, Scripted, ask, rows_of
+from tests.router.test_passthrough import CHAT, Provider, large
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
@@ -184,21 +186,25 @@ async def test_only_allowed_models_may_be_named_and_are_listed(gateway: Make) ->
 
 
 async def test_the_clients_key_reaches_neither_provider_nor_logs_nor_disk(gateway: Make, tmp_path: Path) -> None:
-    """Neither does the admin key; forwarded and refused requests alike."""
-    async with recorded() as upstream:
-        seen: list[str] = []
-        app = gateway(large_base=upstream.url, access=ACCESS, ledger={"store_content": True})
-        with structlog.testing.capture_logs() as logs:
-            async with served(app) as url:
-                made = await make_key(url, hard_usd=1.0, requests_per_minute=1)
+    """Neither does the admin key; forwarded and translated, answered and refused requests alike."""
+    provider = Provider(orjson.dumps(CHAT))
+    seen: list[str] = []
+    price = {"input_usd_per_mtok": 1, "output_usd_per_mtok": 1}
+    with structlog.testing.capture_logs() as logs:
+        async with provider.running() as base:
+            upstream = large("openai/gpt-4o-2024-08-06", base, price=price)
+            async with served(gateway(large=upstream, access=ACCESS, ledger={"store_content": True})) as url:
+                made = await make_key(url, hard_usd=1.0, requests_per_minute=2)
                 headers = {"authorization": f"Bearer {made['key']}", "x-api-key": made["key"]}
-                for _ in range(2):
-                    seen.append(str(await call(url, "POST", "/v1/chat/completions", ask(), headers)))
+                messages = {"model": "m", "max_tokens": 5, "messages": ask()["messages"]}
+                for path, body in (("chat/completions", ask()), ("messages", messages), ("messages", messages)):
+                    seen.append(str(await call(url, "POST", f"/v1/{path}", body, headers)))
                 seen.append(str(await call(url, "GET", "/admin/keys", None, AS_ADMIN)))
-        seen += [str(request) for request in upstream.received] + [str(logs)]
     kept = b"".join(path.read_bytes() for path in tmp_path.glob("ledger.db*"))  # noqa: ASYNC240 - the gateway is gone
+    assert [told[1:4] for told in seen] == ["200", "200", "429", "200"]
+    assert len(provider.asked) == 2
     for secret in (made["key"], ADMIN):
-        assert all(secret not in text for text in seen)
+        assert all(secret not in text for text in (*seen, str(provider.asked), str(logs)))
         assert secret.encode() not in kept
 
 
@@ -247,6 +253,7 @@ async def test_keys_are_kept_as_digests_only(gateway: Make, tmp_path: Path) -> N
         made = await make_key(url, hard_usd=2.5, window="day", models=["a*"])
         _, _, told = await call(url, "GET", "/admin/keys", None, AS_ADMIN)
     (listed,) = told["data"]
+    assert told["has_more"] is False
     secret = made.pop("key")
     assert listed == made
     assert (listed["hint"], listed["hard_usd"], listed["spent_usd"]) == (f"…{secret[-4:]}", 2.5, 0.0)
@@ -255,6 +262,20 @@ async def test_keys_are_kept_as_digests_only(gateway: Make, tmp_path: Path) -> N
     database.close()
     assert len(rows) == 1
     assert secret not in str(rows)
+
+
+async def test_many_keys_are_shown_page_by_page(gateway: Make) -> None:
+    """In the order in which they were made."""
+    async with served(gateway(access=ACCESS)) as url:
+        made = [(await make_key(url))["id"] for _ in range(5)]
+        shown: list[str] = []
+        more = True
+        while more:
+            _, _, told = await call(url, "GET", f"/admin/keys?limit=2&after={''.join(shown[-1:])}", None, AS_ADMIN)
+            shown, more = shown + [key["id"] for key in told["data"]], told["has_more"]
+        wrong = [await call(url, "GET", f"/admin/keys?limit={limit}", None, AS_ADMIN) for limit in ("0", "1001", "x")]
+    assert shown == made
+    assert [(status, told["error"]["param"]) for status, _, told in wrong] == [(400, "limit")] * 3
 
 
 # ── hosts that others can reach ──────────────────────────────────────────────────────────────────────────────────────

@@ -378,6 +378,7 @@ def test_prices_are_read_off_the_large_models_own_reckoning() -> None:
     assert rates_of(Scripted()) is None
     assert need(4000, {"max_tokens": 50}, 1024, found) == Need(1051, round((1001 * 3e-6 + 50 * 9e-6) * 1e9))
     assert need(4000, {"max_completion_tokens": 9999}, 1024, None) == Need(2025, 0)
+    assert need(4, {"max_tokens": 50, "n": 3}, 1024, None).tokens == 2 + 150
     assert need(0, {"max_tokens": -5}, 1024, None).tokens == 1
 
 
