@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,11 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from policies.baselines import make_policy
+from router.access.admin import ADMIN_BODY_BYTES, key_routes
+from router.access.door import Access
+from router.access.limits import Counters, LocalCounters
+from router.access.reckoning import LargeRates
+from router.access.store import KeyStore
 from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import ChatRequest, Dialect
@@ -37,11 +43,16 @@ from router.local import SmallModel
 from router.outcome_watch import OutcomeWatch
 from router.recorder import Recorder
 from router.settings import Settings
+from router.stickiness import LocalMemories, Memories, SharedMemories, Stickiness
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
+from router.terms import Terms
 from router.upstream import LargeModel
 from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
+
+if TYPE_CHECKING:
+    from router.redis_link import RedisLink
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
@@ -75,7 +86,7 @@ def create_app(
                 small_usd_per_hour=settings.small.usd_per_hour,
             )
             stack.push_async_callback(recorder.flush)
-            backend, upstream, forwarder, counter = small, large, None, None
+            backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
             if upstream is None and settings.large.model:
@@ -91,6 +102,10 @@ def create_app(
                     Retention(ledger.engine, settings.ledger.keep_days).run(), name="retention"
                 )
                 stack.callback(pruning.cancel)
+                priced = model.priced
+            rates, link = LargeRates(upstream, priced), _redis(settings, metrics, stack)
+            app.state.access = await _access(settings, ledger, rates, metrics, link, stack)
+            app.state.stickiness = _stickiness(settings, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
             app.state.assignment = await _experiment(settings, stack)
             app.state.counter = counter
@@ -120,11 +135,50 @@ def create_app(
     app.add_api_route("/v1/feedback", feedback_route(admission, _body, _owner), methods=["POST"])
     for dialect in _DIALECTS:
         app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
+    for path, method, endpoint in key_routes(lambda request: _body(request, ADMIN_BODY_BYTES)):
+        app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
     app.add_api_route("/metrics", _metrics(metrics), methods=["GET"])
     return app
+
+
+def _redis(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> RedisLink | None:
+    if settings.access.redis_url is None:
+        return None
+    from router.redis_link import RedisLink  # brings redis, which few gateways need
+
+    url = settings.access.redis_url.get_secret_value()
+    link = RedisLink(url, failed=metrics.redis_failures.inc, clock=time.monotonic)
+    stack.push_async_callback(link.close)
+    return link
+
+
+async def _access(
+    settings: Settings,
+    ledger: Ledger,
+    rates: LargeRates,
+    metrics: Metrics,
+    link: RedisLink | None,
+    stack: contextlib.AsyncExitStack,
+) -> Access:
+    local = LocalCounters(time.monotonic)
+    counters: Counters = local
+    if link is not None:
+        from router.access.redis_counters import RedisCounters
+
+        counters = RedisCounters(link, local, on_down=settings.access.on_redis_down)
+    store = KeyStore(ledger.engine)
+    access = Access(settings.access, settings.server, store, counters, local, metrics, rates=rates)
+    return await stack.enter_async_context(access.running())
+
+
+def _stickiness(settings: Settings, rates: LargeRates, link: RedisLink | None) -> Stickiness:
+    forget_s = settings.conversations.forget_s
+    local = LocalMemories(forget_s, time.time)
+    memories: Memories = local if link is None else SharedMemories(link, local, forget_s)
+    return Stickiness(settings.conversations, memories, rates)
 
 
 async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
@@ -166,7 +220,9 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
     limit = int(settings.server.max_body_mb * 1024 * 1024)
 
     async def complete(request: Request) -> Response:
+        access: Access = request.app.state.access
         try:
+            key = access.caller(request.headers)
             admission.enter()
         except ClientError as error:
             return error_response(error, dialect)
@@ -174,28 +230,34 @@ def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Cal
             raw, headers = await _body(request, limit), request.headers
             assigned: Assignment | None = request.app.state.assignment
 
-            def read() -> tuple[ChatRequest, Exposure | None]:
-                chat = dialect.read(raw, headers)
-                return chat, assigned.exposure(chat, headers) if assigned is not None else None
+            stickiness: Stickiness = request.app.state.stickiness
 
-            chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-            request.app.state.outcomes.see(chat, await _owner(request))
+            def read() -> tuple[ChatRequest, Exposure | None, str | None]:
+                chat = dialect.read(raw, headers)
+                exposure = assigned.exposure(chat, headers) if assigned is not None else None
+                return chat, exposure, stickiness.digest(chat, headers)
+
+            chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+            sticky = await stickiness.turn(chat, digest)
+            grant = await access.admit(key, chat)
+            request.app.state.outcomes.see(chat, key.key_id if key is not None else None)
         except ClientError as error:
             admission.leave()
             return error_response(error, dialect)
         except BaseException:
             admission.leave()
             raise
-        return Delivery(
-            request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, exposure
-        )
+        terms = Terms(exposure, grant, sticky)
+        return Delivery(request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, terms)
 
     return complete
 
 
-async def _owner(request: Request) -> str | None:
-    """The id of the key that asks: there are none yet."""
-    return None
+def _owner(request: Request) -> str | None:
+    """The id of the key that asks; None without keys. Raises ClientError: 401."""
+    access: Access = request.app.state.access
+    key = access.caller(request.headers)
+    return key.key_id if key is not None else None
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -233,7 +295,12 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _models(request: Request) -> Response:
     state = request.app.state
     info = state.small.info if state.small is not None else None
+    try:
+        key = state.access.caller(request.headers)
+    except ClientError as error:
+        return error_response(error, _CHAT)
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
+    names = state.access.visible(key, names)
     data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
     small = None if info is None else {"model": info.model, "weights_sha256": info.weights_sha256}
     large = state.large.model if state.large else None
@@ -257,8 +324,12 @@ async def _ready(request: Request) -> Response:
     return Response(orjson.dumps(parts), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
-def _metrics(metrics: Metrics) -> Callable[[], Awaitable[Response]]:
-    async def show() -> Response:
+def _metrics(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        try:
+            request.app.state.access.metrics_reader(request.headers)
+        except ClientError as error:
+            return error_response(error, _CHAT)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return show

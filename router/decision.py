@@ -13,6 +13,8 @@ from typing import Any, Literal
 import orjson
 
 from policies.policy import Action, Draft, Stage, Verdict
+from router.access.door import Grant
+from router.access.limits import Need
 from router.costing import UnitPrices
 from router.dialects.chat import ChatRequest
 from router.experiments import Exposure
@@ -20,6 +22,7 @@ from router.ledger import DecisionRow
 from router.ledger.row import nano_usd
 from router.local import DraftBuilder
 from router.seen import Seen
+from router.stickiness import Sticky
 from router.upstream import Usage
 from router.upstream.attempts import Tries
 from slm.protocol import Info
@@ -57,6 +60,10 @@ class Decision:
     draft_s: float | None = None
     """From asking for the draft to its end, whatever ended it; None where none was asked for."""
     exposure: Exposure | None = None
+    grant: Grant | None = None
+    """By which the request was let in; None where there are no keys."""
+    sticky: Sticky | None = None
+    """The turn of a remembered conversation that the request is."""
     large_model: str | None = None
     usage: Usage | None = None
     cost_usd: float | None = None
@@ -100,7 +107,23 @@ class Decision:
     def headers(self) -> dict[str, str]:
         """The response headers that tell of the decision."""
         told = {"x-smallcall-decision-id": self.decision_id, "x-smallcall-reason": self.reason}
+        if self.grant is not None:
+            told |= self.grant.headers
         return told | ({"x-smallcall-model": self.side} if self.side != "none" else {})
+
+    def taken(self) -> Need:
+        """What the request counts for its key: the usage that was told and its cost. A large answer whose usage was not
+        told in full, because its stream was cut short or its provider is silent, counts at least what was held for it.
+        """
+        usage = self.usage
+        tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
+        if self.side == "small":
+            tokens += self.small_usage()["total_tokens"]
+        cost = nano_usd(self.cost_usd) or 0
+        whole = usage is not None and self.status == 200
+        if self.side == "large" and not whole and self.grant is not None:
+            return Need(max(tokens, self.grant.held.tokens), max(cost, self.grant.held.cost_nusd))
+        return Need(tokens, cost)
 
     def small_usage(self) -> dict[str, int]:
         """The draft's tokens as an OpenAI usage object."""
@@ -193,6 +216,9 @@ class Decision:
             status=self.status,
             error_code=self.error_code,
             client_disconnected=self.client_disconnected,
+            key_id=self.grant.key.key_id if self.grant else None,
+            tenant=self.grant.key.tenant if self.grant else None,
+            charged_nusd=self.taken().cost_nusd if self.grant else None,
             large_model=self.large_model,
             large_prompt_tokens=usage.prompt_tokens if usage else None,
             large_completion_tokens=usage.completion_tokens if usage else None,

@@ -16,8 +16,8 @@ from starlette.types import Receive, Scope, Send
 
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
-from router.experiments import Exposure
 from router.gateway import Gateway
+from router.terms import Terms
 
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
@@ -57,12 +57,12 @@ class Delivery(Response):
         dialect: Dialect,
         keep_alive_s: float,
         ended: Callable[[], None],
-        exposure: Exposure | None,
+        terms: Terms,
     ) -> None:
         """A stream in which nothing was sent for `keep_alive_s` gets a comment. `ended` is called once, when the
         response is over."""
         super().__init__()
-        self._gateway, self._chat, self._dialect, self._exposure = gateway, chat, dialect, exposure
+        self._gateway, self._chat, self._dialect, self._terms = gateway, chat, dialect, terms
         self._keep_alive_s, self._ended = keep_alive_s, ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,13 +75,15 @@ class Delivery(Response):
             leaving.cancel()
             working.cancel()  # Does nothing to a task that is done.
             await asyncio.wait({working, leaving})
+            if self._terms.grant is not None:
+                self._terms.grant.drop()
             self._ended()
         if not working.cancelled():
             working.result()
 
     async def _whole(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         try:
             reply = await self._gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
         except ClientError as error:
@@ -94,7 +96,7 @@ class Delivery(Response):
 
     async def _streamed(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
         waking = asyncio.create_task(self._keep_awake(out, decision.headers, writer.keep_alive))

@@ -40,7 +40,7 @@ _DIALECT = ChatCompletions()
 def feedback_route(
     admission: Admission,
     body: Callable[[Request, int], Awaitable[bytes]],
-    owner: Callable[[Request], Awaitable[str | None]],
+    owner: Callable[[Request], str | None],
     clock: Callable[[], datetime] = now,
 ) -> Callable[[Request], Awaitable[Response]]:
     """The route.
@@ -52,11 +52,11 @@ def feedback_route(
 
     async def feedback(request: Request) -> Response:
         try:
+            key_id = owner(request)
             admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
-            key_id = await owner(request)
             told = _read(decoded(await body(request, MAX_BODY_BYTES)))
             place = await _recorded(request.app.state.ledger.engine, told, key_id, clock())
         except ClientError as error:

@@ -40,6 +40,7 @@ from router.local import SmallModelError
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
+from router.terms import NO_TERMS, Terms
 from router.upstream import LargeModel, UpstreamError, UpstreamRejected
 from router.upstream.attempts import TRIES
 
@@ -114,11 +115,14 @@ class Gateway:
         self._auditor = auditor
         self._prices_asked = False
 
-    def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
-        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
-        policy = self._policy_of(exposure)
+    def decision(self, chat: ChatRequest, dialect: Dialect, terms: Terms = NO_TERMS) -> Decision:
+        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm. Its end
+        settles the grant."""
+        policy = self._policy_of(terms.exposure)
         decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
-        decision.exposure = exposure
+        decision.exposure, decision.grant, decision.sticky = terms.exposure, terms.grant, terms.sticky
+        if terms.grant is not None:
+            terms.grant.begun = True
         return decision
 
     async def answer(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
@@ -174,6 +178,8 @@ class Gateway:
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:
             return Verdict(Action.ESCALATE, Stage.BEFORE, chat.large_only.reason)
+        if decision.sticky is not None and decision.sticky.keeps_large is not None and chat.pin is None:
+            return Verdict(Action.ESCALATE, Stage.BEFORE, decision.sticky.keeps_large)
         try:
             return await self._drafter.verdict(decision, SmallOnly() if chat.pin == "small" else policy)
         except SmallModelError as error:

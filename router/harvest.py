@@ -37,8 +37,6 @@ _PAGE = 200
 HOLDOUT_SHARE = 0.1
 NOBODY = ""
 """Whose decisions without a key are."""
-_TENANT = decisions.c.get("tenant")
-_KEY = decisions.c.get("key_id")
 
 
 @dataclass(slots=True)
@@ -169,10 +167,8 @@ def share_of(messages: Sequence[Mapping[str, Any]]) -> float:
 
 async def _page(engine: AsyncEngine, since: datetime, until: datetime, after: str) -> list[dict[str, Any]]:
     d = decisions.c
-    wanted = [d.decision_id, d.side, d.request_sha256, d.content]
-    owner = [column for column in (_TENANT, _KEY) if column is not None]
     query = (
-        select(*wanted, *owner)
+        select(d.decision_id, d.side, d.request_sha256, d.content, d.tenant, d.key_id)
         .select_from(decisions.outerjoin(audits, audits.c.decision_id == d.decision_id))
         .where(
             d.created_at >= since,
@@ -187,7 +183,7 @@ async def _page(engine: AsyncEngine, since: datetime, until: datetime, after: st
     )
     async with engine.connect() as connection:
         found = (await connection.execute(query)).mappings()
-        return [{"tenant": None, "key_id": None, **{str(name): value for name, value in row.items()}} for row in found]
+        return [{str(name): value for name, value in row.items()} for row in found]
 
 
 async def _known(engine: AsyncEngine, page: Sequence[Mapping[str, Any]]) -> dict[str, Known]:

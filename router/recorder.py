@@ -57,6 +57,10 @@ class Recorder:
             decision.failed(503, "ledger_unavailable")
             raise ClientError(503, "the decision could not be recorded", "ledger_unavailable") from error
         finally:
+            if decision.grant is not None:
+                decision.grant.settle(decision.taken())
+            if decision.sticky is not None:
+                await decision.sticky.ended(decision.side, decision.draft is not None, decision.usage, decision.status)
             self._measure(decision)
 
     def _measure(self, decision: Decision) -> None:
@@ -83,5 +87,6 @@ class Recorder:
             reason=decision.reason,
             status=decision.status,
             error=decision.error_code,
+            key=decision.grant.key.key_id if decision.grant else None,
             latency_s=round(latency_s, 4),
         )

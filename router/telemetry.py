@@ -65,6 +65,16 @@ class Metrics:
             ["strength"],
             registry=self.registry,
         )
+        self.refusals = Counter(
+            "smallcall_refusals", "Requests refused by keys, budgets and rates.", ["code"], registry=self.registry
+        )
+        self.soft_budgets = Counter(
+            "smallcall_soft_budgets_spent", "Soft budgets that were spent, once a key and window.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.redis_failures = Counter(
+            "smallcall_redis_failures", "Times that Redis did not answer.", registry=self.registry
+        )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
 
     def _seconds(self, name: str, help_text: str, label: str) -> Histogram:

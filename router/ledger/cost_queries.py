@@ -30,7 +30,7 @@ def _count(when: ColumnElement[bool]) -> ColumnElement[Any]:
 
 
 _NONE: ColumnElement[str] = literal_column("''")  # no parameter: PostgreSQL would not see that two are one
-_GROUPED = {name: func.coalesce(_D[name], _NONE) for name in _KEYS if name in _D}
+_GROUPED = {name: func.coalesce(_D[name], _NONE) for name in _KEYS}
 
 
 def _columns() -> dict[str, ColumnElement[Any]]:
@@ -82,7 +82,7 @@ _OF_LINE = (*COUNTED, *NANO_USD)
 async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
     """The lines of the days from `first` to `last`, by what is left of their rows, rolled up or not."""
     day = func.date(_D.created_at)
-    keys = [_GROUPED.get(name, _NONE).label(name) for name in _KEYS]
+    keys = [column.label(name) for name, column in _GROUPED.items()]
     query = (
         select(day.label("day"), *keys, *(value.label(name) for name, value in _SUMMED.items()))
         .select_from(decisions.outerjoin(audits, audits.c.decision_id == _D.decision_id))

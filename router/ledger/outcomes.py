@@ -84,7 +84,7 @@ async def known_decision(engine: AsyncEngine, decision_id: str, owner: str | Non
 
 def _owned(owner: str | None) -> Any:
     query = select(decisions.c.decision_id)
-    return query.where(decisions.c.key_id == owner) if owner is not None and "key_id" in decisions.c else query
+    return query.where(decisions.c.key_id == owner) if owner is not None else query
 
 
 async def _known(connection: AsyncConnection, ids: set[str], owner: str | None) -> set[str]:

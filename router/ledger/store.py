@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.ledger.database import check_url, concerns_database, database_engine, migrate
 from router.ledger.row import DecisionRow, LargeCall
+from router.ledger.spending import count_spending
 from router.ledger.tables import calls, decisions
 
 MAX_QUEUED = 4096
@@ -184,6 +185,7 @@ class Ledger:
             await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
             if made:
                 await connection.execute(insert(calls), made)
+            await count_spending(connection, [waiting.row for waiting in batch])
         self.commits += 1
 
 
