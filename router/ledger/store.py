@@ -21,8 +21,8 @@ from sqlalchemy.exc import InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from router.ledger.row import DecisionRow
-from router.ledger.spending import count_spending
-from router.ledger.tables import REVISION, decisions
+from router.ledger.spending import insertion, spending
+from router.ledger.tables import REVISION, access_spend, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -173,7 +173,9 @@ class Ledger:
     async def _insert(self, rows: Sequence[DecisionRow]) -> None:
         async with self._engine.begin() as connection:
             await connection.execute(insert(decisions), [_values(row) for row in rows])
-            await count_spending(connection, rows)
+            spent = spending(rows)
+            if spent:
+                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
         self.commits += 1
 
 
