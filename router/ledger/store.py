@@ -18,10 +18,12 @@ from sqlalchemy import String, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.ledger.database import check_url, concerns_database, database_engine, migrate
-from router.ledger.row import DecisionRow, LargeCall
-from router.ledger.spending import count_spending
-from router.ledger.tables import calls, decisions
+            await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
+            if made:
+                await connection.execute(insert(calls), made)
+            spent = spending(waiting.row for waiting in batch)
+            if spent:
+                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -185,7 +187,9 @@ class Ledger:
             await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
             if made:
                 await connection.execute(insert(calls), made)
-            await count_spending(connection, [waiting.row for waiting in batch])
+            spent = spending(waiting.row for waiting in batch)
+            if spent:
+                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
         self.commits += 1
 
 
