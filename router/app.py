@@ -10,14 +10,17 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.baselines import make_policy
 from router.counting import TokenCounter, counting_route
@@ -90,7 +93,10 @@ def create_app(
             )
             yield
 
-    app = FastAPI(
+    admission = Admission(settings.server.max_inflight, metrics.inflight)
+    answering = {f"/v1{dialect.path}": _Completion(settings, admission, dialect) for dialect in _DIALECTS}
+    app = _Front(
+        answering,
         title="smallcall",
         lifespan=lifespan,
         openapi_url=None,
@@ -98,12 +104,11 @@ def create_app(
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
     app.state.started = int(time.time())
-    admission = Admission(settings.server.max_inflight, metrics.inflight)
-    limit = int(settings.server.max_body_mb * 1024 * 1024)
-    counting = counting_route(admission, lambda request: _body(request, limit))
+    limit = _body_limit(settings)
+    counting = counting_route(admission, lambda request: _body(request.headers, request.receive, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
-    for dialect in _DIALECTS:
-        app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
+    for path, completion in answering.items():
+        app.add_route(path, completion, methods=["POST"])  # other methods are refused, and mounted paths found
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
@@ -133,52 +138,86 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 
-def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
-    limit = int(settings.server.max_body_mb * 1024 * 1024)
+class _Front(FastAPI):
+    """The application; requests for answers do not go through its routing, which takes longer than all else that the
+    gateway does with a body that is forwarded."""
 
-    async def complete(request: Request) -> Response:
+    def __init__(self, answering: Mapping[str, ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            answering = self._answering.get(scope["path"])
+            if answering is not None:
+                scope["app"] = self
+                await answering(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+class _Completion:
+    """Answers requests of one dialect. An ASGI application: behind it stands no routing and no middleware."""
+
+    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect) -> None:
+        self._admission, self._dialect = admission, dialect
+        self._keep_alive_s, self._limit = settings.server.keep_alive_s, _body_limit(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
         try:
-            admission.enter()
+            self._admission.enter()
         except ClientError as error:
-            return error_response(error, dialect)
+            await error_response(error, self._dialect)(scope, receive, send)
+            return
         try:
-            raw, headers = await _body(request, limit), request.headers
-            assigned: Assignment | None = request.app.state.assignment
+            delivery = await self._asked(scope["app"].state, Headers(scope=scope), receive)
+            await delivery.send(receive, send)
+        except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
+            await error_response(error, self._dialect)(scope, receive, send)
+        except ClientDisconnect:
+            pass  # nobody reads an answer
+        finally:
+            self._admission.leave()
 
-            def read() -> tuple[ChatRequest, Exposure | None]:
-                chat = dialect.read(raw, headers)
-                return chat, assigned.exposure(chat, headers) if assigned is not None else None
+    async def _asked(self, state: State, headers: Headers, receive: Receive) -> Delivery:
+        """Raises ClientError, ClientDisconnect."""
+        raw = await _body(headers, receive, self._limit)
+        assigned: Assignment | None = state.assignment
 
-            chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-        except ClientError as error:
-            admission.leave()
-            return error_response(error, dialect)
-        except BaseException:
-            admission.leave()
-            raise
-        return Delivery(
-            request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, exposure
-        )
+        def read() -> tuple[ChatRequest, Exposure | None]:
+            chat = self._dialect.read(raw, headers)
+            return chat, assigned.exposure(chat, headers) if assigned is not None else None
 
-    return complete
+        chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, exposure)
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises ClientError: 413, 408."""
+def _body_limit(settings: Settings) -> int:
+    return int(settings.server.max_body_mb * 1024 * 1024)
+
+
+async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
     too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
-    declared = request.headers.get("content-length", "")
+    declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                body += piece
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
                 if len(body) > limit:
                     raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
     except TimeoutError as error:
         raise ClientError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", "body_timeout") from error
-    return bytes(body)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
