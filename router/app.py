@@ -20,6 +20,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.baselines import make_policy
@@ -108,7 +109,8 @@ def create_app(
     counting = counting_route(admission, lambda request: _body(request.headers, request.receive, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
     for path, completion in answering.items():
-        app.add_route(path, completion, methods=["POST"])  # other methods are refused, and mounted paths found
+        # Other methods are refused there, and what is mounted below a path is found.
+        app.router.routes.append(Route(path, completion, methods=["POST"]))
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])

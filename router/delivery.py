@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import orjson
 from fastapi import Response
 from prometheus_client import Gauge
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError

@@ -98,7 +98,8 @@ class _Rates:
         reasoning = _only(reported, "completion_tokens_details", "reasoning_tokens", 0)
         if cached is None or reasoning is None or any(reported[name] for name in reported.keys() - _PLAIN):
             return None
-        prompt, completion = reported["prompt_tokens"], reported.get("completion_tokens") or 0
+        prompt: int = reported["prompt_tokens"]
+        completion: int = reported.get("completion_tokens") or 0
         return (
             (prompt - cached) * self.prompt
             + cached * self.cached
