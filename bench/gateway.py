@@ -139,7 +139,8 @@ def _version(peer: Peer, home: Path) -> str:
     if peer.kind == "npm":
         name = first.rpartition("@")[0]
         return str(json.loads((home / "node_modules" / name / "package.json").read_text())["version"])
-    ask = f"import importlib.metadata as m; print(m.version({first!r}))"
+    name = first.partition("=")[0].partition("[")[0]
+    ask = f"import importlib.metadata as m; print(m.version({name!r}))"
     line = [str(home / "bin/python"), "-c", ask]
     return subprocess.run(line, check=True, capture_output=True, text=True, timeout=60).stdout.strip()
 

@@ -156,7 +156,7 @@ PEERS = (
     Peer(
         "LiteLLM",
         _litellm,
-        packages=("litellm", "litellm[proxy]==1.106.2", "uvloop"),
+        packages=("litellm[proxy]==1.106.2", "uvloop"),
         ready="/health/liveliness",
         environment={
             "LITELLM_MODE": "PRODUCTION",
@@ -171,9 +171,9 @@ PEERS = (
         _tensorzero,
         model="tensorzero::model_name::bench",
         path="/openai/v1/chat/completions",
-        packages=("tensorzero", "tensorzero==2026.6.0"),
+        packages=("tensorzero==2026.6.0",),
         ready="/health",
         url_file="url",
     ),
-    Peer("SGLang gateway", _smg, packages=("smg", "smg==1.13.0"), ready="/health"),
+    Peer("SGLang gateway", _smg, packages=("smg==1.13.0",), ready="/health"),
 )

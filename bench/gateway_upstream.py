@@ -1,7 +1,7 @@
 """An upstream that answers at once: `python -m bench.gateway_upstream PORT`. No HTTP library, so that it costs little.
 
 Every POST gets the one tool call of `gateway_traffic`, streamed where the body asks for it (all events in one write);
-every GET gets `{}`, which gateways that look after their upstream's health are content with.
+every GET gets what a model server would say of its one model, for gateways that look after their upstream.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ from typing import ClassVar
 from bench.gateway_traffic import streamed_answer, whole_answer
 
 _LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
+_ABOUT = (
+    b'{"object": "list", "data": [{"id": "gpt-4o", "object": "model", "owned_by": "bench"}], "model_path": "gpt-4o", '
+    b'"served_model_name": "gpt-4o", "tokenizer_path": "", "is_generation": true}'
+)
 _STREAM = re.compile(rb'"stream": *true')
 
 
@@ -24,7 +28,7 @@ def _response(kind: bytes, body: bytes) -> bytes:
 
 
 def _chunked(events: list[bytes]) -> bytes:
-    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
     return head + b"".join(b"%x\r\n%b\r\n" % (len(event), event) for event in events) + b"0\r\n\r\n"
 
 
@@ -33,7 +37,7 @@ class Upstream(asyncio.Protocol):
 
     whole: ClassVar[bytes] = _response(b"application/json", whole_answer())
     streamed: ClassVar[bytes] = _chunked(streamed_answer())
-    other: ClassVar[bytes] = _response(b"application/json", b"{}")
+    other: ClassVar[bytes] = _response(b"application/json", _ABOUT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
