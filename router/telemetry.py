@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
@@ -62,6 +63,8 @@ class Metrics:
             "smallcall_upstream_retries", "Retries of the large model.", ["code"], registry=self.registry
         )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
+        tasks = Gauge("smallcall_tasks", "Tasks of the event loop.", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def _seconds(self, name: str, help_text: str, label: str) -> Histogram:
         return Histogram(name, help_text, [label], buckets=_SECONDS, registry=self.registry)

@@ -30,6 +30,8 @@ from router.upstream.wires import WIRES, StreamState, Wire, request_body
 CONNECT_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+"""At most so much of a stream is taken at once: it is what a client that does not read makes us hold, twice."""
 _COPIED_BYTES = 1024 * 1024
 """A larger body is sent piece by piece, so that the event loop serves others meanwhile."""
 
@@ -168,7 +170,7 @@ class Forwarded:
     ) -> None:
         self._response, self._state, self._chat = response, state, chat
         self._writer, self._settings = writer, settings
-        self._reading = response.content.iter_any()
+        self._reading = response.content.iter_chunked(_READ_BYTES)
         self._rest = b""
         self._first: list[dict[str, Any]] | None = None
         self._broken: UpstreamError | None = None
