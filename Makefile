@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine bench-gateway soak acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -35,6 +35,12 @@ bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 
 bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
 	$(BIN)/python -m bench.engine
+
+bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
+	$(BIN)/python -m bench.gateway
+
+soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask again; minutes
+	$(BIN)/python -m tests.acceptance.thousand_streams
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -10,19 +10,23 @@ import contextlib
 import random
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers, State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.baselines import make_policy
 from router.access.admin import ADMIN_BODY_BYTES, key_routes
 from router.access.door import Access
+from router.access.keys import VirtualKey
 from router.access.limits import Counters, LocalCounters
 from router.access.reckoning import LargeRates
 from router.access.store import KeyStore
@@ -95,14 +99,13 @@ def create_app(
                 )
                 upstream = await stack.enter_async_context(model.running())
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
-                counter = TokenCounter(model, forwarder)
+                counter, priced = TokenCounter(model, forwarder), model.priced
             app.state.outcomes = await stack.enter_async_context(OutcomeWatch(ledger.engine, metrics).running())
             if settings.ledger.keep_days is not None:
                 pruning = asyncio.create_task(
                     Retention(ledger.engine, settings.ledger.keep_days).run(), name="retention"
                 )
                 stack.callback(pruning.cancel)
-                priced = model.priced
             rates, link = LargeRates(upstream, priced), _redis(settings, metrics, stack)
             app.state.access = await _access(settings, ledger, rates, metrics, link, stack)
             app.state.stickiness = _stickiness(settings, rates, link)
@@ -120,7 +123,10 @@ def create_app(
             )
             yield
 
-    app = FastAPI(
+    admission = Admission(settings.server.max_inflight, metrics.inflight)
+    answering = {f"/v1{dialect.path}": _Completion(settings, admission, dialect) for dialect in _DIALECTS}
+    app = _Front(
+        answering,
         title="smallcall",
         lifespan=lifespan,
         openapi_url=None,
@@ -128,14 +134,14 @@ def create_app(
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
     app.state.started = int(time.time())
-    admission = Admission(settings.server.max_inflight, metrics.inflight)
-    limit = int(settings.server.max_body_mb * 1024 * 1024)
-    counting = counting_route(admission, lambda request: _body(request, limit))
+    limit = _body_limit(settings)
+    counting = counting_route(admission, lambda request: _request_body(request, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
-    app.add_api_route("/v1/feedback", feedback_route(admission, _body, _owner), methods=["POST"])
-    for dialect in _DIALECTS:
-        app.add_api_route(f"/v1{dialect.path}", _complete(settings, admission, dialect), methods=["POST"])
-    for path, method, endpoint in key_routes(lambda request: _body(request, ADMIN_BODY_BYTES)):
+    app.add_api_route("/v1/feedback", feedback_route(admission, _request_body, _owner), methods=["POST"])
+    for path, completion in answering.items():
+        # Other methods are refused there, and what is mounted below a path is found.
+        app.router.routes.append(Route(path, completion, methods=["POST"]))
+    for path, method, endpoint in key_routes(lambda request: _request_body(request, ADMIN_BODY_BYTES)):
         app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
@@ -216,41 +222,70 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 
-def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
-    limit = int(settings.server.max_body_mb * 1024 * 1024)
+class _Front(FastAPI):
+    """The application; requests for answers do not go through its routing, which takes longer than all else that the
+    gateway does with a body that is forwarded."""
 
-    async def complete(request: Request) -> Response:
-        access: Access = request.app.state.access
+    def __init__(self, answering: Mapping[str, ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            answering = self._answering.get(scope["path"])
+            if answering is not None:
+                scope["app"] = self
+                await answering(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+class _Completion:
+    """Answers requests of one dialect. An ASGI application: behind it stands no routing and no middleware."""
+
+    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect) -> None:
+        self._admission, self._dialect = admission, dialect
+        self._keep_alive_s, self._limit = settings.server.keep_alive_s, _body_limit(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        state, headers = scope["app"].state, Headers(scope=scope)
         try:
-            key = access.caller(request.headers)
-            admission.enter()
+            access: Access = state.access
+            key = access.caller(headers)
+            self._admission.enter()
         except ClientError as error:
-            return error_response(error, dialect)
+            await error_response(error, self._dialect)(scope, receive, send)
+            return
         try:
-            raw, headers = await _body(request, limit), request.headers
-            assigned: Assignment | None = request.app.state.assignment
+            delivery = await self._asked(state, key, headers, receive)
+            await delivery.send(receive, send)
+        except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
+            await error_response(error, self._dialect)(scope, receive, send)
+        except ClientDisconnect:
+            pass  # nobody reads an answer
+        finally:
+            self._admission.leave()
 
-            stickiness: Stickiness = request.app.state.stickiness
+    async def _asked(self, state: State, key: VirtualKey | None, headers: Headers, receive: Receive) -> Delivery:
+        """Raises ClientError, ClientDisconnect."""
+        raw = await _body(headers, receive, self._limit)
+        assigned: Assignment | None = state.assignment
+        stickiness: Stickiness = state.stickiness
 
-            def read() -> tuple[ChatRequest, Exposure | None, str | None]:
-                chat = dialect.read(raw, headers)
-                exposure = assigned.exposure(chat, headers) if assigned is not None else None
-                return chat, exposure, stickiness.digest(chat, headers)
+        def read() -> tuple[ChatRequest, Exposure | None, str | None]:
+            chat = self._dialect.read(raw, headers)
+            exposure = assigned.exposure(chat, headers) if assigned is not None else None
+            return chat, exposure, stickiness.digest(chat, headers)
 
-            chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-            sticky = await stickiness.turn(chat, digest)
-            grant = await access.admit(key, chat)
-            request.app.state.outcomes.see(chat, key.key_id if key is not None else None)
-        except ClientError as error:
-            admission.leave()
-            return error_response(error, dialect)
-        except BaseException:
-            admission.leave()
-            raise
+        chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+        sticky = await stickiness.turn(chat, digest)
+        access: Access = state.access
+        grant = await access.admit(key, chat)
+        state.outcomes.see(chat, key.key_id if key is not None else None)
         terms = Terms(exposure, grant, sticky)
-        return Delivery(request.app.state.gateway, chat, dialect, settings.server.keep_alive_s, admission.leave, terms)
-
-    return complete
+        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, terms)
 
 
 def _owner(request: Request) -> str | None:
@@ -260,22 +295,35 @@ def _owner(request: Request) -> str | None:
     return key.key_id if key is not None else None
 
 
-async def _body(request: Request, limit: int) -> bytes:
-    """The whole body. Raises ClientError: 413, 408."""
+def _body_limit(settings: Settings) -> int:
+    return int(settings.server.max_body_mb * 1024 * 1024)
+
+
+async def _request_body(request: Request, limit: int) -> bytes:
+    """See `_body`."""
+    return await _body(request.headers, request.receive, limit)
+
+
+async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
     too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
-    declared = request.headers.get("content-length", "")
+    declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for piece in request.stream():
-                body += piece
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
                 if len(body) > limit:
                     raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
     except TimeoutError as error:
         raise ClientError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", "body_timeout") from error
-    return bytes(body)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:

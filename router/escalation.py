@@ -76,15 +76,16 @@ def cut_short(decision: Decision, large: Priced | None) -> None:
 
 
 class Source(Protocol):
-    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError."""
+    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError; it
+    gives the pieces that came together, for what is sent at once costs little more than one of them."""
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]: ...
+    def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """Whether the end begins here: from now on pieces wait for the row."""
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
-        """The usage reported so far, where this piece tells of it."""
+        """The usage reported so far, where this piece tells of it. To be asked of every piece, once and in order."""
 
     def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
@@ -116,8 +117,9 @@ class Translated:
         self._stream, self._writer = stream, writer
         self.told, self.ending, self.aclose = writer.events, writer.ending, stream.aclose
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        return aiter(self._stream)
+    async def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]:
+        async for chunk in self._stream:
+            yield (chunk,)
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """See `Source.ends`."""
@@ -141,14 +143,17 @@ class Relay:
         held: list[dict[str, Any]] = []
         source = self._source
         try:
-            async for piece in source:
-                count(self._decision, self._prices, source.usage(piece))
-                self._decision.seen.piece(piece)
-                if held or source.ends(piece):
-                    held.append(piece)
-                    continue
-                for event in source.told(piece):
-                    yield event
+            async for pieces in source:
+                told_now: list[bytes] = []
+                for piece in pieces:
+                    count(self._decision, self._prices, source.usage(piece))
+                    self._decision.seen.piece(piece)
+                    if held or source.ends(piece):
+                        held.append(piece)
+                    else:
+                        told_now += source.told(piece)
+                if told_now:
+                    yield b"".join(told_now)
             ending = list(source.ending(held, asked_extras(self._decision)))
             message = self._decision.seen.message()
             self._decision.answer = {"choices": [{"message": message}]} if message else None
@@ -165,8 +170,7 @@ class Relay:
             self._decision.failed(failure.status, failure.code)
             yield await self._broken(failure)
         else:
-            for event in ending:
-                yield event
+            yield b"".join(ending)
 
     async def close(self) -> None:
         """Close the upstream connection. A stream that did not come to its end gets its row here: the client left."""

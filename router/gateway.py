@@ -62,14 +62,13 @@ class Reply:
     relay: Relay | None = None
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events, where the client asked for a stream."""
+        """Server-sent events, one or several at once, where the client asked for a stream."""
         if self.relay is not None:
             async for event in self.relay.events():
                 yield event
         elif self.completion is not None:
             chunks = list(chunks_of(self.completion, include_usage=self.decision.chat.include_usage))
-            for event in self.writer.ending(chunks, asked_extras(self.decision)):
-                yield event
+            yield b"".join(self.writer.ending(chunks, asked_extras(self.decision)))
 
     async def close(self) -> None:
         """Free what the reply holds, and see that its row is written."""

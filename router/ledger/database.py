@@ -71,6 +71,8 @@ def concerns_database(error: Exception) -> bool:
         return True
     if type(error).__module__.startswith("asyncpg"):  # SQLAlchemy does not wrap what happens while connecting
         return True
+    if isinstance(error, sqlite3.OperationalError | sqlite3.InterfaceError):
+        return True
     return isinstance(error, OperationalError | InterfaceError | OSError)  # TimeoutError is one
 
 

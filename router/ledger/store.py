@@ -14,16 +14,15 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import String, func, insert, select
+from sqlalchemy import String, func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-            await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
-            if made:
-                await connection.execute(insert(calls), made)
-            spent = spending(waiting.row for waiting in batch)
-            if spent:
-                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
+from router.ledger.database import check_url, concerns_database, database_engine, migrate
+from router.ledger.inserts import Inserts, inserts
+from router.ledger.row import DecisionRow, LargeCall
+from router.ledger.spending import spending
+from router.ledger.tables import access_spend, calls, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -62,8 +61,8 @@ class _Waiting(NamedTuple):
 class Ledger:
     """Made by `Ledger.open`; belongs to one event loop."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
-        self._engine = engine
+    def __init__(self, engine: AsyncEngine, inserts: Inserts) -> None:
+        self._engine, self._inserts = engine, inserts
         self._queue: asyncio.Queue[_Waiting] = asyncio.Queue(MAX_QUEUED)
         self.commits = 0
         """Transactions that held rows, since opening."""
@@ -90,7 +89,7 @@ class Ledger:
         except Exception as error:  # drivers and Alembic raise of their own
             await engine.dispose()
             raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
-        ledger = cls(engine)
+        ledger = cls(engine, inserts(engine, busy_s))
         writer = asyncio.create_task(ledger._run(), name="ledger-writer")
         try:
             yield ledger
@@ -99,6 +98,7 @@ class Ledger:
             writer.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await writer
+            await ledger._inserts.close()
             await engine.dispose()
 
     @property
@@ -182,14 +182,10 @@ class Ledger:
             _settle(waiting.done, failure)
 
     async def _insert(self, batch: Sequence[_Waiting]) -> None:
+        rows = [_values(waiting.row) for waiting in batch]
         made = [value for waiting in batch for value in _calls(waiting)]
-        async with self._engine.begin() as connection:
-            await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
-            if made:
-                await connection.execute(insert(calls), made)
-            spent = spending(waiting.row for waiting in batch)
-            if spent:
-                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
+        spent = spending(waiting.row for waiting in batch)
+        await self._inserts.commit([(decisions, rows), (calls, made), (access_spend, spent)])
         self.commits += 1
 
 
