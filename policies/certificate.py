@@ -18,7 +18,6 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binom
 
 from policies.policy import BoolArray
 
@@ -106,6 +105,8 @@ def fixed_sequence(errors: npt.ArrayLike, rows: npt.ArrayLike, *, alpha: float, 
         errors: (m,) errors of each policy, in the order that was set beforehand.
         rows: (m,) or a number, rows that each was counted on.
     """
+    from scipy.stats import binom  # here, because a gateway that serves a certified policy needs no scipy
+
     k, n = np.broadcast_arrays(np.asarray(errors), np.asarray(rows))
     rejected = binom.cdf(k, n, alpha) <= delta
     return int(len(rejected) if rejected.all() else np.argmin(rejected))
@@ -113,6 +114,8 @@ def fixed_sequence(errors: npt.ArrayLike, rows: npt.ArrayLike, *, alpha: float, 
 
 def upper_bound(errors: int, rows: int, delta: float) -> float:
     """Clopper–Pearson: the rate that is exceeded with probability at most `delta`. 1 where all rows are errors."""
+    from scipy.stats import beta
+
     return 1.0 if errors >= rows else float(beta.ppf(1.0 - delta, errors + 1, rows - errors))
 
 

@@ -152,6 +152,10 @@ class Verdict:
     """Human-readable findings, bounded in number and length; never contain argument values."""
     propensity: float = 1.0
     """Probability of this verdict over the policy's own draws, given request and draft; 1 where it draws none."""
+    probability: float | None = None
+    """Calibrated probability that the draft is right, where the policy's judge gives one; in [0, 1]."""
+    certificate: str | None = None
+    """Id of the certificate that covers this verdict; None where none is in force."""
 
 
 class Policy(Protocol):

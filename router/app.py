@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
@@ -19,7 +21,6 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from policies.baselines import make_policy
 from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import ChatRequest, Dialect
@@ -32,13 +33,16 @@ from router.experiments import Assignment, Exposure, assignment
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
+from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
+from router.served_bundle import Running
 from router.settings import Settings
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
 from router.upstream import LargeModel
 from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
+from slm.protocol import Info
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
@@ -58,8 +62,12 @@ def create_app(
     Args:
         model_folder: weights for a worker of our own; None: no worker is started.
         small, large: stand in for the worker and for litellm.
+
+    Raises:
+        SettingsError: a bundle cannot be loaded.
     """
     metrics = Metrics()
+    policies = _policies_of(settings, lambda: app.state.small, large)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -69,7 +77,8 @@ def create_app(
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter = small, large, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
-                backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
+                worker = _worker(settings, model_folder, stack, policies)
+                backend = await stack.enter_async_context(worker.running())
             if upstream is None and settings.large.model:
                 model = LitellmModel(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
@@ -78,10 +87,12 @@ def create_app(
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
                 counter = TokenCounter(model, forwarder)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            app.state.assignment = await _experiment(settings, stack)
+            app.state.assignment = found = await _experiment(settings, policies, stack)
             app.state.counter = counter
+            policies.look()
+            _reloaded_on_hangup(policies, found, stack)
             app.state.gateway = Gateway(
-                make_policy(settings.policy),
+                policies,
                 Drafter(backend, settings.small),
                 upstream,
                 recorder,
@@ -97,7 +108,8 @@ def create_app(
         middleware=[],
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
-    app.state.started = int(time.time())
+    app.state.started, app.state.grammar = int(time.time()), settings.small.grammar
+    app.state.small, app.state.policies = None, policies
     admission = Admission(settings.server.max_inflight, metrics.inflight)
     limit = int(settings.server.max_body_mb * 1024 * 1024)
     counting = counting_route(admission, lambda request: _body(request, limit))
@@ -111,9 +123,42 @@ def create_app(
     return app
 
 
-async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
+def _policies_of(
+    settings: Settings, small: Callable[[], SmallModel | None], large: LargeModel | None
+) -> PoliciesInForce:
+    """Raises SettingsError where a bundle cannot be loaded."""
+
+    def loaded() -> Info | None:
+        backend = small()
+        return backend.info if backend is not None else None
+
+    large_model = large.model if large is not None else settings.large.model
+    return PoliciesInForce(settings, Running(loaded, settings.small.grammar, large_model))
+
+
+def _reloaded_on_hangup(
+    policies: PoliciesInForce, experiment: Assignment | None, stack: contextlib.AsyncExitStack
+) -> None:
+    """SIGHUP loads the gateway's own bundle anew."""
+    reloading: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        held = experiment is not None and not experiment.stopped
+        task = asyncio.create_task(policies.reload(held=held))
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    if threading.current_thread() is threading.main_thread():  # signals reach no other
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+
+async def _experiment(
+    settings: Settings, policies: PoliciesInForce, stack: contextlib.AsyncExitStack
+) -> Assignment | None:
     """The running experiment's assignment, watched; what its rows say of its guardrails is heeded from the start."""
-    found = assignment(settings.experiments)
+    found = assignment(settings.experiments, policies.made)
     if found is None:
         return None
     from router.experiment_state import Watch  # brings scipy, which a gateway without experiments does not need
@@ -125,12 +170,15 @@ async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> A
     return found
 
 
-def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:
+def _worker(
+    settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack, policies: PoliciesInForce
+) -> Supervisor:
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
-    return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
+    command = WorkerCommand(socket, model_folder, adapter, *options)
+    return Supervisor(command, on_ready=lambda _: policies.look())
 
 
 def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:
@@ -200,10 +248,23 @@ async def _models(request: Request) -> Response:
     info = state.small.info if state.small is not None else None
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
     data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
-    small = None if info is None else {"model": info.model, "weights_sha256": info.weights_sha256}
+    small = None if info is None else _serving(info, state.grammar)
     large = state.large.model if state.large else None
-    body = {"object": "list", "data": data, "smallcall": {"small": small, "large": large}}
+    ours = {"small": small, "large": large, "policy": state.policies.view()}
+    body = {"object": "list", "data": data, "smallcall": ours}
     return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _serving(info: Info, grammar: bool) -> dict[str, object]:
+    """What drafts are made with: a trace keeps it, and a certificate is bound to it."""
+    return {
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "adapter_sha256": info.adapter_sha256,
+        "pattern_version": info.pattern_version,
+        "dtype": info.dtype,
+        "grammar": grammar,
+    }
 
 
 async def _healthy() -> dict[str, str]:
@@ -219,7 +280,8 @@ async def _ready(request: Request) -> Response:
         parts["small"] = state.small.info is not None
     if state.large is not None:
         parts["large"] = state.large.ready
-    return Response(orjson.dumps(parts), 200 if all(parts.values()) else 503, media_type="application/json")
+    body = {**parts, "certificates": state.policies.view()["state"]}
+    return Response(orjson.dumps(body), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
 def _metrics(metrics: Metrics) -> Callable[[], Awaitable[Response]]:

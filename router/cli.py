@@ -62,7 +62,11 @@ def serve(
     settings = settings_or_exit(config)
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
-    run(settings, model_or_exit(settings) if settings.small.enabled else None)
+    try:
+        run(settings, model_or_exit(settings) if settings.small.enabled else None)
+    except SettingsError as error:
+        console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

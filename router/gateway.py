@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from policies.baselines import SmallOnly
-from policies.policy import Action, Outcome, Policy, Stage, Verdict
+from policies.policy import Action, Outcome, Stage, Verdict
 from policies.validity import check
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, Writer
@@ -35,6 +35,7 @@ from router.escalation import (
 )
 from router.experiments import Exposure
 from router.local import SmallModelError
+from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
@@ -84,7 +85,7 @@ class Gateway:
 
     def __init__(
         self,
-        policy: Policy,
+        policies: PoliciesInForce,
         drafter: Drafter,
         large: LargeModel | None,
         recorder: Recorder,
@@ -93,13 +94,13 @@ class Gateway:
         draft_if_down: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
+        self._policies, self._drafter, self._large, self._recorder = policies, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
 
     def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
         """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
-        policy = self._policy_of(exposure)
-        decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
+        policy = exposure.policy if exposure and exposure.policy else self._policies.own
+        decision = Decision(chat, dialect.name, policy, self._clock)
         decision.exposure = exposure
         return decision
 
@@ -132,11 +133,8 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
-    def _policy_of(self, exposure: Exposure | None) -> Policy:
-        return exposure.policy if exposure and exposure.policy else self._policy
-
     async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        decision.take(await self._verdict(decision, self._policy_of(decision.exposure)))
+        decision.take(await self._verdict(decision))
         if decision.verdict.action is Action.ANSWER:
             return await self._serve_draft(decision, dialect, writer)
         if decision.chat.pin == "small":
@@ -149,8 +147,8 @@ class Gateway:
         decision.reason = "upstream_unavailable"
         return await self._serve_draft(decision, dialect, writer)
 
-    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
-        chat = decision.chat
+    async def _verdict(self, decision: Decision) -> Verdict:
+        chat, policy = decision.chat, decision.judged_by
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:

@@ -65,6 +65,12 @@ class DecisionRow:
     """Probability of the arm when it was drawn."""
     unit_sha256: str | None = None
     """Digest of the salted unit (conversation or key) that the arm was drawn for."""
+    bundle_sha256: str | None = None
+    """Digest of the bundle that judged."""
+    certificate: str | None = None
+    """Id of the certificate in force for this decision; None where none was."""
+    probability: float | None = None
+    """Calibrated, that the draft is right; None where the judge gives none."""
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:

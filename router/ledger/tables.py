@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, DateTime, Float, Integer, MetaData, String, Table
 
-REVISION = "0002_experiments"
+REVISION = "0003_judge_bundles"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -55,4 +55,7 @@ decisions = Table(
     Column("arm", String(64)),
     Column("arm_propensity", Float),
     Column("unit_sha256", String(64)),
+    Column("bundle_sha256", String(64)),
+    Column("certificate", String(16)),
+    Column("probability", Float),
 )
