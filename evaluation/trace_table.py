@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from evaluation.answers import Answer, Call
 from evaluation.cases import Case
 from evaluation.chat_wire import TextCall
+from evaluation.serving import Serving
 from policies.policy import (
     HIDDEN_SIZE,
     Draft,
@@ -182,6 +183,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     data_sha256: str
     """`evaluation.cases.data_hash` over the cases that the last run was given."""
     endpoint: dict[str, Any] = {}
+    serving: Serving | None = None
+    """What all drafts were made with; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ differ, links, and anything over the limits. No pickle: a classifier's files are
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -24,20 +23,23 @@ from policies.bundle_format import (
     Classes,
     ClassifierJudge,
     GainRule,
+    Gate,
+    JudgeSpec,
     KeptFile,
     MadeFor,
     Manifest,
     ScoreJudge,
     Stages,
     Threshold,
+    ToolsJudge,
 )
-from policies.judge import Judge, NamedScore
-from policies.judged import Judged, Staged
-from policies.policy import Policy, Tool
+from policies.judge import FewTools, Judge, NamedScore
+from policies.judged import Judged, Staged, StageGate
+from policies.policy import Policy
 from policies.pricing import BudgetController, Budgeted, Gain, LargePrices
 from policies.tool_classes import PerToolClass, ToolClass
 
-MANIFEST, DIGEST, CLASSIFIER = "bundle.json", "digest", "classifier"
+MANIFEST, DIGEST = "bundle.json", "digest"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_FILES = 64
 MAX_BYTES = 64 * 1024 * 1024
@@ -68,6 +70,8 @@ class Bundle:
     manifest: Manifest
     digest: str
     judge: Judge
+    request_gate: StageGate | None = None
+    plan_gate: StageGate | None = None
 
     def policy(self, controller: Callable[[float, float], BudgetController] | None = None) -> Policy:
         """The policy that the bundle holds.
@@ -92,7 +96,7 @@ class Bundle:
                 return Judged(judge, spec.threshold, *others, spec.certificate)
             case Stages():
                 after = Judged(judge, spec.threshold, *others, spec.certificate)
-                return Staged(after, spec.plan_score, spec.plan_threshold, spec.most_tools)
+                return Staged(after, self.request_gate, self.plan_gate)
             case Classes():
                 classes = [ToolClass(one.pattern, one.alpha, one.threshold, one.certificate) for one in spec.classes]
                 return PerToolClass(judge, tuple(classes), *others)
@@ -130,12 +134,6 @@ class Bundle:
         }
 
 
-def tool_hash(tool: Tool) -> str:
-    """SHA-256 of a tool's definition as JSON with sorted keys: name, description, parameters."""
-    told = [tool.name, tool.description, tool.parameters]
-    return hashlib.sha256(json.dumps(told, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
 def differences(made_for: MadeFor, loaded: Loaded, *, grammar: bool, large_model: str | None) -> tuple[str, ...]:
     """The fields in which what is loaded is not what a bundle was made for; empty where its certificates hold."""
     pairs: Mapping[str, tuple[object, object]] = {
@@ -158,11 +156,11 @@ def bare_name(model: str) -> str:
     return model.rpartition("/")[2].lower()
 
 
-def save(folder: Path, manifest: Manifest, classifier: Path | None = None) -> str:
+def save(folder: Path, manifest: Manifest, classifiers: Mapping[str, Path] | None = None) -> str:
     """Write a bundle into a folder that does not exist yet; its digest. It is there whole or not at all.
 
     Args:
-        classifier: a saved classifier's folder, to be copied; for a judge of that kind only.
+        classifiers: saved classifiers' folders, to be copied, by the name that the manifest has for each.
 
     Raises:
         BundleError: the folder exists, or something does not fit together.
@@ -170,14 +168,15 @@ def save(folder: Path, manifest: Manifest, classifier: Path | None = None) -> st
     """
     if folder.exists():
         raise BundleError(f"{folder}: exists; a bundle is never changed")
-    if (classifier is None) == isinstance(manifest.judge, ClassifierJudge):
-        raise BundleError("judge: a classifier's folder belongs to a judge of kind classifier, and to no other")
+    given = classifiers or {}
+    if given.keys() != {judge.folder for judge in manifest.judges() if isinstance(judge, ClassifierJudge)}:
+        raise BundleError("judge: each judge of kind classifier needs its folder, and no other does")
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder.parent))
     try:
-        if classifier is not None:
-            for name, path in _listed(classifier):
-                target = making / CLASSIFIER / name
+        for kind, source in given.items():
+            for name, path in _listed(source):
+                target = making / kind / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(path, target)
         files = {name: KeptFile(sha256=_sha256(path), size_bytes=path.stat().st_size) for name, path in _listed(making)}
@@ -229,19 +228,31 @@ def _load(folder: Path, digest: str | None) -> Bundle:
     for name, kept in manifest.files.items():
         if there[name].stat().st_size != kept.size_bytes or _sha256(there[name]) != kept.sha256:
             raise BundleError(f"{there[name]}: is not the file that the bundle was made with")
-    return Bundle(manifest, found, _judge(manifest, folder))
+    gates: list[StageGate | None] = [None, None]
+    if isinstance(manifest.policy, Stages):
+        gates = [_gate(spec, folder) for spec in (manifest.policy.request_gate, manifest.policy.plan_gate)]
+    return Bundle(manifest, found, _judge(manifest.judge, folder), *gates)
 
 
-def _judge(manifest: Manifest, folder: Path) -> Judge:
-    spec = manifest.judge
-    if isinstance(spec, ScoreJudge):
-        try:
+def _gate(spec: Gate | None, folder: Path) -> StageGate | None:
+    return None if spec is None else StageGate(_judge(spec.judge, folder), spec.threshold)
+
+
+def _judge(spec: JudgeSpec, folder: Path) -> Judge:
+    if isinstance(spec, ToolsJudge):
+        return FewTools()
+    try:
+        if isinstance(spec, ScoreJudge):
             return NamedScore(spec.score, tuple(spec.calibration))
-        except ValueError as error:
-            raise BundleError(f"{folder / MANIFEST}: judge.{error}") from error
-    from policies.classifier_judge import load_judge  # a bundle of a named score needs no classifier
+        # A bundle of a named score needs no classifier.
+        from policies.classifier_judge import load_judge
+        from policies.features import FEATURES_VERSION
 
-    return load_judge(folder / CLASSIFIER, spec.features_version)
+        if spec.features_version != FEATURES_VERSION:
+            raise ValueError(f"features_version: {spec.features_version}; this program has {FEATURES_VERSION}")
+        return load_judge(folder / spec.folder)
+    except ValueError as error:
+        raise BundleError(f"{folder / MANIFEST}: judge.{error}") from error
 
 
 def _checked(manifest: Manifest) -> None:

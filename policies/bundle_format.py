@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta, Struct
 
-FORMAT = 1
 Rate = Annotated[float, Meta(ge=0.0, le=1.0)]
 Text = Annotated[str, Meta(max_length=256)]
 Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -26,9 +25,24 @@ class ScoreJudge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
 class ClassifierJudge(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="classifier"
 ):
-    """`policies.classifier`, kept in the bundle's folder `classifier/`."""
+    """`policies.classifier`, kept in a folder of the bundle."""
 
+    folder: Annotated[str, Meta(pattern="^[a-z_]{1,32}$")] = "classifier"
     features_version: int
+
+
+class ToolsJudge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="few_tools"):
+    """`policies.judge.FewTools`."""
+
+
+JudgeSpec = ScoreJudge | ClassifierJudge | ToolsJudge
+
+
+class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`policies.judged.StageGate`."""
+
+    judge: JudgeSpec
+    threshold: float
 
 
 class Threshold(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="threshold"):
@@ -42,9 +56,8 @@ class Stages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     """`policies.judged.Staged`."""
 
     threshold: float | None
-    plan_score: Text = "weakest_token"
-    plan_threshold: float | None = None
-    most_tools: Annotated[int, Meta(ge=0)] | None = None
+    request_gate: Gate | None = None
+    plan_gate: Gate | None = None
     certificate: Text | None = None
 
 
@@ -80,7 +93,6 @@ class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     certificate: Text | None = None
 
 
-JudgeSpec = ScoreJudge | ClassifierJudge
 PolicySpec = Threshold | Stages | Classes | GainRule | Budget
 
 
@@ -130,7 +142,7 @@ class MadeFor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     large_model: Text | None
     """None: any, because harm was counted wherever the small model was wrong."""
     tools: Annotated[dict[str, Digest], Meta(max_length=20_000)] | None = None
-    """Name → hash of the definition (`tool_hash`), where the policy goes by tool; None where it does not."""
+    """Name → `policies.tools.tool_sha256` of the definition, where the policy goes by tool; None where it does not."""
 
 
 class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +182,7 @@ class KeptFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`bundle.json`."""
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     judge: JudgeSpec
     policy: PolicySpec
     on_no_call: OnOther = "escalate"
@@ -183,6 +195,11 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The command."""
     files: Annotated[dict[str, KeptFile], Meta(max_length=64)] = {}
     """Relative path → file."""
+
+    def judges(self) -> list[JudgeSpec]:
+        """The judge, and those of the gates."""
+        gates = [self.policy.request_gate, self.policy.plan_gate] if isinstance(self.policy, Stages) else []
+        return [self.judge, *(gate.judge for gate in gates if gate is not None)]
 
     def problems(self) -> list[str]:
         """What does not fit together, by field; empty where all does."""
@@ -213,7 +230,8 @@ def _thresholds(policy: PolicySpec) -> list[float]:
         case Classes():
             values = [one.threshold for one in policy.classes]
         case Stages():
-            values = [policy.threshold, policy.plan_threshold]
+            gates = [gate for gate in (policy.request_gate, policy.plan_gate) if gate is not None]
+            values = [policy.threshold, *(gate.threshold for gate in gates)]
         case Threshold():
             values = [policy.threshold]
         case _:

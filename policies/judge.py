@@ -40,6 +40,27 @@ class Judge(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class FewTools:
+    """Minus the number of tools offered: for the stage before decoding, where little else is known."""
+
+    @property
+    def name(self) -> str:
+        return "few_tools"
+
+    def score(self, request: Request, draft: Draft) -> float | None:
+        return -float(len(request.tools))
+
+    def at_most(self, plan_signals: TokenSignals) -> float:
+        return 0.0
+
+    def probability(self, score: float) -> float | None:
+        return None
+
+    def explain(self, request: Request, draft: Draft) -> Sequence[Contribution]:
+        return (("tools", -float(len(request.tools))),)
+
+
+@dataclass(frozen=True, slots=True)
 class NamedScore:
     """One of `policies.confidence.SCORES` as a judge."""
 

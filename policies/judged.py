@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.cascade import OnOther, before_draft, judge_validity
-from policies.confidence import SCORES
 from policies.judge import Judge
-from policies.policy import Action, Draft, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Outcome, Request, Stage, TokenSignals, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,56 +57,64 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
-    """`Judged`, with a threshold on a named score of the plan's tokens before any argument is spent, and a limit on the
-    number of tools offered before anything is decoded.
+class StageGate:
+    """One early stage: what its judge scores below `threshold` goes large."""
 
-    Raising the plan's threshold, or lowering the tools' limit, never lowers the number of escalations.
+    judge: Judge
+    threshold: float
+
+    def refuses(self, request: Request, draft: Draft) -> float | None:
+        """The score where it is below the threshold; None where the draft may go on, or has no score."""
+        score = self.judge.score(request, draft)
+        return score if score is not None and score < self.threshold else None
+
+
+NOT_DRAFTED = Draft(Outcome.UNPARSABLE, complete=False)
+"""What is known of a draft before decoding."""
+
+
+def planned(plan: Sequence[str], signals: TokenSignals | None) -> Draft:
+    """What is known of a draft when its plan stands."""
+    outcome = Outcome.CALLS if plan else Outcome.NO_CALL
+    return Draft(outcome, complete=False, signals=signals, plan=tuple(plan))
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """`Judged`, with a gate on the request before anything is decoded, and one on the plan before any argument is.
+
+    Raising a gate's threshold never lowers the number of escalations.
     """
 
-    after_stage: Judged
-    plan_score: str = "weakest_token"
-    """A name of `policies.confidence.SCORES`."""
-    plan_threshold: float | None = None
-    """None: the stage is silent."""
-    most_tools: int | None = None
-    """A request that offers more goes large at once; None: the stage is silent."""
-
-    def __post_init__(self) -> None:
-        if self.plan_score not in SCORES:
-            raise ValueError(f"plan_score: {self.plan_score!r} is none of {', '.join(SCORES)}")
+    last: Judged
+    request_gate: StageGate | None = None
+    plan_gate: StageGate | None = None
 
     @property
     def name(self) -> str:
-        parts = [self.after_stage.name]
-        if self.plan_threshold is not None:
-            parts.insert(0, f"plan {self.plan_score}>={self.plan_threshold:.6g}")
-        if self.most_tools is not None:
-            parts.insert(0, f"tools<={self.most_tools}")
-        return ", ".join(parts)
+        gates = [("request", self.request_gate), ("plan", self.plan_gate)]
+        told = [f"{where} {gate.judge.name}>={gate.threshold:.6g}" for where, gate in gates if gate is not None]
+        return ", ".join([*told, self.last.name])
 
     def before(self, request: Request) -> Verdict:
-        verdict = self.after_stage.before(request)
-        if verdict.action is Action.CONTINUE and self.most_tools is not None and len(request.tools) > self.most_tools:
-            return replace(verdict, action=Action.ESCALATE, reason="too_many_tools")
-        return verdict
+        return _gated(self.last.before(request), self.request_gate, "unsure_request", request, NOT_DRAFTED)
 
     def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        verdict = self.after_stage.during(request, plan, signals)
-        if verdict.action is Action.CONTINUE and signals is not None and self.plan_threshold is not None:
-            score = SCORES[self.plan_score](signals)
-            if score < self.plan_threshold:
-                return replace(
-                    verdict,
-                    action=Action.ESCALATE,
-                    reason="unsure_plan",
-                    score=score,
-                    threshold=self.plan_threshold,
-                )
-        return verdict
+        verdict = self.last.during(request, plan, signals)
+        return _gated(verdict, self.plan_gate, "unsure_plan", request, planned(plan, signals))
 
     def after(self, request: Request, draft: Draft) -> Verdict:
-        return self.after_stage.after(request, draft)
+        return self.last.after(request, draft)
+
+
+def _gated(verdict: Verdict, gate: StageGate | None, reason: str, request: Request, draft: Draft) -> Verdict:
+    """The verdict of a stage, turned by its gate."""
+    if gate is None or verdict.action is Action.ESCALATE:
+        return verdict
+    score = gate.refuses(request, draft)
+    if score is None:
+        return verdict
+    return replace(verdict, action=Action.ESCALATE, reason=reason, score=score, threshold=gate.threshold)
 
 
 def held_against(judge: Judge, threshold: float | None, request: Request, draft: Draft) -> Verdict:

@@ -8,10 +8,11 @@ from typing import Literal
 
 import structlog
 
-from policies.bundle import Bundle, differences, tool_hash
+from policies.bundle import Bundle, differences
 from policies.judge import Contribution
 from policies.policy import Action, Draft, Policy, Request, Stage, TokenSignals, Verdict
 from policies.pricing import BudgetController
+from policies.tools import tool_sha256
 from slm.protocol import Info
 
 _log = structlog.get_logger("judge")
@@ -116,7 +117,8 @@ class ServedBundle:
             return True
         by_name = {tool.name: tool for tool in request.tools}
         called = {call.name for call in draft.calls}
-        return all(name in by_name and self._tools.get(name) == tool_hash(by_name[name]) for name in called)
+        known = self._tools.keys() & by_name.keys()
+        return all(name in known and self._tools[name] == tool_sha256(by_name[name]) for name in called)
 
     def _judged(self, info: Info | None) -> Standing:
         manifest, running = self.bundle.manifest, self._running

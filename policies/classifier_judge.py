@@ -1,0 +1,40 @@
+"""A fitted classifier as a `policies.judge.Judge`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from policies.classifier import Classifier
+from policies.judge import Contribution
+from policies.policy import Draft, Request, TokenSignals
+
+
+@dataclass(frozen=True, slots=True)
+class ClassifierJudge:
+    """Scores a draft by its signals, those included that are missing: the classifier knows what that means."""
+
+    classifier: Classifier
+
+    @property
+    def name(self) -> str:
+        return "classifier"
+
+    def score(self, request: Request, draft: Draft) -> float | None:
+        return self.classifier.score(self.classifier.vector(request, draft))
+
+    def at_most(self, plan_signals: TokenSignals) -> float:
+        """Nothing is known: later signals may speak for the draft."""
+        return float("inf")
+
+    def probability(self, score: float) -> float | None:
+        return self.classifier.probability(score)
+
+    def explain(self, request: Request, draft: Draft) -> Sequence[Contribution]:
+        return self.classifier.explain(self.classifier.vector(request, draft))
+
+
+def load_judge(folder: Path) -> ClassifierJudge:
+    """A saved classifier. Raises `policies.classifier.ClassifierError`."""
+    return ClassifierJudge(Classifier.load(folder))
