@@ -159,11 +159,12 @@ _REQUEST = [
 ]  # fmt: skip
 _RECORD = [
     _b("known_share", "record", "share", 0, "offered tools that the training rows offer too", "without known tools"),
-    _d("tool_known", "record", "share", 1, "planned tools that they offer too", "as `tool_rate` without known tools"),
+    _d("tool_known", "record", "share", 1, "planned tools that they offer too",
+       "where no offered tool is planned, or without known tools"),
     _d("tool_rate", "record", "share", 1, "smoothed pass rate of the planned tools' training rows, least over the plan",
        "where none of them has such rows"),
     _d("tool_rows", "record", "ln(1 + rows)", 0, "training rows of the planned tool that has the fewest",
-       "where no offered tool is planned, or nothing is known of any"),
+       "as `tool_known`"),
 ]  # fmt: skip
 _DRAFT = [
     _d("is_calls", "draft", "0 or 1", 0, "the draft calls"),

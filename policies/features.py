@@ -1,45 +1,30 @@
 """A draft as a vector of named signals: `features(request, draft, context)`, shape (F,), NaN where a signal is missing.
 
 What each signal means stands in `policies.feature_list`. Pure arithmetic over a bounded part of what came in; nothing
-is fetched and nothing is kept but word lists of tools, in a bounded cache.
+is fetched and nothing is kept but words and hashes of tools, in bounded caches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import numpy as np
 
+from policies.call_features import call_features
 from policies.feature_list import COLUMN, FEATURE_LIST, FEATURES, FEATURES_VERSION, LEARNED, Feature, standing_at
 from policies.policy import Draft, FloatArray, Request
-from policies.probe import Probe
+from policies.request_features import (
+    NOTHING_KNOWN,
+    Context,
+    ToolRecord,
+    record_features,
+    request_features,
+    tool_hashes,
+)
+from policies.token_features import token_features
 
 __all__ = [
-    "COLUMN", "FEATURES", "FEATURES_VERSION", "FEATURE_LIST", "LEARNED", "Context", "Feature", "ToolRecord", "features",
-    "standing_at",
+    "COLUMN", "FEATURES", "FEATURES_VERSION", "FEATURE_LIST", "LEARNED", "NOTHING_KNOWN", "Context", "Feature",
+    "ToolRecord", "features", "standing_at",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True)
-class ToolRecord:
-    """How drafts of one tool did in the training rows."""
-
-    rate: float
-    """Pass rate, smoothed towards that of all rows; in [0, 1]."""
-    rows: int
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """What the judge knows beyond the request; belongs to a fitted classifier (`Classifier.context`)."""
-
-    known_tools: frozenset[str] = frozenset()
-    """`policies.tools.tool_sha256` of the tools that training rows offered."""
-    tool_records: Mapping[str, ToolRecord] = field(default_factory=dict)
-    """By the same hash, of the tools that drafts of training rows planned."""
-    probe: Probe | None = None
-
-
-NOTHING_KNOWN = Context()
 
 
 def features(request: Request, draft: Draft, context: Context = NOTHING_KNOWN) -> FloatArray:
@@ -47,4 +32,12 @@ def features(request: Request, draft: Draft, context: Context = NOTHING_KNOWN) -
 
     Also of a draft that was given up when its plan stood: signals of the stages before are then those of the whole one.
     """
-    raise NotImplementedError
+    made = token_features(draft.signals) | call_features(request, draft) | request_features(request, draft)
+    if context.known_tools:
+        made |= record_features(*tool_hashes(request, draft), context)
+    if context.probe is not None and draft.hidden is not None:
+        made["probe"], made["state_distance"] = context.probe.read(draft.hidden)
+    vector = np.full(len(FEATURES), np.nan, dtype=np.float32)
+    for name, value in made.items():
+        vector[COLUMN[name]] = value
+    return vector

@@ -34,9 +34,15 @@ class Probe:
         Args:
             hidden: shape (len(HiddenPlace), HIDDEN_SIZE); NaN for places that the draft does not have.
         """
-        z = (hidden.astype(np.float64).ravel() - self.mean) / self.deviation
+        odds, distance = self.read_all(hidden[None])
+        return float(odds[0]), float(distance[0])
+
+    def read_all(self, hidden: FloatArray) -> tuple[Floats, Floats]:
+        """The same of n drafts, shape (n, places, HIDDEN_SIZE) to (n,) each; NaN for drafts without any state."""
+        z = (hidden.reshape(len(hidden), -1).astype(np.float64) - self.mean) / self.deviation
         present = np.isfinite(z)
-        if not present.any():
-            return float("nan"), float("nan")
+        count = present.sum(axis=1)
         there = np.where(present, z, 0.0)
-        return float(there @ self.weights + self.intercept), float(np.sqrt((there @ there) / present.sum()))
+        known = count > 0
+        odds = np.where(known, there @ self.weights + self.intercept, np.nan)
+        return odds, np.where(known, np.sqrt((there**2).sum(axis=1) / np.maximum(count, 1)), np.nan)
