@@ -33,7 +33,8 @@ from policies.policy import BoolArray
 SHARES = {"learn": 0.3, "certify": 0.35, "tell": 0.35}
 SALT = "staged tuning"
 GATE_QUANTILES = (0.05, 0.1, 0.2, 0.3, 0.45)
-THRESHOLD_QUANTILES = tuple(np.linspace(0.02, 0.98, 33))
+THRESHOLD_QUANTILES = tuple(np.linspace(0.0, 1.0, 129))
+"""So many that gates are not kept for being the finer grid."""
 DRAWS = 2000
 NONE = -np.inf
 """A gate's threshold that lets all pass."""
@@ -141,7 +142,9 @@ def tune_stages(
     )
     if cost_weight < 1.0:
         for seen in (learn, certify, tell):
-            if np.isnan(seen.weighed(Combination(NONE, NONE, NONE), cost_weight)).any():
+            arms = seen.rows.arms
+            busy = seen.rows.latencies(np.ones(len(arms), dtype=bool))
+            if np.isnan(arms.large_latency).any() or np.isnan(busy).any():
                 raise ReplayError("a row without latencies: weigh cost alone, or give the large model's latency")
     combinations, half = _combinations(learn), delta / 2
     staged, staged_certificate = _walked(_front(learn, combinations, cost_weight), certify, alpha, half)

@@ -35,7 +35,7 @@ from policies.bundle_format import (
 )
 from policies.judge import FewTools, Judge, NamedScore
 from policies.judged import Judged, Staged, StageGate
-from policies.policy import Policy
+from policies.policy import Policy, Stage
 from policies.pricing import BudgetController, Budgeted, Gain, LargePrices
 from policies.tool_classes import PerToolClass, ToolClass
 
@@ -230,15 +230,16 @@ def _load(folder: Path, digest: str | None) -> Bundle:
             raise BundleError(f"{there[name]}: is not the file that the bundle was made with")
     gates: list[StageGate | None] = [None, None]
     if isinstance(manifest.policy, Stages):
-        gates = [_gate(spec, folder) for spec in (manifest.policy.request_gate, manifest.policy.plan_gate)]
-    return Bundle(manifest, found, _judge(manifest.judge, folder), *gates)
+        request, plan = manifest.policy.request_gate, manifest.policy.plan_gate
+        gates = [_gate(request, folder, Stage.BEFORE), _gate(plan, folder, Stage.DURING)]
+    return Bundle(manifest, found, _judge(manifest.judge, folder, Stage.AFTER), *gates)
 
 
-def _gate(spec: Gate | None, folder: Path) -> StageGate | None:
-    return None if spec is None else StageGate(_judge(spec.judge, folder), spec.threshold)
+def _gate(spec: Gate | None, folder: Path, stage: Stage) -> StageGate | None:
+    return None if spec is None else StageGate(_judge(spec.judge, folder, stage), spec.threshold)
 
 
-def _judge(spec: JudgeSpec, folder: Path) -> Judge:
+def _judge(spec: JudgeSpec, folder: Path, stage: Stage) -> Judge:
     if isinstance(spec, ToolsJudge):
         return FewTools()
     try:
@@ -250,7 +251,7 @@ def _judge(spec: JudgeSpec, folder: Path) -> Judge:
 
         if spec.features_version != FEATURES_VERSION:
             raise ValueError(f"features_version: {spec.features_version}; this program has {FEATURES_VERSION}")
-        return load_judge(folder / spec.folder)
+        return load_judge(folder / spec.folder, stage)
     except ValueError as error:
         raise BundleError(f"{folder / MANIFEST}: judge.{error}") from error
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from policies.classifier import Classifier
+from policies.classifier_file import ClassifierError
 from policies.judge import Contribution
-from policies.policy import Draft, Request, TokenSignals
+from policies.policy import Draft, Request, Stage, TokenSignals
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,9 @@ class ClassifierJudge:
         return self.classifier.explain(self.classifier.vector(request, draft))
 
 
-def load_judge(folder: Path) -> ClassifierJudge:
-    """A saved classifier. Raises `policies.classifier.ClassifierError`."""
-    return ClassifierJudge(Classifier.load(folder))
+def load_judge(folder: Path, stage: Stage) -> ClassifierJudge:
+    """A saved classifier of what stands at a stage. Raises `policies.classifier.ClassifierError`."""
+    classifier = Classifier.load(folder)
+    if classifier.stage is not stage:
+        raise ClassifierError(f"{folder}: judges at stage {classifier.stage.value}, and not {stage.value}")
+    return ClassifierJudge(classifier)

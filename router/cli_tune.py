@@ -238,17 +238,19 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
 
 
 def _judging(folder: Path | None, score: str, kept_in: str = "classifier") -> _Judging:
-    """A classifier's folder as a judge, or a named score."""
+    """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
     from policies.bundle_format import ClassifierJudge, ScoreJudge
     from policies.judge import NamedScore
+    from policies.policy import Stage
 
     if folder is None:
         return _Judging(NamedScore(score), ScoreJudge(score=score))
     from policies.classifier_judge import load_judge
     from policies.features import FEATURES_VERSION
 
+    stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
     spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
-    return _Judging(load_judge(folder), spec, folder)
+    return _Judging(load_judge(folder, stage), spec, folder)
 
 
 def _judging_request(folder: Path | None) -> _Judging:
