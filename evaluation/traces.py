@@ -23,6 +23,7 @@ from evaluation.chat_client import ChatClient, Endpoint, Reply, Timing
 from evaluation.chat_wire import Extras, Signals, SmallDraft
 from evaluation.journal import Journal
 from evaluation.scoring import score
+from evaluation.serving import Serving, serving_of
 from evaluation.trace_table import (
     Trace,
     TraceError,
@@ -68,14 +69,16 @@ async def collect(
 
     `command` says how the run was started and goes into the table: no secrets. Until all rows stand they are kept in
     `out` + `.journal`. Rows of cases that are not asked for stay in the table. Raises TraceError if `out` or the
-    journal belong to another arm or version, if another run writes them, or if they cannot be written.
+    journal belong to another arm or version, or to drafts that were made with something else, if another run writes
+    them, or if they cannot be written.
     """
     if concurrency < 1:
         raise ValueError("concurrency must be at least 1")
     if len({case.id for case in cases}) != len(cases):
         raise ValueError("case ids must be unique")
-    with Journal(out.with_name(out.name + ".journal"), endpoint.model) as journal:
-        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model), *journal.rows)}
+    serving = await _serving(endpoint)
+    with Journal(out.with_name(out.name + ".journal"), endpoint.model, serving) as journal:
+        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model, serving), *journal.rows)}
         todo = [case for case in cases if not _stands(rows.get(case.id), _request_hash(case, endpoint))]
         asked_again = {case.id for case in todo}
         tally = _Tally(len(cases), [rows[case.id] for case in cases if case.id not in asked_again], on_progress)
@@ -88,12 +91,26 @@ async def collect(
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
             client = ChatClient(session, endpoint, timeout_s=timeout_s, retries=retries, timing=timing or Timing())
             await _ask_all(todo, endpoint, client, concurrency, keep)
-        info = TraceInfo(arm=endpoint.model, command=command, data_sha256=data_hash(cases), endpoint=endpoint.public())
+        info = TraceInfo(
+            arm=endpoint.model,
+            command=command,
+            data_sha256=data_hash(cases),
+            endpoint=endpoint.public(),
+            serving=serving,
+        )
         asked = [rows.pop(case.id) for case in cases]
         trace = Trace(info, [*asked, *(rows[case_id] for case_id in sorted(rows))])
         write_trace(out, trace)
         journal.remove()
     return trace
+
+
+async def _serving(endpoint: Endpoint) -> Serving | None:
+    """What a gateway drafts with; other endpoints are not asked."""
+    if not endpoint.include_signals:
+        return None
+    async with aiohttp.ClientSession() as session:
+        return await serving_of(session, endpoint.base_url, endpoint.api_key)
 
 
 async def _ask_all(
@@ -202,12 +219,17 @@ def _stands(row: TraceRow | None, request_sha256: str) -> bool:
     return not (unanswered or row.error in {"timeout", "connection"})
 
 
-def _table_rows(path: Path, arm: str) -> Sequence[TraceRow]:
+def _table_rows(path: Path, arm: str, serving: Serving | None) -> Sequence[TraceRow]:
     if not path.exists():
         return ()
     trace = read_trace(path)
     if trace.info.arm != arm:
         raise TraceError(f"{path}: holds {trace.info.arm!r}, not {arm!r}")
+    if trace.info.serving != serving:
+        raise TraceError(
+            f"{path}: its drafts were made with other weights, another adapter or other settings than the gateway's "
+            "now, or it does not say with which: write to another file"
+        )
     return trace.rows
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
@@ -23,7 +25,6 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from policies.baselines import make_policy
 from router.access.admin import ADMIN_BODY_BYTES, key_routes
 from router.access.door import Access
 from router.access.keys import VirtualKey
@@ -45,7 +46,9 @@ from router.ledger import Ledger
 from router.ledger.retention import Retention
 from router.local import SmallModel
 from router.outcome_watch import OutcomeWatch
+from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
+from router.served_bundle import Running
 from router.settings import Settings
 from router.stickiness import LocalMemories, Memories, SharedMemories, Stickiness
 from router.supervisor import Supervisor, WorkerCommand
@@ -54,6 +57,7 @@ from router.terms import Terms
 from router.upstream import LargeModel
 from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
+from slm.protocol import Info
 
 if TYPE_CHECKING:
     from router.redis_link import RedisLink
@@ -76,8 +80,12 @@ def create_app(
     Args:
         model_folder: weights for a worker of our own; None: no worker is started.
         small, large: stand in for the worker and for litellm.
+
+    Raises:
+        SettingsError: a bundle cannot be loaded.
     """
     metrics = Metrics()
+    policies = _policies_of(settings, lambda: app.state.small, large)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -92,7 +100,8 @@ def create_app(
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
-                backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
+                worker = _worker(settings, model_folder, stack, policies)
+                backend = await stack.enter_async_context(worker.running())
             if upstream is None and settings.large.model:
                 model = LitellmModel(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
@@ -110,10 +119,12 @@ def create_app(
             app.state.access = await _access(settings, ledger, rates, metrics, link, stack)
             app.state.stickiness = _stickiness(settings, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            app.state.assignment = await _experiment(settings, stack)
+            app.state.assignment = found = await _experiment(settings, policies, stack)
             app.state.counter = counter
+            policies.look()
+            _reloaded_on_hangup(policies, found, stack)
             app.state.gateway = Gateway(
-                make_policy(settings.policy),
+                policies,
                 Drafter(backend, settings.small),
                 upstream,
                 recorder,
@@ -133,7 +144,8 @@ def create_app(
         middleware=[],
         exception_handlers={HTTPException: _http_error, ClientDisconnect: _gone},
     )
-    app.state.started = int(time.time())
+    app.state.started, app.state.grammar = int(time.time()), settings.small.grammar
+    app.state.small, app.state.policies = None, policies
     limit = _body_limit(settings)
     counting = counting_route(admission, lambda request: _request_body(request, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
@@ -187,9 +199,42 @@ def _stickiness(settings: Settings, rates: LargeRates, link: RedisLink | None) -
     return Stickiness(settings.conversations, memories, rates)
 
 
-async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
+def _policies_of(
+    settings: Settings, small: Callable[[], SmallModel | None], large: LargeModel | None
+) -> PoliciesInForce:
+    """Raises SettingsError where a bundle cannot be loaded."""
+
+    def loaded() -> Info | None:
+        backend = small()
+        return backend.info if backend is not None else None
+
+    large_model = large.model if large is not None else settings.large.model
+    return PoliciesInForce(settings, Running(loaded, settings.small.grammar, large_model))
+
+
+def _reloaded_on_hangup(
+    policies: PoliciesInForce, experiment: Assignment | None, stack: contextlib.AsyncExitStack
+) -> None:
+    """SIGHUP loads the gateway's own bundle anew."""
+    reloading: set[asyncio.Task[bool]] = set()
+
+    def reload() -> None:
+        held = experiment is not None and not experiment.stopped
+        task = asyncio.create_task(policies.reload(held=held))
+        reloading.add(task)
+        task.add_done_callback(reloading.discard)
+
+    if threading.current_thread() is threading.main_thread():  # signals reach no other
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, reload)
+        stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+
+
+async def _experiment(
+    settings: Settings, policies: PoliciesInForce, stack: contextlib.AsyncExitStack
+) -> Assignment | None:
     """The running experiment's assignment, watched; what its rows say of its guardrails is heeded from the start."""
-    found = assignment(settings.experiments)
+    found = assignment(settings.experiments, policies.made)
     if found is None:
         return None
     from router.experiment_state import Watch  # brings scipy, which a gateway without experiments does not need
@@ -214,12 +259,15 @@ async def _auditor(
     return await stack.enter_async_context(shadow.running())
 
 
-def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:
+def _worker(
+    settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack, policies: PoliciesInForce
+) -> Supervisor:
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
-    return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
+    command = WorkerCommand(socket, model_folder, adapter, *options)
+    return Supervisor(command, on_ready=lambda _: policies.look())
 
 
 class _Front(FastAPI):
@@ -350,10 +398,23 @@ async def _models(request: Request) -> Response:
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
     names = state.access.visible(key, names)
     data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
-    small = None if info is None else {"model": info.model, "weights_sha256": info.weights_sha256}
+    small = None if info is None else _serving(info, state.grammar)
     large = state.large.model if state.large else None
-    body = {"object": "list", "data": data, "smallcall": {"small": small, "large": large}}
+    ours = {"small": small, "large": large, "policy": state.policies.view()}
+    body = {"object": "list", "data": data, "smallcall": ours}
     return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _serving(info: Info, grammar: bool) -> dict[str, object]:
+    """What drafts are made with: a trace keeps it, and a certificate is bound to it."""
+    return {
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "adapter_sha256": info.adapter_sha256,
+        "pattern_version": info.pattern_version,
+        "dtype": info.dtype,
+        "grammar": grammar,
+    }
 
 
 async def _healthy() -> dict[str, str]:
@@ -369,7 +430,8 @@ async def _ready(request: Request) -> Response:
         parts["small"] = state.small.info is not None
     if state.large is not None:
         parts["large"] = state.large.ready
-    return Response(orjson.dumps(parts), 200 if all(parts.values()) else 503, media_type="application/json")
+    body = {**parts, "certificates": state.policies.view()["state"]}
+    return Response(orjson.dumps(body), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
 def _metrics(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:

@@ -17,6 +17,7 @@ from router.cli_costs import costs
 from router.cli_harvest import harvest
 from router.cli_keys import keys_app
 from router.cli_ledger import ledger_app
+from router.cli_fit import fit
 from router.cli_models import models_app
 from router.cli_study import study_app
 from router.cli_train import train
@@ -34,6 +35,7 @@ app.command()(audits)
 app.command()(costs)
 app.command()(harvest)
 app.command()(train)
+app.command()(fit)
 app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 console = Console()
@@ -78,10 +80,13 @@ def serve(
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
     try:
         check_host(settings)
+        run(settings, model_or_exit(settings) if settings.small.enabled else None)
     except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None
-    run(settings, model_or_exit(settings) if settings.small.enabled else None)
+    except SettingsError as error:
+        console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

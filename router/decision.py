@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
 import orjson
 
-from policies.policy import Action, Draft, Stage, Verdict
+from policies.judge import Contribution
+from policies.policy import Action, Draft, FloatArray, Policy, Stage, TokenSignals, Verdict
 from router.access.door import Grant
 from router.access.limits import Need
 from router.costing import UnitPrices
@@ -21,6 +23,7 @@ from router.experiments import Exposure
 from router.ledger import DecisionRow
 from router.ledger.row import nano_usd
 from router.local import DraftBuilder
+from router.served_bundle import ServedBundle
 from router.seen import Seen
 from router.stickiness import Sticky
 from router.upstream import Usage
@@ -46,7 +49,8 @@ class Decision:
 
     chat: ChatRequest
     dialect: str
-    policy: str
+    judged_by: Policy
+    """For the whole request, whatever is swapped meanwhile."""
     clock: Callable[[], float] = time.monotonic
     decision_id: str = field(default_factory=new_decision_id)
     created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
@@ -81,10 +85,17 @@ class Decision:
     client_disconnected: bool = False
     answer: Mapping[str, Any] | None = None
     """The whole answer, where content is stored; of a streamed answer of the large model only its calls are."""
+    explanation: Sequence[Contribution] | None = None
+    """Where it was asked for and the policy can tell: the signals that spoke most."""
     recorded: bool = False
 
     def __post_init__(self) -> None:
         self.began = self.clock()
+
+    @property
+    def policy(self) -> str:
+        """Its name; `pinned` where the client chose the side."""
+        return "pinned" if self.chat.pin else self.judged_by.name
 
     @property
     def latency_s(self) -> float:
@@ -142,10 +153,22 @@ class Decision:
             "score": self.verdict.score,
             "threshold": self.verdict.threshold,
             "findings": list(self.verdict.findings),
+            "probability": self.verdict.probability,
+            "bundle": self._bundle_digest(),
+            "certificate": self.verdict.certificate,
             "cost_usd": 0.0 if self.large_model is None else self.cost_usd,
             "latency_s": self.latency_s,
             "small": self._small(),
-        }
+        } | ({"explain": self._explained()} if self.chat.include_explain else {})
+
+    def _explained(self) -> list[dict[str, Any]] | None:
+        told = self.explanation
+        return None if told is None else [{"signal": name, "contribution": value} for name, value in told]
+
+    def _bundle_digest(self) -> str | None:
+        """Of the bundle that judged; None where the client chose the side, or there is none."""
+        judge = self.judged_by
+        return judge.bundle.digest if isinstance(judge, ServedBundle) and self.chat.pin is None else None
 
     def _small(self) -> dict[str, Any] | None:
         draft, builder = self.draft, self.builder
@@ -167,8 +190,7 @@ class Decision:
             "signals": None,
         }
         if self.chat.include_signals and draft.signals is not None:
-            signals = draft.signals
-            told["signals"] = {name: getattr(signals, name).tolist() for name in _SIGNALS}
+            told["signals"] = _told(draft.signals, draft.hidden)
         return told
 
     @property
@@ -239,6 +261,9 @@ class Decision:
             adapter_sha256=info.adapter_sha256 if info else None,
             pattern_version=info.pattern_version if info else None,
             findings=self.verdict.findings,
+            bundle_sha256=self._bundle_digest(),
+            certificate=self.verdict.certificate,
+            probability=self.verdict.probability,
             experiment=exposure.experiment if exposure else None,
             arm=exposure.arm if exposure else None,
             arm_propensity=exposure.propensity if exposure else None,
@@ -254,6 +279,17 @@ class Decision:
             audit_propensity=self.audit_propensity,
             content={"request": chat.body, "answer": self.answer} if store_content else None,
         )
+
+
+def _told(signals: TokenSignals, hidden: FloatArray | None) -> dict[str, Any]:
+    """Token signals as JSON; what is missing is null, a place of `hidden` that the draft does not have also."""
+    agreement = signals.layer_agreement
+    return {name: getattr(signals, name).tolist() for name in _SIGNALS} | {
+        "layer_agreement": None
+        if agreement is None
+        else [None if share != share else share for share in agreement.tolist()],
+        "hidden": None if hidden is None else [None if np.isnan(row).any() else row.tolist() for row in hidden],
+    }
 
 
 def _sha256(value: Any) -> str:

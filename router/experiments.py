@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 from policies.baselines import make_policy
 from policies.policy import Policy
@@ -35,14 +36,17 @@ class Exposure:
 class Assignment:
     """Assigns requests to the arms of one experiment."""
 
-    def __init__(self, name: str, experiment: Experiment) -> None:
+    def __init__(
+        self, name: str, experiment: Experiment, make: Callable[[Mapping[str, Any]], Policy] = make_policy
+    ) -> None:
+        """`make`: the policy of an arm's configuration."""
         self.name = name
         self.stopped = False
         """Set when a guardrail has gone: from then on nothing is assigned, and the gateway's own policy serves all."""
         self._unit, self._salt = experiment.unit, (experiment.salt or name).encode()
         total = sum(arm.weight for arm in experiment.arms.values())
         self._arms = [
-            (arm_name, arm.weight / total, make_policy(arm.policy) if arm.policy is not None else None)
+            (arm_name, arm.weight / total, make(arm.policy) if arm.policy is not None else None)
             for arm_name, arm in experiment.arms.items()
         ]
         self._ends = list(accumulate(share for _, share, _ in self._arms))
@@ -71,6 +75,8 @@ class Assignment:
         return conversation_of(chat, headers)
 
 
-def assignment(experiments: Mapping[str, Experiment]) -> Assignment | None:
+def assignment(
+    experiments: Mapping[str, Experiment], make: Callable[[Mapping[str, Any]], Policy] = make_policy
+) -> Assignment | None:
     """Of the experiment that is enabled; settings allow one."""
-    return next((Assignment(name, one) for name, one in experiments.items() if one.enabled), None)
+    return next((Assignment(name, one, make) for name, one in experiments.items() if one.enabled), None)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from policies.baselines import SmallOnly
-from policies.policy import Action, Outcome, Policy, Stage, Verdict
+from policies.policy import Action, Outcome, Stage, Verdict
 from policies.validity import check
 from router.costing import UnitPrices, unit_prices
 from router.decision import Decision
@@ -37,6 +37,7 @@ from router.escalation import (
 )
 from router.experiments import Exposure
 from router.local import SmallModelError
+from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
@@ -98,7 +99,7 @@ class Gateway:
 
     def __init__(
         self,
-        policy: Policy,
+        policies: PoliciesInForce,
         drafter: Drafter,
         large: LargeModel | None,
         recorder: Recorder,
@@ -108,7 +109,7 @@ class Gateway:
         auditor: Auditor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
+        self._policies, self._drafter, self._large, self._recorder = policies, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
         self._prices: UnitPrices | None = None
         self._auditor = auditor
@@ -117,9 +118,10 @@ class Gateway:
     def decision(self, chat: ChatRequest, dialect: Dialect, terms: Terms = NO_TERMS) -> Decision:
         """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm. Its end
         settles the grant."""
-        policy = self._policy_of(terms.exposure)
-        decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
-        decision.exposure, decision.grant, decision.sticky = terms.exposure, terms.grant, terms.sticky
+        exposure = terms.exposure
+        policy = exposure.policy if exposure and exposure.policy else self._policies.own
+        decision = Decision(chat, dialect.name, policy, self._clock)
+        decision.exposure, decision.grant, decision.sticky = exposure, terms.grant, terms.sticky
         if terms.grant is not None:
             terms.grant.begun = True
         return decision
@@ -154,11 +156,8 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
-    def _policy_of(self, exposure: Exposure | None) -> Policy:
-        return exposure.policy if exposure and exposure.policy else self._policy
-
     async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        decision.take(await self._verdict(decision, self._policy_of(decision.exposure)))
+        decision.take(await self._verdict(decision))
         if decision.verdict.action is Action.ANSWER:
             return await self._serve_draft(decision, dialect, writer)
         if decision.chat.pin == "small":
@@ -171,8 +170,8 @@ class Gateway:
         decision.reason = "upstream_unavailable"
         return await self._serve_draft(decision, dialect, writer)
 
-    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
-        chat = decision.chat
+    async def _verdict(self, decision: Decision) -> Verdict:
+        chat, policy = decision.chat, decision.judged_by
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:

@@ -9,6 +9,7 @@ import structlog
 from router.decision import Decision
 from router.dialects.errors import ClientError
 from router.ledger import Ledger, LedgerUnavailableError
+from router.served_bundle import ServedBundle
 from router.telemetry import Metrics
 
 _log = structlog.get_logger("gateway")
@@ -73,6 +74,7 @@ class Recorder:
             metrics.tokens.labels("large", "cached").inc(usage.cached_tokens)
             metrics.tokens.labels("large", "completion").inc(usage.completion_tokens)
         metrics.cost.inc(decision.cost_usd or 0.0)
+        _charge(decision)
         if builder is not None and builder.started is not None:
             metrics.tokens.labels("small", "prompt").inc(builder.started.prompt_tokens)
             metrics.tokens.labels("small", "completion").inc(len(builder.tokens))
@@ -90,3 +92,14 @@ class Recorder:
             key=decision.grant.key.key_id if decision.grant else None,
             latency_s=round(latency_s, 4),
         )
+
+
+def _charge(decision: Decision) -> None:
+    """Tell the budget, where the policy keeps one, what the large model's answer cost. One that was refused cost
+    nothing; one of unknown cost, such as a stream that was broken off, is charged as a mean one."""
+    judge = decision.judged_by
+    controller = judge.controller if isinstance(judge, ServedBundle) else None
+    if controller is None or decision.large_model is None:
+        return
+    if decision.cost_usd is not None or decision.status < 400 or decision.client_disconnected:
+        controller.spend(decision.cost_usd)

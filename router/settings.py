@@ -205,6 +205,35 @@ class Audits(_Section):
         return self
 
 
+class BundlePolicy(_Section):
+    """A policy of `kind: bundle`."""
+
+    kind: Literal["bundle"]
+    path: Path
+    """The bundle's folder, as `smallcall tune --out` writes it."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """The digest that the bundle must have; None: any."""
+    on_void: Literal["escalate", "warn"] = "escalate"
+    """Where the gateway does not run what the bundle was made for: everything goes large, or drafts are served without
+    a certificate."""
+    usd_per_hour: float | None = Field(default=None, gt=0)
+    """Of the large model, in this process, for a bundle that keeps a budget; None: as the bundle says."""
+
+
+def checked_policy(value: dict[str, Any]) -> dict[str, Any]:
+    """A `policy` section whose keys and values are known; a bundle is not looked for yet. Raises ValueError."""
+    if value.get("kind") != "bundle":
+        make_policy(value)
+        return value
+    try:
+        BundlePolicy.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        told = (f"policy.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        raise ValueError("; ".join(told)) from None
+    return value
+
+
 class Arm(_Section):
     """One arm of an experiment."""
 
@@ -215,9 +244,7 @@ class Arm(_Section):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            make_policy(value)
-        return value
+        return None if value is None else checked_policy(value)
 
 
 class ExperimentGuardrails(_Section):
@@ -271,7 +298,7 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
-    """See `policies.baselines.make_policy`."""
+    """See `policies.baselines.make_policy` and `BundlePolicy`."""
     conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""
@@ -284,8 +311,7 @@ class Settings(_Section):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, value: dict[str, Any]) -> dict[str, Any]:
-        make_policy(value)
-        return value
+        return checked_policy(value)
 
     @field_validator("experiments")
     @classmethod

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,12 +71,19 @@ class Patience:
 class Supervisor:
     """A `SmallModel` whose worker process it owns; belongs to one event loop."""
 
-    def __init__(self, command: WorkerCommand, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        command: WorkerCommand,
+        patience: Patience | None = None,
+        on_ready: Callable[[protocol.Info], None] = lambda info: None,
+    ) -> None:
+        """`on_ready` is told what each worker says it is, once it is ready."""
         self._arguments = command.arguments()
         self._client = WorkerClient(command.socket)
         self._patience = patience or Patience()
         self._process: asyncio.subprocess.Process | None = None
         self.info: protocol.Info | None = None
+        self._on_ready = on_ready
         self.starts = 0
 
     @property
@@ -146,6 +153,7 @@ class Supervisor:
             async with asyncio.timeout(patience.start):
                 self.info = info = await self._asked()
             _log.info("worker_ready", model=info.model, architecture=info.architecture, dtype=info.dtype)
+            self._on_ready(info)
             while True:
                 await asyncio.sleep(patience.check_every)
                 async with asyncio.timeout(patience.hung):

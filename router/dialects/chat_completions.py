@@ -76,6 +76,7 @@ def read_request(raw: bytes) -> ChatRequest:
         include_usage=_include_usage(body.get("stream_options")),
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
         large_only=unreadable_tool
         or unreadable_choice

@@ -103,6 +103,7 @@ def read_request(raw: bytes, headers: Mapping[str, str], *, counting: bool = Fal
         include_usage=True,
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
         large_only=native_only
         or turns.large_only

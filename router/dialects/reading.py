@@ -22,7 +22,7 @@ MAX_CONTAINERS = 500_000
 MAX_TOOLS = 4096
 MAX_NAME_CHARS = 256
 _PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
-_INCLUDES = frozenset({"decision", "signals"})
+_INCLUDES = frozenset({"decision", "explain", "signals"})
 
 
 def decoded(raw: bytes) -> dict[str, Any]:

@@ -97,6 +97,7 @@ def read_request(raw: bytes) -> ChatRequest:
         include_usage=True,
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
         large_only=native_only or turns.large_only or _asks_for_more(native, body) or unseen(turns.messages, "input"),
         native_only=native_only,

@@ -87,6 +87,12 @@ class DecisionRow:
     large_output_usd_per_mtok: float | None = None
     audit_propensity: float | None = None
     """Probability with which the large model was asked behind the small answer; None where it could not be."""
+    bundle_sha256: str | None = None
+    """Digest of the bundle that judged."""
+    certificate: str | None = None
+    """Id of the certificate in force for this decision; None where none was."""
+    probability: float | None = None
+    """Calibrated, that the draft is right; None where the judge gives none."""
 
     def __post_init__(self) -> None:
         if self.created_at.tzinfo is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, DateTime, Float, Integer, MetaData, String, Table, Text
 
-REVISION = "0004_outcomes_costs"
+REVISION = "0005_judge_bundles"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -82,6 +82,9 @@ decisions = Table(
     Column("large_cached_input_usd_per_mtok", Float),
     Column("large_output_usd_per_mtok", Float),
     Column("audit_propensity", Float),
+    Column("bundle_sha256", String(64)),
+    Column("certificate", String(16)),
+    Column("probability", Float),
 )
 
 calls = Table(
