@@ -113,7 +113,7 @@ def fit_report(
         protocols.append(_protocol("unseen tools", labelled, fitted.unseen_tools, table.components, rng))
     honest = fitted.unseen_tools or fitted.known_tools
     signals, families = importance(labelled, honest, rng)
-    absent = np.isnan(table.vectors).all(axis=0)
+    absent = [bool(np.isnan(column).all()) for column in table.vectors.T]
     learned = {"probe", "state_distance"} if np.isnan(table.hidden).all() else set()
     return FitReport(
         facts=facts,
