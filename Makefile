@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine bench-gateway soak acceptance lock clean
+.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -41,6 +41,9 @@ bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and 
 
 soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask again; minutes
 	$(BIN)/python -m tests.acceptance.thousand_streams
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -14,10 +14,10 @@ from rich.table import Table
 from router.cli_ab import ab_app
 from router.cli_audits import audits
 from router.cli_costs import costs
+from router.cli_fit import fit
 from router.cli_harvest import harvest
 from router.cli_keys import keys_app
 from router.cli_ledger import ledger_app
-from router.cli_fit import fit
 from router.cli_models import models_app
 from router.cli_study import study_app
 from router.cli_train import train

@@ -23,8 +23,8 @@ from router.experiments import Exposure
 from router.ledger import DecisionRow
 from router.ledger.row import nano_usd
 from router.local import DraftBuilder
-from router.served_bundle import ServedBundle
 from router.seen import Seen
+from router.served_bundle import ServedBundle
 from router.stickiness import Sticky
 from router.upstream import Usage
 from router.upstream.attempts import Tries

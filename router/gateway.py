@@ -35,7 +35,6 @@ from router.escalation import (
     told,
     whole_answer,
 )
-from router.experiments import Exposure
 from router.local import SmallModelError
 from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
