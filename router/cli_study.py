@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
-import subprocess
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +12,12 @@ from rich.console import Console
 
 from evaluation.cases import Case
 from evaluation.recordings import StudyData
+from router.checkout import commit
+from router.cli_cascade import cascade
 
 study_app = typer.Typer(no_args_is_help=True)
+study_app.command()(cascade)
 console = Console()
-
-
-def commit() -> str:
-    """The commit checked out here, with `+changes` where the tree is not clean; `unknown` outside git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)  # noqa: S607
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
 @study_app.command()

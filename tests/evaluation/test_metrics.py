@@ -216,3 +216,29 @@ def test_probability_metrics_refuse_other_numbers(bad: list[float]) -> None:
     for metric in (metrics.brier, metrics.ece):
         with pytest.raises(MetricError):
             metric(bad, [0, 1])
+
+
+@given(_SCORED, st.integers(0, 2**32 - 1))
+def test_aurc_counts_weights_as_repetition(scored: tuple[np.ndarray, np.ndarray], seed: int) -> None:
+    """A row of weight k is the row written k times, and one of weight 0 is not there."""
+    scores, labels = scored
+    weights = np.random.default_rng(seed).integers(0, 3, size=(2, len(scores)))
+    weights[:, 0] += 1
+    for metric in (metrics.aurc, metrics.e_aurc):
+        got = metric(scores, labels, weights=weights)
+        for b in range(2):
+            want = metric(np.repeat(scores, weights[b]), np.repeat(labels, weights[b]))
+            assert got[b] == pytest.approx(want)
+
+
+def test_area_under_the_deferral_curve_by_hand() -> None:
+    """Costs 1, 7, 13, 19, 21 scale to 0, .3, .6, .9, 1 with pass rates .4, .6, .8, .8, .8."""
+    assert metrics.audc(_five()) == pytest.approx(0.3 * 0.5 + 0.3 * 0.7 + 0.3 * 0.8 + 0.1 * 0.8)
+    assert np.isnan(metrics.audc(sweep([0.0], [1], [0], [1], [0])))
+
+
+def test_cost_at_a_share_of_the_gap_by_hand() -> None:
+    """Half of the gap costs 7 of the large model's 20; all of it is the quality-neutral cost."""
+    assert metrics.cost_at(_five(), 0.5, np.mean(COST_L)) == pytest.approx(7 / 20)
+    assert metrics.cost_at(_five(), 1.0, np.mean(COST_L)) == pytest.approx(metrics.qnc(_five(), np.mean(COST_L)))
+    assert metrics.cost_at(_five(), 1.5, 1.0) == np.inf

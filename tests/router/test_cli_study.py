@@ -1,4 +1,4 @@
-"""`smallcall study slm`: a gateway for each arm, real answers of a tiny model, and a table of them."""
+"""`smallcall study`: the offline commands through their public door."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from evaluation.recordings import StudyData
+from evaluation.trace_table import write_trace
 from router.cli import app
+from tests.evaluation.drafts import of_recording
 
 
 @pytest.mark.slow
@@ -39,3 +42,33 @@ def test_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["study", "slm", "--arm", "best", "--folder", str(tmp_path)])
     assert outcome.exit_code == 2
     assert "zero-shot" in outcome.output
+
+
+def test_the_cascade_study_is_one_command(tmp_path: Path) -> None:
+    """A trace in, cascade.md and cascade.json out; sets that no trace holds are named as missing."""
+    trace = tmp_path / "small.parquet"
+    write_trace(trace, of_recording(StudyData.of_checkout().bfcl()[::3]))
+    command = ["study", "cascade", "--small", str(trace), "--out", str(tmp_path / "out"), "--draws", "20"]
+    outcome = CliRunner().invoke(app, [*command, "--large", "gpt-4o-2024-08-06"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "missing: in_domain: no trace holds a case of it" in outcome.output
+    study = json.loads((tmp_path / "out" / "cascade.json").read_text(encoding="utf-8"))
+    assert study["command"] == "smallcall study cascade --small small.parquet --large gpt-4o-2024-08-06 --draws 20"
+    assert [table["protocol"] for table in study["tables"]] == ["split"]
+    assert "bfcl, gpt-4o-2024-08-06, cold: no trace of training sources was given" in study["missing"]
+    assert "## BFCL, cases with recorded answers" in (tmp_path / "out" / "cascade.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--small", "absent.parquet"], 1, "absent.parquet"),
+        (["--small", "absent.parquet", "--large", "gpt-9"], 2, "gpt-9"),
+        (["--small", "absent.parquet", "--quality-of-large", "1.5"], 2, "quality-of-large"),
+    ],
+)
+def test_the_cascade_study_says_what_is_wrong(options: list[str], code: int, said: str) -> None:
+    """An absent trace, an unknown model and an impossible rate are errors that name them."""
+    outcome = CliRunner().invoke(app, ["study", "cascade", *options])
+    assert outcome.exit_code == code
+    assert said in outcome.output
