@@ -159,6 +159,7 @@ def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Cou
             "taught_tokens": part.taught,
             "sources": dict(sorted(part.sources.items())),
             "kinds": dict(sorted(part.kinds.items())),
+            "constructed": dict(part.constructed),
             "refused": dict(part.refused),
             "sha256": digest(part.trees),
         }
