@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine bench-sweep bench-judges acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -35,6 +35,12 @@ bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 
 bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
 	$(BIN)/python -m bench.engine
+
+bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside the obvious loop
+	$(BIN)/python -m bench.sweep
+
+bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same drafts; downloads them, minutes
+	$(BIN)/python -m bench.judges
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -19,7 +19,7 @@ import numpy as np
 
 from evaluation.cases import Case
 from evaluation.intervals import percentile_interval
-from evaluation.judges import CannotJudge, Judge, Part, Scorer, fit_all
+from evaluation.judges import CannotJudge, Judge, Part, Scorer, fit_all, heard
 from evaluation.metrics import Floats, MetricError
 from evaluation.plans import Score, baselines
 from evaluation.procedure import Operated, certified, neutral
@@ -222,7 +222,8 @@ def _table(
         if judge.key not in fitted:
             continue
         try:
-            scores.append((judge, fitted[judge.key](certify), fitted[judge.key](report)))
+            scorer = fitted[judge.key]
+            scores.append((judge, heard(scorer(certify)), heard(scorer(report))))
         except CannotJudge as error:
             remarks.append(str(error))
     plans = baselines(report.arms)

@@ -78,9 +78,7 @@ def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool 
 
     def values(part: Part) -> Floats:
         found = servable_scores(SCORES[name], part.arms, part.servable_silent if serve_silent else part.servable)
-        if found is None:
-            raise CannotJudge(f"{label}: no draft that may be served came with token probabilities")
-        return found
+        return np.full(len(part), -np.inf) if found is None else found
 
     def fit(part: Part) -> Scorer:
         calibrated = platt(values(part), part.arms.small_pass)
@@ -92,6 +90,13 @@ def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool 
         return scores
 
     return Judge(key, label, fit, ours=ours)
+
+
+def heard(score: Score) -> Score:
+    """The score itself. Raises CannotJudge where it says nothing of any draft."""
+    if not np.isfinite(score.values).any():
+        raise CannotJudge(f"{score.label}: no draft that may be served came with token probabilities")
+    return score
 
 
 def random_mix() -> Judge:

@@ -66,6 +66,11 @@ class CurveFigures(msgspec.Struct, frozen=True, kw_only=True):
     escalated: list[float]
     quality: list[float]
     cost: list[float]
+    low: list[float]
+    """95 % interval of the pass rate at this cost; `high` is its other end."""
+    high: list[float]
+    harmed: list[float]
+    """Share of all requests that are answered small and wrong where the large model is right."""
     reachable: list[bool]
     """False where drafts would be answered that may not be served."""
     grid_cost: list[float]
@@ -229,6 +234,9 @@ def _curve(arms: Arms, score: Score, estimates: Mapping[str, _Drawn]) -> CurveFi
     curve = sweep_of(arms, score)
     shown = np.unique(np.linspace(0, len(curve.threshold) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
     band = estimates[f"{score.key}/band"]
+    grid, cost = _grid(arms, score), curve.cost[shown] / arms.large_cost.mean()
+    nothing = np.zeros(len(arms))
+    harm = metrics.sweep(score.values, ~arms.small_pass & arms.large_pass, nothing, nothing, nothing)
     named = {name: estimates[f"{score.key}/{name}"].estimate() for name in CURVE_FIGURES}
     ece, brier = calibration(arms, score)
     return CurveFigures(
@@ -237,9 +245,12 @@ def _curve(arms: Arms, score: Score, estimates: Mapping[str, _Drawn]) -> CurveFi
         thresholds=[finite(t) for t in curve.threshold[shown].tolist()],
         escalated=curve.escalated[shown].tolist(),
         quality=curve.quality[shown].tolist(),
-        cost=(curve.cost[shown] / arms.large_cost.mean()).tolist(),
+        cost=cost.tolist(),
+        low=np.interp(cost, grid, band.low).tolist(),
+        high=np.interp(cost, grid, band.high).tolist(),
+        harmed=harm.quality[shown].tolist(),
         reachable=curve.reachable()[shown].tolist(),
-        grid_cost=_grid(arms, score).tolist(),
+        grid_cost=grid.tolist(),
         band_low=band.low.tolist(),
         band_high=band.high.tolist(),
         ece=ece,

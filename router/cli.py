@@ -13,6 +13,7 @@ from rich.table import Table
 
 from router.cli_ab import ab_app
 from router.cli_models import models_app
+from router.cli_report import report
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -25,6 +26,7 @@ app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(train)
 app.command()(tune)
+app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 console = Console()
 

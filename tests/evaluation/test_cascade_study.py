@@ -15,9 +15,10 @@ from evaluation.cascade_study import SALT, SPLIT, Options, Table, tables_of
 from evaluation.cascade_targets import Material, material_of, merged
 from evaluation.case_sets import case_set
 from evaluation.cases import Case
+from evaluation.crossfit import crossfit
 from evaluation.intervals import cluster_weights
 from evaluation.judge_roster import study_judges
-from evaluation.judges import CannotJudge, Part, fit_all, of_signals, platt
+from evaluation.judges import CannotJudge, Part, fit_all, heard, of_signals, platt
 from evaluation.plans import Score
 from evaluation.price_list import LARGE_MODELS, trace_of
 from evaluation.prompt_routers import matrix_factorisation, prompt_logistic
@@ -207,14 +208,12 @@ def test_judges_refuse_rows_that_allow_no_fit() -> None:
     )
     unheard = Part(silent, np.ones(len(silent), bool), np.ones(len(silent), bool))
     judges = [prompt_logistic(), of_signals("weakest_token", "weakest token")]
-    assert [list(fit_all(judges, part)[0]) for part in (few, right, unheard)] == [
-        ["weakest_token"],
-        ["weakest_token"],
-        ["prompt_logistic"],
-    ]
+    assert [list(fit_all(judges, part)[0]) for part in (few, right)] == [["weakest_token"], ["weakest_token"]]
     assert fit_all(judges, few)[1] == ["prompt-only logistic: 5 rows to fit on, 20 are needed"]
     assert "came to the same" in fit_all(judges, right)[1][0]
-    assert "token probabilities" in fit_all(judges, unheard)[1][0]
+    for told in (lambda: heard(judges[1].fit(unheard)(unheard)), lambda: crossfit(judges[1], unheard)):
+        with pytest.raises(CannotJudge, match="token probabilities"):
+            told()
     with pytest.raises(CannotJudge):
         matrix_factorisation().fit(few)
 
