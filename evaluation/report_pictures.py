@@ -55,7 +55,7 @@ def _curve(report: Report, axes: Any) -> bool:
             continue
         quality, x = point.quality, point.cost.value or 0.0
         y = quality.value or 0.0
-        spread = [[y - (quality.low or y)], [(quality.high or y) - y]]
+        spread = [[max(0.0, y - (quality.low or y))], [max(0.0, (quality.high or y) - y)]]
         axes.errorbar([x], [y], yerr=spread, fmt="o", color="0.25", markersize=4, capsize=2)
         axes.annotate(_plain(point.label.split(":")[0]), (x, y), (5, 5), textcoords="offset points", fontsize=8)
     axes.set(xlabel="cost, relative to the large model alone", ylabel="requests passed")
@@ -73,8 +73,9 @@ def _reliability(report: Report, axes: Any) -> bool:
     axes.plot([0, 1], [0, 1], "--", color="0.6")
     for score in report.reliability:
         passed = [part.passed.value or 0.0 for part in score.bins]
-        low = [value - (part.passed.low or 0.0) for value, part in zip(passed, score.bins, strict=True)]
-        high = [(part.passed.high or 0.0) - value for value, part in zip(passed, score.bins, strict=True)]
+        # An interval may end at the value itself, and a hair inside it by rounding.
+        low = [max(0.0, value - (part.passed.low or 0.0)) for value, part in zip(passed, score.bins, strict=True)]
+        high = [max(0.0, (part.passed.high or 0.0) - value) for value, part in zip(passed, score.bins, strict=True)]
         said = [part.probability for part in score.bins]
         axes.errorbar(said, passed, yerr=[low, high], fmt="o", markersize=4, capsize=2, label=_plain(score.label))
     axes.set(xlabel="what the score says", ylabel="drafts passed", xlim=(0, 1), ylim=(0, 1))
