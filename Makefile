@@ -51,8 +51,8 @@ check: $(STAMP)  ## formatting, lint, types, import layers
 acceptance: $(STAMP)  ## 200 BFCL cases through a real gateway, whole and streamed; minutes
 	$(BIN)/python -m tests.acceptance.two_hundred_cases
 
-lock: $(STAMP)  ## write the lock file anew from pyproject.toml
-	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-find-links --no-emit-index-url \
+lock: $(STAMP)  ## write the lock file anew from pyproject.toml; Ray, 80 MB, is left to who wants it
+	$(BIN)/pip-compile --quiet --strip-extras --extra train --extra report --extra dev --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --output-file requirements/lock.txt pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements/lock.txt  # the local label exists on some indexes only
 

@@ -2,8 +2,8 @@
 
 Each rival runs in an environment of its own (`--folder`), reads drafts as JSON and says which it would serve. What is
 escalated is answered by a recorded large model. Drafts are those of recorded small models (xLAM-1b and Llama-3-8B, no
-token signals) and, with `--small`, of a trace with signals. Ours then stands at each rival's own share escalated, its
-threshold chosen from the scores alone, so that the two differ in nothing but whom they escalate.
+token signals) and, with `--small`, of a trace with signals. Our classifier, fitted out of fold, stands at each rival's
+own share escalated, so that the two differ in nothing but whom they escalate.
 
 RouteLLM's requirements (torch, transformers, datasets) are lent to it by this environment; `shortuuid` is its server's.
 """
@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from evaluation.classifier_judge import ClassifierJudges
+from evaluation.crossfit import crossfit
 from evaluation.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
 from evaluation.price_list import GPT_4O, trace_of
 from evaluation.recording_trace import trace_of_recording
@@ -114,7 +116,8 @@ def main() -> None:
     tables: list[JudgeTable] = []
     for name, trace in small_arms(given.small, data):
         drafts = drafts_of(name, cases, trace, large)
-        tables.append(compare(drafts, [decisions(package, given.folder, drafts) for package in PACKAGES]))
+        ours = crossfit(ClassifierJudges().judges()[0], drafts.part)
+        tables.append(compare(drafts, [decisions(package, given.folder, drafts) for package in PACKAGES], ours))
     command = "python -m bench.judges" + "".join(f" --small {path.name}" for path in given.small)
     facts = {"command": command, "commit": commit()}
     for path in write(tables, given.out, facts):

@@ -16,12 +16,13 @@ import numpy as np
 
 from evaluation.cases import Case
 from evaluation.intervals import cluster_weights, percentile_interval, weighted_means
+from evaluation.judges import Part
 from evaluation.metrics import Floats
-from evaluation.replay import Arms, join, servable_drafts, servable_scores
+from evaluation.plans import Score
+from evaluation.replay import Arms, join, servable_drafts
 from evaluation.report_text import percent
 from evaluation.study import Estimate
 from evaluation.trace_table import Trace
-from policies.confidence import SCORES
 from policies.policy import BoolArray
 
 DRAWS = 1000
@@ -32,7 +33,12 @@ class Drafts:
     """n drafts of one small model, with a large model's answers to the same requests."""
 
     name: str
-    arms: Arms
+    part: Part
+
+    @property
+    def arms(self) -> Arms:
+        """Requests, drafts, who is right, and at what cost."""
+        return self.part.arms
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """What a judge gets to see of each: messages, tools and calls, arguments decoded where they are JSON."""
@@ -65,7 +71,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
     harmed: float
     """Served and wrong where the large model is right, over all requests."""
     same_share: Estimate | None = None
-    """Pass rate of ours at this judge's share escalated; None without token signals."""
+    """Pass rate of our score at this judge's share escalated; None where there is none."""
 
 
 class JudgeTable(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,22 +86,24 @@ class JudgeTable(msgspec.Struct, frozen=True, kw_only=True):
 
 def drafts_of(name: str, cases: Sequence[Case], small: Trace, large: Trace) -> Drafts:
     """Drafts that both arms answered. Raises ReplayError where there is none."""
-    return Drafts(name, join(cases, small, large, small_usd_per_hour=0.10))
+    arms = join(cases, small, large, small_usd_per_hour=0.10)
+    part = Part(arms, servable_drafts(arms, "escalate", "escalate"), servable_drafts(arms, "answer", "escalate"))
+    return Drafts(name, part)
 
 
-def compare(drafts: Drafts, rivals: Sequence[Rival], *, score: str = "mean_semantic", seed: int = 0) -> JudgeTable:
-    """Score the rivals' decisions, each model alone, the oracle, and ours by form and by `score`.
+def compare(drafts: Drafts, rivals: Sequence[Rival], ours: Score | None, *, seed: int = 0) -> JudgeTable:
+    """Score the rivals' decisions, each model alone, the oracle, and ours: by form alone, and by the score `ours`.
 
     Raises ValueError where a rival decided another number of drafts.
     """
     arms = drafts.arms
     n = len(arms)
-    form = servable_drafts(arms, "escalate", "escalate")
-    scores = servable_scores(SCORES[score], arms, form)
+    form = drafts.part.servable
+    scores = None if ours is None else ours.values
     weights = np.concatenate(list(cluster_weights(arms.clusters, DRAWS, np.random.default_rng(seed))))
 
-    def decided(judge: str, accepted: BoolArray, *, ours: bool = False) -> Decided:
-        return _decided(judge, accepted, arms, weights, scores=None if ours else scores, ours=ours)
+    def decided(judge: str, accepted: BoolArray, *, own: bool = False) -> Decided:
+        return _decided(judge, accepted, arms, weights, scores=scores, ours=own)
 
     judges = [
         decided("small only", np.ones(n, dtype=bool)),
@@ -107,7 +115,7 @@ def compare(drafts: Drafts, rivals: Sequence[Rival], *, score: str = "mean_seman
             if len(accepted) != n:
                 raise ValueError(f"{name} decided {len(accepted)} of {n} drafts")
             judges.append(decided(name, np.asarray(accepted, dtype=bool)))
-    judges.append(decided("smallcall: full schema", form, ours=True))
+    judges.append(decided("smallcall: full schema", form, own=True))
     problems = [f"{rival.version}: {problem}" for rival in rivals for problem in rival.problems]
     return JudgeTable(drafts=drafts.name, large=arms.large_rows[0].arm, n=n, judges=judges, problems=problems)
 
@@ -181,10 +189,12 @@ def render_markdown(tables: Sequence[JudgeTable], facts: Mapping[str, str]) -> s
     parts = [
         "# Rival judges on the same drafts",
         "\n".join(f"{name}: `{value}`  " for name, value in facts.items()),
-        "Which drafts each judge would serve; a recorded large model answers what it escalates. *Right*: of the "
-        "drafts served. *Harmed*: served and wrong where the large model is right, of all requests. *Ours at its "
-        "share*: pass rate of our score where it serves as many drafts, the surest ones. Intervals: 95 %, bootstrap of "
-        "whole groups. Recorded small models have no token signals and no cost: their drafts count as free.",
+        "Which drafts each judge would serve; a recorded large model answers what it escalates. *Right*: of the drafts "
+        "served. *Harmed*: served and wrong where the large model is right, of all requests. *Ours at its share*: pass "
+        "rate of our classifier where it serves as many drafts, the surest ones; it is fitted on folds that share no "
+        "tool and no conversation with the drafts it is asked about. Intervals: 95 %, bootstrap of whole groups. "
+        "Recorded small models have no token signals and no cost: the classifier sees their form, grounding and "
+        "request alone, and their drafts count as free.",
     ]
     for table in tables:
         lines = [

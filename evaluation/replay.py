@@ -175,14 +175,7 @@ def plan_signals(signals: TokenSignals | None) -> TokenSignals | None:
         return None
     in_plan = np.flatnonzero(signals.span == Span.PLAN)
     end = int(in_plan[-1]) + 1 if len(in_plan) else 0
-    return TokenSignals(
-        logprob=signals.logprob[:end],
-        margin=signals.margin[:end],
-        entropy=signals.entropy[:end],
-        feasible_mass=signals.feasible_mass[:end],
-        forced=signals.forced[:end],
-        span=signals.span[:end],
-    )
+    return signals.first(end)
 
 
 def servable_drafts(arms: Arms, on_no_call: OnOther, on_ask: OnOther) -> BoolArray:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router.cli_ab import ab_app
+from router.cli_fit import fit
 from router.cli_models import models_app
 from router.cli_report import report
 from router.cli_study import study_app
@@ -25,6 +26,7 @@ app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, hel
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(train)
+app.command()(fit)
 app.command()(tune)
 app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+import numpy as np
 import orjson
 
-from policies.policy import Action, Draft, Stage, Verdict
+from policies.policy import Action, Draft, FloatArray, Stage, TokenSignals, Verdict
 from router.dialects.chat import ChatRequest
 from router.experiments import Exposure
 from router.ledger import DecisionRow
@@ -131,8 +132,7 @@ class Decision:
             "signals": None,
         }
         if self.chat.include_signals and draft.signals is not None:
-            signals = draft.signals
-            told["signals"] = {name: getattr(signals, name).tolist() for name in _SIGNALS}
+            told["signals"] = _told(draft.signals, draft.hidden)
         return told
 
     def row(self, *, store_content: bool) -> DecisionRow:
@@ -186,6 +186,17 @@ class Decision:
             unit_sha256=exposure.unit_sha256 if exposure else None,
             content={"request": chat.body, "answer": self.answer} if store_content else None,
         )
+
+
+def _told(signals: TokenSignals, hidden: FloatArray | None) -> dict[str, Any]:
+    """Token signals as JSON; what is missing is null, a place of `hidden` that the draft does not have also."""
+    agreement = signals.layer_agreement
+    return {name: getattr(signals, name).tolist() for name in _SIGNALS} | {
+        "layer_agreement": None
+        if agreement is None
+        else [None if share != share else share for share in agreement.tolist()],
+        "hidden": None if hidden is None else [None if np.isnan(row).any() else row.tolist() for row in hidden],
+    }
 
 
 def _sha256(value: Any) -> str:

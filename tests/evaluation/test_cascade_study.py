@@ -132,12 +132,12 @@ def test_signals_made_to_tell_beat_what_sees_the_prompt_only() -> None:
     """A score that parts right from wrong recovers more of the gap; its cost is set against the best other's."""
     table = _tables()[0][1]
     area = {judge.key: judge.figures["apgr"].value or 0.0 for judge in table.judges}
-    assert area["mean_semantic_silent"] > max(area["prompt_logistic"], area["prompt_mf"]) + 0.1
+    assert area["classifier_silent"] > max(area["prompt_logistic"], area["prompt_mf"]) + 0.1
     judged = {judge.key: judge.figures["qnc"].value or np.inf for judge in table.judges}
     shown = {row.figure: row for row in table.against}
     ratio = shown["qnc"].ratio
     assert ratio.value == pytest.approx(
-        min(judged["mean_semantic"], judged["mean_semantic_silent"]) / judged[shown["qnc"].other]
+        min(judged["classifier"], judged["classifier_silent"]) / judged[shown["qnc"].other]
     )
     assert ratio.low is not None
     assert ratio.high is not None
@@ -301,7 +301,7 @@ def test_the_files_hold_every_figure_and_say_what_is_missing(tmp_path: Path) -> 
         "**Missing**",
         "cold: no trace of training sources",
         "**simulated**",
-        "**mean of deciding tokens**",
+        "**classifier**",
         "0123abc",
     ):
         assert words in text
