@@ -182,7 +182,9 @@ def venn_abers(raw: Floats, passed: BoolArray) -> VennAbers:
 
 
 def _fit_estimator(vectors: Floats, passed: BoolArray, stage: Stage, seed: int) -> Any:
-    return fresh(len(passed), standing_at(stage), seed).fit(vectors, passed)
+    # scikit-learn's trees cannot bin a signal that no row has (a server without hidden states): a constant is no split.
+    told = np.where(np.isnan(vectors).all(axis=0), 0.0, vectors)
+    return fresh(len(passed), standing_at(stage), seed).fit(told, passed)
 
 
 def _medians(vectors: Floats) -> Floats:

@@ -15,13 +15,16 @@ from evaluation.cascade_study import SALT, SPLIT, Options, Table, tables_of
 from evaluation.cascade_targets import Material, material_of, merged
 from evaluation.case_sets import case_set
 from evaluation.cases import Case
+from evaluation.classifier_judge import ClassifierJudges
 from evaluation.crossfit import crossfit
 from evaluation.intervals import cluster_weights
 from evaluation.judge_roster import study_judges
 from evaluation.judges import CannotJudge, Part, fit_all, heard, of_signals, platt
+from evaluation.metrics import auroc
 from evaluation.plans import Score
 from evaluation.price_list import LARGE_MODELS, trace_of
 from evaluation.prompt_routers import matrix_factorisation, prompt_logistic
+from evaluation.recording_trace import trace_of_recording
 from evaluation.recordings import StudyData
 from evaluation.replay import join, servable_drafts
 from evaluation.simulated_large import TokenRates, simulated_large
@@ -216,6 +219,24 @@ def test_judges_refuse_rows_that_allow_no_fit() -> None:
             told()
     with pytest.raises(CannotJudge):
         matrix_factorisation().fit(few)
+
+
+def test_the_classifier_is_fitted_on_many_drafts_without_any_signal() -> None:
+    """A thousand drafts and more of a server that tells no probabilities: form, grounding and request remain."""
+    data = StudyData.of_checkout()
+    recorded = data.recording("Salesforce_xLAM-1b-fc-r")
+    small = trace_of_recording(_bfcl(), recorded, arm="small", prices=None, command="recorded")
+    arms = join(_bfcl(), small, trace_of(LARGE_MODELS[0], _bfcl(), data, command="test"), small_usd_per_hour=0.1)
+    servable = servable_drafts(arms, "escalate", "escalate")
+    part = Part(arms, servable, servable)
+    plain, silent = ClassifierJudges().judges()
+    score = plain.fit(part)(part)
+    assert len(part) > 1000
+    assert (np.isfinite(score.values) == servable).all()
+    assert auroc(score.values[servable], arms.small_pass[servable]) > 0.7
+    few = part.take(np.arange(10))
+    with pytest.raises(CannotJudge, match="rows"):
+        silent.fit(few)
 
 
 def test_platt_gives_probabilities_that_rise_with_the_score() -> None:
