@@ -19,6 +19,7 @@ from router.cli_harvest import harvest
 from router.cli_keys import keys_app
 from router.cli_ledger import ledger_app
 from router.cli_models import models_app
+from router.cli_report import report
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -37,6 +38,7 @@ app.command()(harvest)
 app.command()(train)
 app.command()(fit)
 app.command()(tune)
+app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 console = Console()
 
