@@ -179,7 +179,7 @@ def venn_abers(raw: Floats, passed: BoolArray) -> VennAbers:
     return VennAbers(values[places], np.minimum(low, high), high)
 
 
-def _fit_estimator(vectors: Floats, passed: BoolArray, stage: Stage, seed: int) -> tuple[tuple[str, ...], Any]:
+def _fit_estimator(vectors: FloatArray, passed: BoolArray, stage: Stage, seed: int) -> tuple[tuple[str, ...], Any]:
     """The signals that stand at a stage and vary among these rows, and a model that is fitted on them."""
     names = tuple(name for name in standing_at(stage) if _varies(vectors[:, COLUMN[name]]))
     if not names:
@@ -187,7 +187,7 @@ def _fit_estimator(vectors: Floats, passed: BoolArray, stage: Stage, seed: int) 
     return names, fresh(len(passed), names, seed).fit(_columns(vectors, names), passed)
 
 
-def _varies(column: Floats) -> bool:
+def _varies(column: FloatArray) -> bool:
     there = column[~np.isnan(column)]
     return len(there) > 0 and bool((there != there[0]).any())
 
