@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine bench-cancel acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -35,6 +35,9 @@ bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 
 bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
 	$(BIN)/python -m bench.engine
+
+bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
+	$(BIN)/python -m bench.cancel
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .
