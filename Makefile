@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges check acceptance lock clean
+.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -50,6 +50,9 @@ bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside
 
 bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same drafts; downloads them, minutes
 	$(BIN)/python -m bench.judges
+
+bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
+	$(BIN)/python -m bench.cancel
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

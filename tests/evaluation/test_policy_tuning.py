@@ -19,7 +19,7 @@ from evaluation.trace_table import Trace, write_trace
 from evaluation.tuning import always_right, tune
 from evaluation.tuning_rows import Rows, calibration_of, prices_of
 from policies.bundle import load, save
-from policies.bundle_format import Budget, Classes, GainRule, ScoreJudge, Stages, Threshold, ToolsJudge
+from policies.bundle_format import Budget, Classes, ClassifierJudge, GainRule, ScoreJudge, Stages, Threshold, ToolsJudge
 from policies.judge import FewTools, Judge, NamedScore
 from policies.policy import Draft, Request, Span
 from router.cli import app
@@ -282,3 +282,32 @@ def test_a_plan_costs_its_share_of_a_draft() -> None:
     stopped = Combination(NONE, 2.0, NONE)
     assert seen.drafted(stopped)[0] == pytest.approx((0.5 + 0.25 * 2.0) / 2.5)
     assert len(join([case], trace, LARGE, small_usd_per_hour=0.1)) == 1
+
+
+def test_a_fitted_classifier_is_tuned_and_served_from_its_bundle(tmp_path: Path) -> None:
+    """`smallcall fit` on one trace, `smallcall tune --judge` on another: the loaded bundle judges, with probabilities
+    and three signals that spoke; a classifier of another stage is refused."""
+    middle = len(CASES) // 3
+    ids = {case.id for case in CASES[:middle]}
+    first = Trace(SERVED.info, [row for row in SERVED.rows if row.case_id in ids])
+    rest = Trace(SERVED.info, [row for row in SERVED.rows if row.case_id not in ids])
+    write_trace(tmp_path / "first.parquet", first)
+    fitting = ["fit", str(tmp_path / "first.parquet"), "--cases", "bfcl", "--out", str(tmp_path / "judge")]
+    fitted = CliRunner().invoke(app, fitting)
+    assert fitted.exit_code == 0, fitted.output
+    judge = ["--judge", str(tmp_path / "judge"), "--out", str(tmp_path / "b")]
+    said = run("--max-harm", "0.2", *judge, trace=rest, folder=tmp_path)
+    assert said.startswith("0\n"), said
+    bundle = load(tmp_path / "b")
+    assert isinstance(bundle.manifest.judge, ClassifierJudge)
+    arms = rows_of(CASES[middle:], rest).arms
+    policy = bundle.policy()
+    verdicts = [policy.after(request, draft) for request, draft in zip(arms.requests, arms.drafts, strict=True)]
+    scored = [verdict for verdict in verdicts if verdict.score is not None]
+    assert scored
+    assert all(0.0 <= (verdict.probability or -1.0) <= 1.0 for verdict in scored)
+    assert len(bundle.judge.explain(arms.requests[0], arms.drafts[0])) == 3
+    said = run(
+        "--max-harm", "0.2", "--staged", "--large-latency-s", "1", "--judge-plan", judge[1], trace=rest, folder=tmp_path
+    )
+    assert "judges at stage after, and not during" in said

@@ -225,3 +225,27 @@ def test_several_thresholds_along_a_learned_order_hold_in_all_but_delta_of_the_d
     assert certified > 0.9 * DRAWS
     assert violations <= DRAWS * delta + 3 * (DRAWS * delta * (1 - delta)) ** 0.5
     assert violations > 0.1 * DRAWS * delta
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mapie_certifies_the_same_threshold(seed: int) -> None:
+    """An independent implementation of Learn then Test, given our loss: its p-value of a binary loss is the exact
+    binomial one, so its loosest valid threshold is ours. Harm only: of a risk that does not rise steadily, such as that
+    among the accepted, it walks no fixed sequence."""
+    from mapie.risk_control import BinaryClassificationController, BinaryRisk, FWERFixedSequenceTesting
+
+    scores, small, large = draw(np.random.default_rng(seed), 600)
+    made = certify_harm(scores, small, large, alpha=0.06, delta=0.1)
+    risk = BinaryRisk(lambda y, p: (p == 1) & (y == 0), lambda y, p: np.ones_like(p, dtype=bool), False)
+    controller = BinaryClassificationController(
+        lambda x: np.column_stack([1 - x[:, 0], x[:, 0]]),
+        risk,
+        0.06,
+        confidence_level=0.9,
+        best_predict_param_choice=risk,
+        list_predict_params=np.unique(scores),
+        fwer_method=FWERFixedSequenceTesting(),
+    )
+    controller.calibrate(scores[:, None], (small | ~large).astype(int))
+    assert made is not None
+    assert np.min(controller.valid_predict_params) == pytest.approx(made.threshold)

@@ -11,6 +11,9 @@ import msgspec
 import pytest
 import structlog
 
+from evaluation.chat_client import Endpoint
+from evaluation.trace_table import TraceError, read_trace
+from evaluation.traces import collect
 from policies.bundle import save
 from policies.bundle_format import Budget, Classes, OneClass, Threshold
 from policies.policy import Tool
@@ -19,7 +22,7 @@ from router.settings import Settings, SettingsError
 from tests.policies.test_bundle import MADE_FOR, SCORE, SHOWN, manifest
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.fake_worker import INFO
-from tests.router.test_gateway import CALL, CITY, Scripted, ask, post, rows_of
+from tests.router.test_gateway import CALL, CITY, ROWS, Scripted, ask, post, rows_of
 
 ASKED = {"smallcall": {"include": ["decision", "explain"]}}
 
@@ -245,3 +248,19 @@ def test_a_bundle_that_cannot_be_loaded_keeps_the_gateway_from_starting(gateway:
     ]:
         with pytest.raises(SettingsError, match=message):
             gateway(small=ScriptedSmall(CALL), policy={**policy, **wrong})
+
+
+async def test_a_trace_keeps_what_its_drafts_were_made_with(gateway: Make, tmp_path: Path) -> None:
+    """Told by the gateway itself; a run does not go on from drafts of another adapter."""
+    (case,) = [row.case for row in ROWS if row.recorded.calls][:1]
+    small = ScriptedSmall("Thought: none\nAction: none")
+    async with served(gateway(small=small)) as url:
+        endpoint = Endpoint(url, "smallcall/small", include_signals=True)
+        trace = await collect([case], endpoint, tmp_path / "t.parquet", command="test")
+        assert trace.info.serving is not None
+        assert trace.info.serving.made_for("gpt-4o") == MADE_FOR
+        assert read_trace(tmp_path / "t.parquet").info.serving == trace.info.serving
+        assert await collect([case], endpoint, tmp_path / "t.parquet", command="test") == trace
+        small.info = msgspec.structs.replace(INFO, adapter_sha256="3" * 64)
+        with pytest.raises(TraceError, match="another adapter"):
+            await collect([case], endpoint, tmp_path / "t.parquet", command="test")
