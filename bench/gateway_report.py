@@ -43,7 +43,7 @@ def _gateways(result: dict[str, Any]) -> list[str]:
     lines = ["| gateway | version | idle MB | |", "|---|---|---|---|"]
     for name, about in result["gateways"].items():
         lines.append(
-            f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {about['error']} |"
+            f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {about['error'] or about['first_wrong_answer']} |"
         )
     return [*lines, ""]
 
