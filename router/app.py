@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from fastapi import FastAPI, Request, Response
@@ -24,6 +24,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from policies.baselines import make_policy
+from router.access.admin import ADMIN_BODY_BYTES, key_routes
+from router.access.door import Access
+from router.access.keys import VirtualKey
+from router.access.limits import Counters, LocalCounters
+from router.access.reckoning import LargeRates
+from router.access.store import KeyStore
 from router.counting import TokenCounter, counting_route
 from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import ChatRequest, Dialect
@@ -33,16 +39,24 @@ from router.dialects.messages import Messages
 from router.dialects.responses import Responses
 from router.drafting import OFFLOAD_BYTES, Drafter
 from router.experiments import Assignment, Exposure, assignment
-from router.gateway import Gateway
+from router.feedback import feedback_route
+from router.gateway import Auditor, Gateway
 from router.ledger import Ledger
+from router.ledger.retention import Retention
 from router.local import SmallModel
+from router.outcome_watch import OutcomeWatch
 from router.recorder import Recorder
 from router.settings import Settings
+from router.stickiness import LocalMemories, Memories, SharedMemories, Stickiness
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
+from router.terms import Terms
 from router.upstream import LargeModel
 from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
+
+if TYPE_CHECKING:
+    from router.redis_link import RedisLink
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
@@ -69,9 +83,14 @@ def create_app(
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
-            recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
+            recorder = Recorder(
+                ledger,
+                metrics,
+                store_content=settings.ledger.store_content,
+                small_usd_per_hour=settings.small.usd_per_hour,
+            )
             stack.push_async_callback(recorder.flush)
-            backend, upstream, forwarder, counter = small, large, None, None
+            backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.enabled:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
             if upstream is None and settings.large.model:
@@ -81,6 +100,16 @@ def create_app(
                 upstream = await stack.enter_async_context(model.running())
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
                 counter = TokenCounter(model, forwarder)
+            app.state.outcomes = await stack.enter_async_context(OutcomeWatch(ledger.engine, metrics).running())
+            if settings.ledger.keep_days is not None:
+                pruning = asyncio.create_task(
+                    Retention(ledger.engine, settings.ledger.keep_days).run(), name="retention"
+                )
+                stack.callback(pruning.cancel)
+                priced = model.priced
+            rates, link = LargeRates(upstream, priced), _redis(settings, metrics, stack)
+            app.state.access = await _access(settings, ledger, rates, metrics, link, stack)
+            app.state.stickiness = _stickiness(settings, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
             app.state.assignment = await _experiment(settings, stack)
             app.state.counter = counter
@@ -91,6 +120,7 @@ def create_app(
                 recorder,
                 forwarder=forwarder,
                 draft_if_down=settings.serve_draft_if_large_down,
+                auditor=await _auditor(settings, upstream, ledger, stack),
             )
             yield
 
@@ -106,16 +136,56 @@ def create_app(
     )
     app.state.started = int(time.time())
     limit = _body_limit(settings)
-    counting = counting_route(admission, lambda request: _body(request.headers, request.receive, limit))
+    counting = counting_route(admission, lambda request: _whole_body(request, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
+    app.add_api_route("/v1/feedback", feedback_route(admission, _whole_body, _owner), methods=["POST"])
     for path, completion in answering.items():
         # Other methods are refused there, and what is mounted below a path is found.
         app.router.routes.append(Route(path, completion, methods=["POST"]))
+    for path, method, endpoint in key_routes(lambda request: _whole_body(request, ADMIN_BODY_BYTES)):
+        app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
     app.add_api_route("/readyz", _ready, methods=["GET"])
     app.add_api_route("/metrics", _metrics(metrics), methods=["GET"])
     return app
+
+
+def _redis(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> RedisLink | None:
+    if settings.access.redis_url is None:
+        return None
+    from router.redis_link import RedisLink  # brings redis, which few gateways need
+
+    url = settings.access.redis_url.get_secret_value()
+    link = RedisLink(url, failed=metrics.redis_failures.inc, clock=time.monotonic)
+    stack.push_async_callback(link.close)
+    return link
+
+
+async def _access(
+    settings: Settings,
+    ledger: Ledger,
+    rates: LargeRates,
+    metrics: Metrics,
+    link: RedisLink | None,
+    stack: contextlib.AsyncExitStack,
+) -> Access:
+    local = LocalCounters(time.monotonic)
+    counters: Counters = local
+    if link is not None:
+        from router.access.redis_counters import RedisCounters
+
+        counters = RedisCounters(link, local, on_down=settings.access.on_redis_down)
+    store = KeyStore(ledger.engine)
+    access = Access(settings.access, settings.server, store, counters, local, metrics, rates=rates)
+    return await stack.enter_async_context(access.running())
+
+
+def _stickiness(settings: Settings, rates: LargeRates, link: RedisLink | None) -> Stickiness:
+    forget_s = settings.conversations.forget_s
+    local = LocalMemories(forget_s, time.time)
+    memories: Memories = local if link is None else SharedMemories(link, local, forget_s)
+    return Stickiness(settings.conversations, memories, rates)
 
 
 async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> Assignment | None:
@@ -130,6 +200,19 @@ async def _experiment(settings: Settings, stack: contextlib.AsyncExitStack) -> A
     running = asyncio.create_task(watch.run(), name="experiment-watch")
     stack.callback(running.cancel)
     return found
+
+
+async def _auditor(
+    settings: Settings, large: LargeModel | None, ledger: Ledger, stack: contextlib.AsyncExitStack
+) -> Auditor | None:
+    if not settings.audits.enabled or large is None:
+        return None
+    from router.audits import Auditor as Shadow  # brings scipy, which a gateway without audits does not need
+
+    shadow = Shadow(
+        settings.audits, large, ledger.engine, rng=random.Random(), store_content=settings.ledger.store_content
+    )
+    return await stack.enter_async_context(shadow.running())
 
 
 def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack) -> Supervisor:
@@ -168,13 +251,16 @@ class _Completion:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
+        headers = Headers(scope=scope)
         try:
+            access: Access = scope["app"].state.access
+            key = access.caller(headers)
             self._admission.enter()
         except ClientError as error:
             await error_response(error, self._dialect)(scope, receive, send)
             return
         try:
-            delivery = await self._asked(scope["app"].state, Headers(scope=scope), receive)
+            delivery = await self._asked(scope["app"].state, key, headers, receive)
             await delivery.send(receive, send)
         except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
             await error_response(error, self._dialect)(scope, receive, send)
@@ -183,21 +269,37 @@ class _Completion:
         finally:
             self._admission.leave()
 
-    async def _asked(self, state: State, headers: Headers, receive: Receive) -> Delivery:
+    async def _asked(self, state: State, key: VirtualKey | None, headers: Headers, receive: Receive) -> Delivery:
         """Raises ClientError, ClientDisconnect."""
         raw = await _body(headers, receive, self._limit)
         assigned: Assignment | None = state.assignment
+        stickiness: Stickiness = state.stickiness
 
-        def read() -> tuple[ChatRequest, Exposure | None]:
+        def read() -> tuple[ChatRequest, Exposure | None, str | None]:
             chat = self._dialect.read(raw, headers)
-            return chat, assigned.exposure(chat, headers) if assigned is not None else None
+            exposure = assigned.exposure(chat, headers) if assigned is not None else None
+            return chat, exposure, stickiness.digest(chat, headers)
 
-        chat, exposure = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, exposure)
+        chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+        sticky = await stickiness.turn(chat, digest)
+        grant = await state.access.admit(key, chat)
+        state.outcomes.see(chat, key.key_id if key is not None else None)
+        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, Terms(exposure, grant, sticky))
+
+
+def _owner(request: Request) -> str | None:
+    """The id of the key that asks; None without keys. Raises ClientError: 401."""
+    access: Access = request.app.state.access
+    key = access.caller(request.headers)
+    return key.key_id if key is not None else None
 
 
 def _body_limit(settings: Settings) -> int:
     return int(settings.server.max_body_mb * 1024 * 1024)
+
+
+async def _whole_body(request: Request, limit: int) -> bytes:
+    return await _body(request.headers, request.receive, limit)
 
 
 async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
@@ -239,7 +341,12 @@ async def _gone(request: Request, error: Exception) -> Response:
 async def _models(request: Request) -> Response:
     state = request.app.state
     info = state.small.info if state.small is not None else None
+    try:
+        key = state.access.caller(request.headers)
+    except ClientError as error:
+        return error_response(error, _CHAT)
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
+    names = state.access.visible(key, names)
     data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
     small = None if info is None else {"model": info.model, "weights_sha256": info.weights_sha256}
     large = state.large.model if state.large else None
@@ -263,8 +370,12 @@ async def _ready(request: Request) -> Response:
     return Response(orjson.dumps(parts), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
-def _metrics(metrics: Metrics) -> Callable[[], Awaitable[Response]]:
-    async def show() -> Response:
+def _metrics(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        try:
+            request.app.state.access.metrics_reader(request.headers)
+        except ClientError as error:
+            return error_response(error, _CHAT)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     return show

@@ -16,8 +16,8 @@ from starlette.types import Receive, Send
 
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
-from router.experiments import Exposure
 from router.gateway import Gateway
+from router.terms import Terms
 
 FIRST_LOOK_S = 0.05
 """When a request is first looked at for whether its client is still there."""
@@ -58,10 +58,10 @@ class Delivery:
         chat: ChatRequest,
         dialect: Dialect,
         keep_alive_s: float,
-        exposure: Exposure | None,
+        terms: Terms,
     ) -> None:
         """A stream in which nothing was sent for `keep_alive_s` gets a comment."""
-        self._gateway, self._chat, self._dialect, self._exposure = gateway, chat, dialect, exposure
+        self._gateway, self._chat, self._dialect, self._terms = gateway, chat, dialect, terms
         self._keep_alive_s = keep_alive_s
 
     async def send(self, receive: Receive, send: Send) -> None:
@@ -75,10 +75,12 @@ class Delivery:
             leaving.forgive()
         finally:
             leaving.stop()
+            if self._terms.grant is not None:
+                self._terms.grant.drop()
 
     async def _whole(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         try:
             reply = await self._gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
         except ClientError as error:
@@ -91,7 +93,7 @@ class Delivery:
 
     async def _streamed(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
         awake = _Awake(out, self._keep_alive_s, decision.headers, writer.keep_alive)

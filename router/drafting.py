@@ -66,6 +66,7 @@ class Drafter:
             raise SmallModelError("small_disabled", "no small model is configured")
         chat, builder = decision.chat, DraftBuilder()
         decision.builder, decision.info = builder, self._small.info
+        began = decision.clock()
         try:
             async with (
                 asyncio.timeout(self._settings.deadline_s + GRACE_S),
@@ -80,6 +81,8 @@ class Drafter:
                             return verdict
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the draft took too long") from error
+        finally:
+            decision.draft_s = decision.clock() - began
         decision.draft = builder.draft()
         return None
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from router.costing import Priced, cut_short_usd
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, DialectName, Writer
 from router.dialects.errors import ClientError
@@ -29,6 +30,7 @@ async def whole_answer(
     """A whole answer, its row committed. Raises UpstreamError, ClientError."""
     completion = await large.complete(decision.chat.body)
     count(decision, large, usage_of(completion))
+    decision.seen.whole(completion)
     completion["model"] = decision.chat.client_model
     body = dialect.whole(decision.chat, decision.decision_id, completion, asked_extras(decision))
     decision.answer = completion
@@ -42,6 +44,7 @@ async def forwarded_answer(
     """A whole answer of a provider that speaks the client's dialect. Raises UpstreamError, ClientError."""
     body, usage = await forwarder.whole(decision.chat, dialect.name)
     count(decision, forwarder, usage)
+    decision.seen.whole(body)
     body["model"] = decision.chat.client_model
     extras = asked_extras(decision)
     if extras is not None:
@@ -56,17 +59,20 @@ def asked_extras(decision: Decision) -> dict[str, Any] | None:
     return decision.extras() if decision.chat.include_decision else None
 
 
-class Priced(Protocol):
-    """Whatever knows what its usage costs."""
-
-    def cost_usd(self, usage: Usage) -> float | None:
-        """None where the price is not known."""
-
-
 def count(decision: Decision, large: Priced, usage: Usage | None) -> None:
     """Take down what was reported; what was not stays unknown."""
     if usage is not None:
         decision.usage, decision.cost_usd = usage, large.cost_usd(usage)
+
+
+def cut_short(decision: Decision, large: Priced | None) -> None:
+    """Take down what an answer must have cost that did not come to its end; that part is an estimate."""
+    if large is None or decision.large_model is None or not decision.tries.made:
+        return
+    chat, seen = decision.chat, decision.seen
+    missing = cut_short_usd(large, decision.usage, decision.cost_usd, chat.size_bytes, seen.chars)
+    if missing:
+        decision.estimate_usd = missing
 
 
 class Source(Protocol):
@@ -141,6 +147,7 @@ class Relay:
                 told_now: list[bytes] = []
                 for piece in pieces:
                     count(self._decision, self._prices, source.usage(piece))
+                    self._decision.seen.piece(piece)
                     if held or source.ends(piece):
                         held.append(piece)
                     else:
@@ -148,6 +155,8 @@ class Relay:
                 if told_now:
                     yield b"".join(told_now)
             ending = list(source.ending(held, asked_extras(self._decision)))
+            message = self._decision.seen.message()
+            self._decision.answer = {"choices": [{"message": message}]} if message else None
             await self._recorder.record(self._decision)
         except UpstreamError as error:
             self._decision.failed(error.status, error.code)
@@ -169,10 +178,12 @@ class Relay:
             await self._source.aclose()
         finally:
             if not self._decision.recorded:
+                cut_short(self._decision, self._prices)
                 self._decision.left()
                 await self._recorder.record(self._decision)
 
     async def _broken(self, error: ClientError) -> bytes:
+        cut_short(self._decision, self._prices)
         try:
             await self._recorder.record(self._decision)
         except ClientError as unrecorded:

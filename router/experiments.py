@@ -12,15 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 
-import orjson
-
 from policies.baselines import make_policy
 from policies.policy import Policy
+from router.conversation import conversation_of, shown_key
 from router.dialects.chat import ChatRequest
 from router.settings import Experiment
-
-CONVERSATION_HEADER = "x-smallcall-conversation"
-_KEY_HEADERS = ("authorization", "x-api-key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +65,10 @@ class Assignment:
         return Exposure(self.name, arm, digest.hexdigest(), share, policy)
 
     def _unit_of(self, chat: ChatRequest, headers: Mapping[str, str]) -> bytes | None:
-        key = next((headers[name] for name in _KEY_HEADERS if name in headers), None)
         if self._unit == "key":
+            key = shown_key(headers)
             return None if key is None else key.encode()
-        owner = hashlib.sha256((key or "").encode()).digest()
-        told = headers.get(CONVERSATION_HEADER)
-        return owner + (b"told:" + told.encode() if told else b"seen:" + _opening(chat))
-
-
-def _opening(chat: ChatRequest) -> bytes:
-    """What all turns of a conversation share: its messages up to the user's first."""
-    messages = list(map(dict, chat.view.messages))
-    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), len(messages) - 1)
-    return orjson.dumps(messages[: first + 1], option=orjson.OPT_SORT_KEYS)
+        return conversation_of(chat, headers)
 
 
 def assignment(experiments: Mapping[str, Experiment]) -> Assignment | None:

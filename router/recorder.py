@@ -17,8 +17,11 @@ _log = structlog.get_logger("gateway")
 class Recorder:
     """Writes rows. Belongs to one event loop."""
 
-    def __init__(self, ledger: Ledger, metrics: Metrics, *, store_content: bool) -> None:
+    def __init__(
+        self, ledger: Ledger, metrics: Metrics, *, store_content: bool, small_usd_per_hour: float = 0.0
+    ) -> None:
         self._ledger, self._metrics, self._store_content = ledger, metrics, store_content
+        self._small_usd_per_hour = small_usd_per_hour
         self._writing: set[asyncio.Task[None]] = set()
 
     async def record(self, decision: Decision) -> None:
@@ -36,18 +39,28 @@ class Recorder:
         writing.add_done_callback(self._writing.discard)
         await asyncio.shield(writing)
 
+    @property
+    def store_content(self) -> bool:
+        """Whether requests and answers are kept."""
+        return self._store_content
+
     async def flush(self) -> None:
         """Wait for the rows of requests whose tasks are gone."""
         await asyncio.gather(*self._writing, return_exceptions=True)
 
     async def _write(self, decision: Decision) -> None:
         try:
-            await self._ledger.write(decision.row(store_content=self._store_content))
+            row = decision.row(store_content=self._store_content, small_usd_per_hour=self._small_usd_per_hour)
+            await self._ledger.write(row, decision.seen.large_calls)
         except LedgerUnavailableError as error:
             _log.error("ledger_unavailable", decision_id=decision.decision_id, error=str(error))
             decision.failed(503, "ledger_unavailable")
             raise ClientError(503, "the decision could not be recorded", "ledger_unavailable") from error
         finally:
+            if decision.grant is not None:
+                decision.grant.settle(decision.taken())
+            if decision.sticky is not None:
+                await decision.sticky.ended(decision.side, decision.draft is not None, decision.usage, decision.status)
             self._measure(decision)
 
     def _measure(self, decision: Decision) -> None:
@@ -74,5 +87,6 @@ class Recorder:
             reason=decision.reason,
             status=decision.status,
             error=decision.error_code,
+            key=decision.grant.key.key_id if decision.grant else None,
             latency_s=round(latency_s, 4),
         )

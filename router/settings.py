@@ -58,13 +58,34 @@ class Server(_Section):
     keep_alive_s: float = Field(default=10.0, gt=0, le=600)
     """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
     allow_public: bool = False
-    """There are no keys yet: a host that others can reach must be asked for."""
+    """Serve everybody who can reach the host, as long as there is no key."""
 
-    @model_validator(mode="after")
-    def _private(self) -> Self:
-        if self.host not in _LOOPBACK and not self.allow_public:
-            raise ValueError("server.host: others could reach it, and there are no keys: see server.allow_public")
-        return self
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone can reach the host."""
+        return self.host in _LOOPBACK
+
+
+class Access(_Section):
+    """Virtual keys, and what they may spend; the keys themselves are in the ledger's database."""
+
+    admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
+    """For the routes below `/admin`, which are shut without it."""
+    refresh_s: float = Field(default=5.0, ge=0.05, le=300)
+    """A key that was made or revoked elsewhere counts after so long at the latest."""
+    assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
+    redis_url: SecretStr | None = None
+    """Where replicas count together; None: each counts by itself."""
+    on_redis_down: Literal["allow", "refuse"] = "allow"
+    """`allow`: each replica counts by itself meanwhile; `refuse`: requests with a limited key get a 503."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("access.redis_url: must begin with redis://, rediss:// or unix://")
+        return value
 
 
 class Small(_Section):
@@ -86,6 +107,8 @@ class Small(_Section):
     """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
     """Decode under the grammar of the request's tools."""
+    usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
+    """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
 
     @property
     def adapter_folder(self) -> Path | None:
@@ -135,12 +158,51 @@ class Large(_Section):
         return self
 
 
+class Conversations(_Section):
+    """Conversations that went large, and when they stay there."""
+
+    sticky: Literal["none", "after_escalation", "break_even"] = "none"
+    """`after_escalation`: the turns after one that went large go large, too; `break_even`: those do whose draft would
+    cost more than it saves, the large model's prompt cache counted. `policies.break_even` has the formula."""
+    sticky_turns: int = Field(default=4, ge=1, le=1000)
+    """How many, for `after_escalation`."""
+    forget_s: float = Field(default=3600.0, gt=0, le=2_592_000)
+    """A conversation that was silent for so long is forgotten."""
+    cache_ttl_s: float = Field(default=300.0, gt=0, le=86_400)
+    """How long the provider keeps a prompt in its cache, for `break_even`."""
+    draft_usd: float = Field(default=0.0, ge=0, le=100)
+    """What a draft costs in machine and waiting, for `break_even`."""
+
+
 class LedgerSettings(_Section):
     """Where decisions are kept."""
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
+    keep_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Older days are kept as sums only; None: every row is kept."""
+
+
+class Audits(_Section):
+    """Shadow audits: the large model asked behind answers of the small one, to see how often it would have said the
+    same."""
+
+    enabled: bool = False
+    rate: float = Field(default=0.02, gt=0, le=1)
+    """Share of accepted answers to audit on average; more where the judge is unsure, less where it is sure."""
+    floor: float = Field(default=0.005, gt=0, le=1)
+    """Least probability of an audit."""
+    usd_per_day: float = Field(default=1.0, ge=0)
+    """By all gateways together, in UTC days."""
+    per_minute: int = Field(default=6, ge=1, le=10_000)
+    """By one gateway."""
+
+    @model_validator(mode="after")
+    def _floored(self) -> Self:
+        if self.floor > self.rate:
+            raise ValueError("audits.floor: is above audits.rate")
+        return self
 
 
 class Arm(_Section):
@@ -203,11 +265,14 @@ class Settings(_Section):
     """The whole configuration."""
 
     server: Server = Server()
+    access: Access = Access()
     small: Small = Small()
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
+    audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
     """See `policies.baselines.make_policy`."""
+    conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""
     serve_draft_if_large_down: bool = False

@@ -62,6 +62,22 @@ class Metrics:
         self.retries = Counter(
             "smallcall_upstream_retries", "Retries of the large model.", ["code"], registry=self.registry
         )
+        self.outcomes = Counter(
+            "smallcall_outcomes",
+            "Labels from later requests, by strength; also those that were dropped or could not be recorded.",
+            ["strength"],
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            "smallcall_refusals", "Requests refused by keys, budgets and rates.", ["code"], registry=self.registry
+        )
+        self.soft_budgets = Counter(
+            "smallcall_soft_budgets_spent", "Soft budgets that were spent, once a key and window.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.redis_failures = Counter(
+            "smallcall_redis_failures", "Times that Redis did not answer.", registry=self.registry
+        )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
         tasks = Gauge("smallcall_tasks", "Tasks of the event loop.", registry=self.registry)
         tasks.set_function(lambda: len(asyncio.all_tasks()))

@@ -101,10 +101,18 @@ def masked(example: Example, rng: random.Random) -> Example:
             key: _fresh(rng, own) if isinstance(schema, Mapping) and schema.get("description") else key
             for key, schema in properties.items()
         }
+    return renamed(example, tools, parameters)
+
+
+def renamed(example: Example, tools: Mapping[str, str], parameters: Mapping[str, Mapping[str, str]]) -> Example:
+    """The example under other names: of tools, and of each tool's parameters by its old name.
+
+    Definitions, earlier calls and the gold are renamed alike; the new names of one kind must be distinct.
+    """
     return replace(
         example,
-        tools=tuple(_masked_tool(tool, tools, parameters) for tool in example.tools),
-        messages=tuple(_masked_message(message, tools, parameters) for message in example.messages),
+        tools=tuple(_renamed_tool(tool, tools, parameters) for tool in example.tools),
+        messages=tuple(_renamed_message(message, tools, parameters) for message in example.messages),
         calls=tuple((tools[name], _renamed(arguments, parameters[name])) for name, arguments in example.calls),
     )
 
@@ -141,7 +149,7 @@ def _renamed(arguments: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
     return {names.get(key, key): value for key, value in arguments.items()}
 
 
-def _masked_tool(
+def _renamed_tool(
     tool: Mapping[str, Any], tools: Mapping[str, str], parameters: Mapping[str, Mapping[str, str]]
 ) -> dict[str, Any]:
     function = dict(tool["function"])
@@ -156,7 +164,7 @@ def _masked_tool(
     return {**tool, "function": function}
 
 
-def _masked_message(
+def _renamed_message(
     message: Mapping[str, Any], tools: Mapping[str, str], parameters: Mapping[str, Mapping[str, str]]
 ) -> Mapping[str, Any]:
     if not message.get("tool_calls"):

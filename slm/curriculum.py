@@ -14,10 +14,14 @@ from dataclasses import dataclass, field
 from slm.augment import fewer_tools, masked, more_tools, shuffled, varied_limits
 from slm.dataset import BadRow, Encoded, Example, encode
 from slm.grouping import groups_of
+from slm.joining import Joiner
+from slm.omission import without_value
 from slm.packing import Tree, planted
-from slm.recipe import Data, Recipe
+from slm.paraphrase import paraphrased
+from slm.recipe import Augment, Data, Recipe
 from slm.signature import DEFAULT_LIMITS
 from slm.tokens import Tokens
+from slm.tool_errors import after_error
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,8 @@ class Course:
     row_tokens: int
     """Tokens of all rows as if each stood alone, prompts included."""
     refused: Mapping[str, int]
+    constructed: Mapping[str, int]
+    """Rows that `augment` made another request of, by its field's name."""
 
     @property
     def tokens(self) -> int:
@@ -54,6 +60,7 @@ class _Tally:
     sources: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
+    constructed: Counter[str] = field(default_factory=Counter)
     row_tokens: int = 0
 
     def count(self, example: Example, encoded: Encoded) -> Encoded:
@@ -63,7 +70,10 @@ class _Tally:
         return encoded
 
     def course(self, trees: Iterable[Tree]) -> Course:
-        return Course(tuple(trees), dict(self.sources), dict(self.kinds), self.row_tokens, dict(self.refused))
+        constructed = dict(sorted(self.constructed.items()))
+        return Course(
+            tuple(trees), dict(self.sources), dict(self.kinds), self.row_tokens, dict(self.refused), constructed
+        )
 
 
 def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> Course:
@@ -71,6 +81,7 @@ def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens)
     rng = random.Random(f"{recipe.run.seed}/course")
     data, augment = recipe.data, recipe.augment
     tally = _Tally()
+    joiner = Joiner(examples) if augment.join_calls else None
     trees: list[Tree] = []
     for _ in range(recipe.optimiser.epochs):
         grouped = groups_of(
@@ -80,7 +91,8 @@ def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens)
             most_rows=data.rows_a_group,
             remove_gold=augment.remove_gold,
         )
-        encoded = [list(_varied(group, recipe, tokens, examples, rng, tally)) for group in grouped]
+        asked = (_constructed(group, augment, joiner, rng, tally) for group in grouped)
+        encoded = [list(_varied(group, recipe, tokens, examples, rng, tally)) for group in asked]
         rng.shuffle(encoded)
         epoch = planted(encoded, data.tree_tokens)
         rng.shuffle(epoch)
@@ -138,6 +150,22 @@ def _mixed(examples: Sequence[Example], data: Data, most: int, rng: random.Rando
         yield left[name].pop()
 
 
+def _constructed(
+    group: Sequence[Example], augment: Augment, joiner: Joiner | None, rng: random.Random, tally: _Tally
+) -> list[Example]:
+    """The rows of a group, some of which ask something else now; they still share their tools."""
+    made = []
+    for example in group:
+        joins, asks = rng.random() < augment.join_calls, rng.random() < augment.ask_back
+        other = None
+        if joins and joiner is not None and (other := joiner.joined(example, rng)) is not None:
+            tally.constructed["join_calls"] += 1
+        elif asks and (other := without_value(example, rng)) is not None:
+            tally.constructed["ask_back"] += 1
+        made.append(other or example)
+    return made
+
+
 def _varied(
     group: Sequence[Example], recipe: Recipe, tokens: Tokens, pool: Sequence[Example], rng: random.Random, tally: _Tally
 ) -> Iterator[Encoded]:
@@ -150,8 +178,14 @@ def _varied(
     if rng.random() < augment.mask_names:
         names = rng.random()
         group = [masked(example, random.Random(names)) for example in group]
+    elif rng.random() < augment.paraphrase:
+        words = rng.random()
+        group = [paraphrased(example, random.Random(words)) for example in group]
     limits = varied_limits(rng) if rng.random() < augment.vary_signatures else DEFAULT_LIMITS
     for example in group:
+        if rng.random() < augment.tool_errors and (failed := after_error(example, rng)) is not None:
+            tally.constructed["tool_errors"] += 1
+            example = failed
         try:
             yield tally.count(example, encode(example, tokens, recipe.data.max_tokens, limits))
         except BadRow as bad:

@@ -33,7 +33,7 @@ def groups_of(
         most_rows: rows of a group.
         remove_gold: share of the rows that are asked without the tools they call, if they offer or meet others.
     """
-    beside = _offered_beside(examples)
+    beside = offered_beside(examples)
     losing = {id(example) for example in examples if rng.random() < remove_gold}
     waiting: dict[str, list[Example]] = defaultdict(list)
     for example in reversed(examples):
@@ -55,7 +55,7 @@ def groups_of(
             yield group.examples()
 
 
-def _offered_beside(examples: Sequence[Example]) -> Mapping[tuple[str, str], set[str]]:
+def offered_beside(examples: Sequence[Example]) -> Mapping[tuple[str, str], set[str]]:
     """`(source, called tool)` → names of the tools that some row offers beside it."""
     beside: dict[tuple[str, str], set[str]] = defaultdict(set)
     for example in examples:

@@ -50,8 +50,19 @@ class Augment(_Part):
     other_tools: Share = 0.0
     """One to three tools of other sources are offered too."""
     mask_names: Share = 0.0
+    """Tools and parameters that have a description get made-up names."""
     remove_gold: Share = 0.0
+    """The called tools are taken away: no call is right."""
     vary_signatures: Share = 0.0
+    """Descriptions are cut shorter."""
+    paraphrase: Share = 0.0
+    """Descriptions in other words, names in another style (`slm.paraphrase`)."""
+    ask_back: Share = 0.0
+    """A required value is taken out of the request where a rule allows it (`slm.omission`): the draft asks."""
+    join_calls: Share = 0.0
+    """Several requests in one, or one for several values (`slm.joining`): the draft makes parallel calls."""
+    tool_errors: Share = 0.0
+    """A wrong call and its tool's complaint come before (`slm.tool_errors`): the draft puts it right."""
 
 
 class Lora(_Part):
@@ -60,6 +71,8 @@ class Lora(_Part):
     rank: Count = 16
     alpha: Count = 32
     dropout: Share = 0.0
+    from_layer: Annotated[int, Field(ge=0)] = 0
+    """Layers below are left as they are, those of a start adapter included: nothing is computed backwards there."""
 
 
 class Optimiser(_Part):

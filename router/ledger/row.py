@@ -36,6 +36,12 @@ class DecisionRow:
     status: int = 200
     error_code: str | None = None
     client_disconnected: bool = False
+    key_id: str | None = None
+    """The virtual key that asked; None where there are none yet."""
+    tenant: str | None = None
+    """Of that key."""
+    charged_nusd: int | None = None
+    """What was taken from the key's budgets; None without a key."""
     large_model: str | None = None
     large_prompt_tokens: int | None = None
     large_completion_tokens: int | None = None

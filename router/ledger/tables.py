@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, DateTime, Float, Integer, MetaData, String, Table, Text
 
-REVISION = "0003_outcomes_costs"
+REVISION = "0004_outcomes_costs"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -45,6 +45,9 @@ decisions = Table(
     Column("status", Integer, nullable=False),
     Column("error_code", String(64)),
     Column("client_disconnected", Boolean, nullable=False),
+    Column("key_id", String(32), index=True),
+    Column("tenant", String(64)),
+    Column("charged_nusd", BigInteger),
     Column("large_model", String(256)),
     Column("large_prompt_tokens", Integer),
     Column("large_completion_tokens", Integer),
@@ -141,3 +144,41 @@ rollups = Table(
 
 rolled_days = Table("rolled_days", metadata, Column("day", Date, primary_key=True))
 """Days that are told by `rollups` alone: what is left of their rows does not count any more."""
+access_keys = Table(
+    "access_keys",
+    metadata,
+    Column("key_id", String(32), primary_key=True),
+    Column("digest", String(64), nullable=False, unique=True),
+    Column("hint", String(8), nullable=False),
+    Column("name", String(64), nullable=False),
+    Column("tenant", String(64)),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("expires_at", DateTime(timezone=True)),
+    Column("revoked_at", DateTime(timezone=True)),
+    Column("hard_nusd", BigInteger),
+    Column("soft_nusd", BigInteger),
+    Column("window", String(8), nullable=False),
+    Column("requests_per_minute", Integer),
+    Column("tokens_per_minute", Integer),
+    Column("models", JSON, nullable=False),
+)
+"""Virtual keys, revoked ones too."""
+
+access_revision = Table(
+    "access_revision",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)
+"""One row, counted up with every change of `access_keys`, in the same transaction: by it a gateway sees that its list
+is old."""
+
+access_spend = Table(
+    "access_spend",
+    metadata,
+    Column("period", String(16), primary_key=True),
+    Column("key_id", String(32), primary_key=True),
+    Column("spent_nusd", BigInteger, nullable=False),
+)
+"""What each key has spent in each UTC day, each UTC month and in `total`: the sum of its rows' `charged_nusd`, also of
+rows that are gone by now."""

@@ -25,12 +25,14 @@ from typer.testing import CliRunner
 from policies.policy import Request
 from router.cli import app as cli
 from router.dialects.chat import ChatRequest, LargeOnly
-from router.experiment_state import Watch
+from router.experiment_state import Watch, experiment_state
 from router.experiments import Assignment
 from router.ledger import DecisionRow, Ledger, store
+from router.ledger.outcomes import record
 from router.settings import Experiment, Settings, SettingsError, load_settings
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.test_gateway import CALL, Scripted, ask, rows_of
+from tests.router.test_outcomes import outcome
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
@@ -360,6 +362,31 @@ def test_the_status_tells_arms_intervals_sample_ratio_guardrails_and_the_ship_ru
     assert bold["cost_usd"]["upper"] < 0
     assert bold["pass_rate"]["lower"] > -0.05
     assert told["stopped"] is False
+
+
+async def test_outcomes_of_the_ledger_label_an_experiment(ledger_url: str) -> None:
+    """Feedback tells passes; calls that tools refused trip the guardrail by themselves, without a file of labels."""
+    rows = _rows(1500, invalid={"control": 0.02, "bold": 0.02})
+    await _written(ledger_url, rows)
+    async with Ledger.open(ledger_url) as ledger:
+        refused = [row for i, row in enumerate(rows) if row.arm == "bold" and i % 3 == 0]
+        seen = {"strength": "strong", "reason": "status_422", "fault": "call", "label": 0}
+        fine = {"strength": "weak", "reason": "progress", "fault": "none", "label": 1}
+        made = [
+            outcome(decision_id=row.decision_id, at=row.created_at, **(seen if row in refused else fine))
+            for row in rows
+        ]
+        told = [replace(one, source="feedback", label=1, strength="strong") for one in made[:50]]
+        await record(ledger.engine, [*made, *told])
+    assignment = _assignment()
+    watch = Watch(ledger_url, Experiment.model_validate(TWO_ARMS), assignment)
+    await watch.look()
+    assert assignment.stopped
+    async with Ledger.open(ledger_url) as ledger:
+        found = await experiment_state(ledger, "trial", Experiment.model_validate(TWO_ARMS), {}, 4e9)
+    assert sum(arm.judged for arm in found.arms) == 50
+    (bold,) = found.treatments
+    assert {rail.name for rail in bold.guardrails if rail.tripped_at} == {"tool_errors"}
 
 
 def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> None:

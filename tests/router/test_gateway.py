@@ -520,7 +520,7 @@ async def metrics(url: str) -> str:
 class Lost(Ledger):
     """A ledger whose disk is full."""
 
-    async def write(self, row: Any) -> None:
+    async def write(self, row: Any, large_calls: Any = ()) -> None:
         raise LedgerUnavailableError("disk full")
 
 

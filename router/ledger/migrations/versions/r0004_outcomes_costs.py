@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003_outcomes_costs"
-down_revision = "0002_experiments"
+revision = "0004_outcomes_costs"
+down_revision = "0003_access"
 branch_labels = None
 depends_on = None
 
