@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import platform
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class Contender:
     idle_mb: float = 0.0
     error: str = ""
     answered: int = 0
+    wrong: str = ""
 
 
 def main() -> int:
@@ -64,6 +66,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE, help="environments of the others (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=None, help=f"folder; without --only: {RESULTS}")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started is ended
     wanted = [name.strip().lower() for name in options.only.split(",") if name.strip()]
     peers = [peer for peer in PEERS if not wanted or peer.name.lower() in wanted]
     if len(peers) < len(wanted):
@@ -165,6 +168,7 @@ def _point(
             {"port": one.port, "path": peer.path, "model": peer.model, "headers": dict(peer.headers(one.place))}
         )
         one.answered += got["answered"]
+        one.wrong = one.wrong or (got["example"] or "").replace("|", " ")[-200:]
         got["cpu_us"] = 1e6 * (one.process.cpu_s() - before) / max(1, got["answered"])
         got["added_p50_us"], got["added_p99_us"] = (got[key] - direct[key] for key in ("p50_us", "p99_us"))
         got["rss_mb"] = one.process.rss_mb()
@@ -184,7 +188,7 @@ def _load(spec: dict[str, Any], core: int) -> dict[str, Any]:
 
 
 def _about(one: Contender) -> dict[str, Any]:
-    return {"version": one.version, "idle_mb": one.idle_mb, "error": one.error}
+    return {"version": one.version, "idle_mb": one.idle_mb, "error": one.error, "first_wrong_answer": one.wrong}
 
 
 def _rows(contenders: list[Contender]) -> dict[str, int] | None:

@@ -161,6 +161,8 @@ PEERS = (
         environment={
             "LITELLM_MODE": "PRODUCTION",
             "LITELLM_LOG": "ERROR",
+            # It then checks no key, which is in its favour.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
             "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
         },

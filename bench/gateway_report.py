@@ -42,9 +42,8 @@ def markdown(result: dict[str, Any]) -> str:
 def _gateways(result: dict[str, Any]) -> list[str]:
     lines = ["| gateway | version | idle MB | |", "|---|---|---|---|"]
     for name, about in result["gateways"].items():
-        lines.append(
-            f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {about['error']} |"
-        )
+        told = " ".join((about["error"] or about["first_wrong_answer"]).split())
+        lines.append(f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {told} |")
     return [*lines, ""]
 
 

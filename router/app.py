@@ -147,13 +147,13 @@ def create_app(
     app.state.started, app.state.grammar = int(time.time()), settings.small.grammar
     app.state.small, app.state.policies = None, policies
     limit = _body_limit(settings)
-    counting = counting_route(admission, lambda request: _request_body(request, limit))
+    counting = counting_route(admission, lambda request: _whole_body(request, limit))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
-    app.add_api_route("/v1/feedback", feedback_route(admission, _request_body, _owner), methods=["POST"])
+    app.add_api_route("/v1/feedback", feedback_route(admission, _whole_body, _owner), methods=["POST"])
     for path, completion in answering.items():
         # Other methods are refused there, and what is mounted below a path is found.
         app.router.routes.append(Route(path, completion, methods=["POST"]))
-    for path, method, endpoint in key_routes(lambda request: _request_body(request, ADMIN_BODY_BYTES)):
+    for path, method, endpoint in key_routes(lambda request: _whole_body(request, ADMIN_BODY_BYTES)):
         app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", _models, methods=["GET"])
     app.add_api_route("/healthz", _healthy, methods=["GET"])
@@ -298,16 +298,16 @@ class _Completion:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        state, headers = scope["app"].state, Headers(scope=scope)
+        headers = Headers(scope=scope)
         try:
-            access: Access = state.access
+            access: Access = scope["app"].state.access
             key = access.caller(headers)
             self._admission.enter()
         except ClientError as error:
             await error_response(error, self._dialect)(scope, receive, send)
             return
         try:
-            delivery = await self._asked(state, key, headers, receive)
+            delivery = await self._asked(scope["app"].state, key, headers, receive)
             await delivery.send(receive, send)
         except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
             await error_response(error, self._dialect)(scope, receive, send)
@@ -329,11 +329,9 @@ class _Completion:
 
         chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
         sticky = await stickiness.turn(chat, digest)
-        access: Access = state.access
-        grant = await access.admit(key, chat)
+        grant = await state.access.admit(key, chat)
         state.outcomes.see(chat, key.key_id if key is not None else None)
-        terms = Terms(exposure, grant, sticky)
-        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, terms)
+        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, Terms(exposure, grant, sticky))
 
 
 def _owner(request: Request) -> str | None:
@@ -347,8 +345,7 @@ def _body_limit(settings: Settings) -> int:
     return int(settings.server.max_body_mb * 1024 * 1024)
 
 
-async def _request_body(request: Request, limit: int) -> bytes:
-    """See `_body`."""
+async def _whole_body(request: Request, limit: int) -> bytes:
     return await _body(request.headers, request.receive, limit)
 
 

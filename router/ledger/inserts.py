@@ -13,20 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
-from sqlalchemy import Table
+from sqlalchemy import Insert
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
-
-from router.ledger.spending import insertion
 
 Values = Mapping[str, Any]
 """A row: values by the names of columns; all rows of one list have the same."""
 
 
 class Inserts(Protocol):
-    """Writes rows of several tables in one transaction."""
+    """Writes rows of several tables in one transaction. Statements are few, and the same objects each time."""
 
-    async def commit(self, rows: Sequence[tuple[Table, Sequence[Values]]]) -> None:
+    async def commit(self, rows: Sequence[tuple[Insert, Sequence[Values]]]) -> None:
         """Return when all rows are committed; where it raises, none is."""
 
     async def close(self) -> None:
@@ -47,12 +45,12 @@ class EngineInserts:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def commit(self, rows: Sequence[tuple[Table, Sequence[Values]]]) -> None:
+    async def commit(self, rows: Sequence[tuple[Insert, Sequence[Values]]]) -> None:
         """See `Inserts.commit`."""
         async with self._engine.begin() as connection:
-            for table, values in rows:
+            for statement, values in rows:
                 if values:
-                    await connection.execute(insertion(table, connection.dialect.name), values)
+                    await connection.execute(statement, values)
 
     async def close(self) -> None:
         """See `Inserts.close`. The engine is its owner's."""
@@ -66,9 +64,9 @@ class SqliteInserts:
         self._database, self._busy_s = database, busy_s
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._connection: sqlite3.Connection | None = None
-        self._statements: dict[tuple[str, ...], _Statement] = {}
+        self._statements: dict[Insert, _Statement] = {}
 
-    async def commit(self, rows: Sequence[tuple[Table, Sequence[Values]]]) -> None:
+    async def commit(self, rows: Sequence[tuple[Insert, Sequence[Values]]]) -> None:
         """See `Inserts.commit`."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._commit, rows)
 
@@ -77,13 +75,13 @@ class SqliteInserts:
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
 
-    def _commit(self, rows: Sequence[tuple[Table, Sequence[Values]]]) -> None:
+    def _commit(self, rows: Sequence[tuple[Insert, Sequence[Values]]]) -> None:
         try:
             connection = self._connection or self._opened()
             connection.execute("BEGIN IMMEDIATE")
-            for table, values in rows:
+            for insert, values in rows:
                 if values:
-                    statement = self._statement(table, tuple(values[0]))
+                    statement = self._statement(insert, tuple(values[0]))
                     connection.executemany(statement.text, map(statement.bound, values))
             connection.execute("COMMIT")
         except BaseException:
@@ -102,24 +100,25 @@ class SqliteInserts:
         if connection is not None:
             connection.close()  # what was not committed is rolled back
 
-    def _statement(self, table: Table, columns: tuple[str, ...]) -> _Statement:
-        found = self._statements.get((table.name, *columns))
-        if found is None:
-            found = self._statements[table.name, *columns] = _Statement(table, columns)
+    def _statement(self, insert: Insert, columns: tuple[str, ...]) -> _Statement:
+        found = self._statements.get(insert)
+        if found is None or found.columns != columns:
+            found = self._statements[insert] = _Statement(insert, columns)
         return found
 
 
 class _Statement:
-    """`INSERT` of some columns of a table, as SQLAlchemy would send it."""
+    """A statement for rows of some columns, as SQLAlchemy would send it."""
 
-    def __init__(self, table: Table, columns: tuple[str, ...]) -> None:
+    def __init__(self, insert: Insert, columns: tuple[str, ...]) -> None:
         known = sqlite_dialect(paramstyle="qmark")
-        compiled = insertion(table, "sqlite").compile(dialect=known, column_keys=list(columns))
-        self.text = str(compiled)
-        self._columns: list[tuple[str, Callable[[Any], Any] | None]] = [
-            (name, table.c[name].type.dialect_impl(known).bind_processor(known)) for name in compiled.positiontup or ()
+        compiled = insert.compile(dialect=known, column_keys=list(columns))
+        self.text, self.columns = str(compiled), columns
+        types = {column.name: column.type for column in insert.table.columns}
+        self._bound: list[tuple[str, Callable[[Any], Any] | None]] = [
+            (name, types[name].dialect_impl(known).bind_processor(known)) for name in compiled.positiontup or ()
         ]
 
     def bound(self, values: Values) -> list[Any]:
         """The values in the statement's order, converted."""
-        return [values[name] if convert is None else convert(values[name]) for name, convert in self._columns]
+        return [values[name] if convert is None else convert(values[name]) for name, convert in self._bound]

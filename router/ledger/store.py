@@ -14,7 +14,7 @@ from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Self
 
-from sqlalchemy import String, func, select
+from sqlalchemy import String, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -22,12 +22,13 @@ from router.ledger.database import check_url, concerns_database, database_engine
 from router.ledger.inserts import Inserts, inserts
 from router.ledger.row import DecisionRow, LargeCall
 from router.ledger.spending import spending
-from router.ledger.tables import access_spend, calls, decisions
+from router.ledger.tables import calls, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
 BUSY_S = 10.0
 """How long a lock, a statement or a connection is waited for."""
+_DECISIONS, _CALLS = insert(decisions), insert(calls)
 _COLUMNS = [field.name for field in fields(DecisionRow)]
 _TEXTS = [(column.name, column.type.length or 0) for column in decisions.c if isinstance(column.type, String)]
 
@@ -184,8 +185,8 @@ class Ledger:
     async def _insert(self, batch: Sequence[_Waiting]) -> None:
         rows = [_values(waiting.row) for waiting in batch]
         made = [value for waiting in batch for value in _calls(waiting)]
-        spent = spending(waiting.row for waiting in batch)
-        await self._inserts.commit([(decisions, rows), (calls, made), (access_spend, spent)])
+        spent = spending([waiting.row for waiting in batch], self._engine.dialect.name)
+        await self._inserts.commit([(_DECISIONS, rows), (_CALLS, made), spent])
         self.commits += 1
 
 
