@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,11 @@ class Progress:
     passed: int
 
 
+Keep = Callable[[TraceRow], None]
+"""Takes a row in; once it returns the row outlives the process."""
+Ask = Callable[[Sequence[Case], Keep], Awaitable[None]]
+
+
 async def collect(
     cases: Sequence[Case],
     endpoint: Endpoint,
@@ -72,6 +77,25 @@ async def collect(
     """
     if concurrency < 1:
         raise ValueError("concurrency must be at least 1")
+
+    async def ask(todo: Sequence[Case], keep: Keep) -> None:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
+            client = ChatClient(session, endpoint, timeout_s=timeout_s, retries=retries, timing=timing or Timing())
+            await _ask_all(todo, endpoint, client, concurrency, keep)
+
+    return await collect_by(ask, cases, endpoint, out, command=command, on_progress=on_progress)
+
+
+async def collect_by(
+    ask: Ask,
+    cases: Sequence[Case],
+    endpoint: Endpoint,
+    out: Path,
+    *,
+    command: str,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """`collect`, however the answers are had: `ask` is given the cases that are open and what keeps their rows."""
     if len({case.id for case in cases}) != len(cases):
         raise ValueError("case ids must be unique")
     with Journal(out.with_name(out.name + ".journal"), endpoint.model) as journal:
@@ -85,9 +109,7 @@ async def collect(
             rows[row.case_id] = row
             tally.count(row)
 
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
-            client = ChatClient(session, endpoint, timeout_s=timeout_s, retries=retries, timing=timing or Timing())
-            await _ask_all(todo, endpoint, client, concurrency, keep)
+        await ask(todo, keep)
         info = TraceInfo(arm=endpoint.model, command=command, data_sha256=data_hash(cases), endpoint=endpoint.public())
         asked = [rows.pop(case.id) for case in cases]
         trace = Trace(info, [*asked, *(rows[case_id] for case_id in sorted(rows))])
@@ -101,7 +123,7 @@ async def _ask_all(
     endpoint: Endpoint,
     client: ChatClient,
     concurrency: int,
-    keep: Callable[[TraceRow], None],
+    keep: Keep,
 ) -> None:
     queue = iter(cases)
 

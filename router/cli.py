@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router.cli_ab import ab_app
+from router.cli_lab import ablations, ranks
 from router.cli_models import models_app
 from router.cli_study import study_app
 from router.cli_train import train
@@ -26,6 +27,8 @@ app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(train)
 app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
+study_app.command()(ablations)
+study_app.command()(ranks)
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]

@@ -65,6 +65,7 @@ class Engine:
     ) -> None:
         self._loaded, self._clock, self._lookahead = loaded, clock, lookahead
         self.slots = slots
+        self._cache_bytes = cache_bytes
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
@@ -148,6 +149,10 @@ class Engine:
         if not draft.failed:
             with torch.inference_mode():
                 self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
+
+    def forget(self) -> None:
+        """Let go of all shared prefixes: what follows does not depend on what came before, not even by rounding."""
+        self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
     def draft(self, command: DraftCommand) -> Iterator[Event]:
         """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
