@@ -58,14 +58,14 @@ class Batch:
         self.endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
         """As the traces name it."""
 
-    async def ask(self, cases: Sequence[Case], todo: Sequence[Case], keep: Keep) -> None:
+    async def ask(self, cases: Sequence[Case], todo: Sequence[Case], keep: Keep, *, chunk: int = CHUNK) -> None:
         """Answer what is in `todo`, in whole chunks of `cases`; rows are kept chunk by chunk."""
         wanted = {case.id for case in todo}
-        for start in range(0, len(cases), CHUNK):
-            chunk = cases[start : start + CHUNK]
-            if any(case.id in wanted for case in chunk):
-                replies = await self.replies([self.endpoint.body(case.messages, case.tools) for case in chunk])
-                for case, reply in zip(chunk, replies, strict=True):
+        for start in range(0, len(cases), chunk):
+            together = cases[start : start + chunk]
+            if any(case.id in wanted for case in together):
+                replies = await self.replies([self.endpoint.body(case.messages, case.tools) for case in together])
+                for case, reply in zip(together, replies, strict=True):
                     if case.id in wanted:
                         keep(row_of(case, self.endpoint, reply))
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from router.cli_ab import ab_app
 from router.cli_lab import ablations, ranks
 from router.cli_models import models_app
+from router.cli_small import slm
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -29,6 +30,7 @@ app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 study_app.command()(ablations)
 study_app.command()(ranks)
+study_app.command()(slm)
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
