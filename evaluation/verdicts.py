@@ -28,6 +28,8 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str
     grammar: bool
     max_tokens: int
+    shortlist: str
+    """Its kind, above and keep; `none` where the model sees all tools."""
     chunk: int
     """Cases drafted together; they are taken in the set's order."""
 

@@ -130,7 +130,8 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     small = settings.small
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
-    return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
+    shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
+    return Supervisor(WorkerCommand(socket, model_folder, adapter, *options, shortlist))
 
 
 def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:

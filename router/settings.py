@@ -67,6 +67,28 @@ class Server(_Section):
         return self
 
 
+class Shortlist(_Section):
+    """Which tools of a long list the small model is shown; the judge sees all of them."""
+
+    kind: Literal["none", "bm25", "embedding"] = "none"
+    """`bm25`: by the words of names and descriptions; `embedding`: by the small model's own states (not in int8)."""
+    above: int = Field(default=24, ge=1, le=4096)
+    """Lists of more tools are cut down."""
+    keep: int = Field(default=12, ge=1, le=4096)
+    """To so many; tools that the conversation has called, and one that the request names, come on top."""
+
+    @model_validator(mode="after")
+    def _shorter(self) -> Self:
+        if self.keep > self.above:
+            raise ValueError("small.shortlist.keep: more than small.shortlist.above")
+        return self
+
+    @property
+    def options(self) -> tuple[Literal["none", "bm25", "embedding"], int, int]:
+        """As the engine takes it."""
+        return self.kind, self.above, self.keep
+
+
 class Small(_Section):
     """The small model and its worker."""
 
@@ -86,6 +108,13 @@ class Small(_Section):
     """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
     """Decode under the grammar of the request's tools."""
+    shortlist: Shortlist = Shortlist()
+
+    @model_validator(mode="after")
+    def _embeddable(self) -> Self:
+        if self.shortlist.kind == "embedding" and self.dtype == "int8":
+            raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
+        return self
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -22,9 +22,12 @@ from evaluation.small_scores import SetScores, set_scores
 from evaluation.trace_table import Trace, TraceRow, read_trace
 from evaluation.traces import Keep, Progress, collect_by
 from evaluation.verdicts import ArmVerdicts, Conditions, Verdicts, differing, verdict_of
-from router.settings import Small
+from router.settings import Shortlist, Small
 from slm.folders import ModelFolder, read_adapter
 from slm.pattern import PATTERN_VERSION
+
+if TYPE_CHECKING:
+    from slm.engine import Engine
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {},
@@ -62,14 +65,26 @@ class Arm:
             dtype=self.small.dtype,
             grammar=self.small.grammar,
             max_tokens=self.small.max_tokens,
+            shortlist=_plain(self.small.shortlist),
             chunk=CHUNK,
         )
+
+    def engine(self) -> Engine:
+        """Loaded. Raises `slm.model.LoadError`."""
+        from slm.engine import Engine
+
+        small = self.small
+        return Engine.load(self.model.path, small.adapter_folder, small.dtype, shortlist=small.shortlist.options)
 
     def table(self, folder: Path, name: str) -> Path:
         """Where its answers to a set stand."""
         mark = hashlib.sha256(msgspec.json.encode(self.conditions)).hexdigest()[:10]
         plain = self.name.replace(", ", "-").replace(" ", "-")
         return folder / f"{plain}-{mark}" / f"{name}.parquet"
+
+
+def _plain(shortlist: Shortlist) -> str:
+    return "none" if shortlist.kind == "none" else f"{shortlist.kind}, {shortlist.keep} above {shortlist.above}"
 
 
 def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
@@ -84,7 +99,6 @@ async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads
         slm.model.LoadError: model or adapter cannot be loaded.
     """
     from router.batch import PINNED, Batch
-    from slm.engine import Engine
     from slm.model import use_threads
 
     use_threads(threads)
@@ -96,9 +110,7 @@ async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads
         async def ask(todo: Sequence[Case], keep: Keep, cases: Sequence[Case] = cases) -> None:
             nonlocal batch
             if todo:
-                batch = batch or Batch(
-                    Engine.load(arm.model.path, arm.small.adapter_folder, arm.small.dtype), arm.small
-                )
+                batch = batch or Batch(arm.engine(), arm.small)
                 await batch.ask(cases, todo, keep, chunk=CHUNK)
 
         def told(progress: Progress, label: str = f"{arm.name}: {name}") -> None:
@@ -153,7 +165,6 @@ async def check_arm(arm: Arm, committed: Verdicts, least: int, tell: Tell) -> tu
         ValueError: the file was made under other conditions, or of other cases: nothing can be compared.
     """
     from router.batch import Batch
-    from slm.engine import Engine
     from slm.model import use_threads
 
     wanted = committed.arms[arm.name]
@@ -175,8 +186,7 @@ async def check_arm(arm: Arm, committed: Verdicts, least: int, tell: Tell) -> tu
         rows.append(row)
         tell(f"{arm.name}: again", len(rows), len(todo))
 
-    engine = Engine.load(arm.model.path, arm.small.adapter_folder, arm.small.dtype)
-    await Batch(engine, arm.small).ask(cases, todo, keep, chunk=CHUNK)
+    await Batch(arm.engine(), arm.small).ask(cases, todo, keep, chunk=CHUNK)
     return len(rows), differing(wanted, rows)
 
 
