@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,11 @@ class Progress:
     passed: int
 
 
+Keep = Callable[[TraceRow], None]
+"""Takes a row in; once it returns the row outlives the process."""
+Ask = Callable[[Sequence[Case], Keep], Awaitable[None]]
+
+
 async def collect(
     cases: Sequence[Case],
     endpoint: Endpoint | Sequence[Endpoint],
@@ -77,30 +82,50 @@ async def collect(
     """
     if concurrency < 1:
         raise ValueError("concurrency must be at least 1")
-    if len({case.id for case in cases}) != len(cases):
-        raise ValueError("case ids must be unique")
+
     endpoints = [endpoint] if isinstance(endpoint, Endpoint) else list(endpoint)
-    endpoint = _one_model(endpoints)
-    serving = await served_by(endpoints)
-    with Journal(out.with_name(out.name + ".journal"), endpoint.model, serving) as journal:
-        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model, serving), *journal.rows)}
-        todo = [case for case in cases if not _stands(rows.get(case.id), _request_hash(case, endpoint))]
-        asked_again = {case.id for case in todo}
-        tally = _Tally(len(cases), [rows[case.id] for case in cases if case.id not in asked_again], on_progress)
+    first = _one_model(endpoints)
 
-        def keep(case: Case, reply: Reply) -> None:
-            row = row_of(case, endpoint, reply)
-            journal.append(row)
-            rows[row.case_id] = row
-            tally.count(row)
-
+    async def ask(todo: Sequence[Case], keep: Keep) -> None:
         limit = concurrency * len(endpoints)
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=limit)) as session:
             clients = [
                 (each, ChatClient(session, each, timeout_s=timeout_s, retries=retries, timing=timing or Timing()))
                 for each in endpoints
             ]
-            await ask_all(todo, clients, concurrency, keep)
+            await ask_all(todo, clients, concurrency, lambda case, reply: keep(row_of(case, first, reply)))
+
+    serving = await served_by(endpoints)
+    return await collect_by(ask, cases, endpoints, out, command=command, serving=serving, on_progress=on_progress)
+
+
+async def collect_by(
+    ask: Ask,
+    cases: Sequence[Case],
+    endpoints: Sequence[Endpoint],
+    out: Path,
+    *,
+    command: str,
+    serving: Serving | None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """`collect`, however the answers are had: `ask` is given the cases that are open and what keeps their rows.
+    `serving` is what they are drafted with, None for answers of which that is not known."""
+    if len({case.id for case in cases}) != len(cases):
+        raise ValueError("case ids must be unique")
+    endpoint = _one_model(endpoints)
+    with Journal(out.with_name(out.name + ".journal"), endpoint.model, serving) as journal:
+        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model, serving), *journal.rows)}
+        todo = [case for case in cases if not _stands(rows.get(case.id), _request_hash(case, endpoint))]
+        asked_again = {case.id for case in todo}
+        tally = _Tally(len(cases), [rows[case.id] for case in cases if case.id not in asked_again], on_progress)
+
+        def keep(row: TraceRow) -> None:
+            journal.append(row)
+            rows[row.case_id] = row
+            tally.count(row)
+
+        await ask(todo, keep)
         info = TraceInfo(
             arm=endpoint.model,
             command=command,

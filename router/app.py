@@ -266,7 +266,8 @@ def _worker(
     small = settings.small
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
-    command = WorkerCommand(socket, model_folder, adapter, *options)
+    shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
+    command = WorkerCommand(socket, model_folder, adapter, *options, shortlist)
     return Supervisor(command, on_ready=lambda _: policies.look())
 
 

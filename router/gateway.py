@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import structlog
 
 from policies.baselines import SmallOnly
-from policies.policy import Action, Outcome, Stage, Verdict
+from policies.policy import Action, Outcome, Policy, Stage, Verdict
 from policies.validity import check
 from router.costing import UnitPrices, unit_prices
 from router.decision import Decision
@@ -36,7 +36,6 @@ from router.escalation import (
     whole_answer,
 )
 from router.local import SmallModelError
-from router.policies_in_force import PoliciesInForce
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
@@ -86,6 +85,13 @@ class Auditor(Protocol):
         """Do so, in the background."""
 
 
+class Policies(Protocol):
+    """Where the gateway's own policy is had; it may change between two requests."""
+
+    @property
+    def own(self) -> Policy: ...
+
+
 class Gateway:
     """Decides and answers. Parts are passed in; `large` may be missing.
 
@@ -98,7 +104,7 @@ class Gateway:
 
     def __init__(
         self,
-        policies: PoliciesInForce,
+        policies: Policies,
         drafter: Drafter,
         large: LargeModel | None,
         recorder: Recorder,

@@ -88,6 +88,28 @@ class Access(_Section):
         return value
 
 
+class Shortlist(_Section):
+    """Which tools of a long list the small model is shown; the judge sees all of them."""
+
+    kind: Literal["none", "bm25", "embedding"] = "none"
+    """`bm25`: by the words of names and descriptions; `embedding`: by the small model's own states (not in int8)."""
+    above: int = Field(default=24, ge=1, le=4096)
+    """Lists of more tools are cut down."""
+    keep: int = Field(default=12, ge=1, le=4096)
+    """To so many; tools that the conversation has called, and one that the request names, come on top."""
+
+    @model_validator(mode="after")
+    def _shorter(self) -> Self:
+        if self.keep > self.above:
+            raise ValueError("small.shortlist.keep: more than small.shortlist.above")
+        return self
+
+    @property
+    def options(self) -> tuple[Literal["none", "bm25", "embedding"], int, int]:
+        """As the engine takes it."""
+        return self.kind, self.above, self.keep
+
+
 class Small(_Section):
     """The small model and its worker."""
 
@@ -109,6 +131,13 @@ class Small(_Section):
     """Decode under the grammar of the request's tools."""
     usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
     """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
+    shortlist: Shortlist = Shortlist()
+
+    @model_validator(mode="after")
+    def _embeddable(self) -> Self:
+        if self.shortlist.kind == "embedding" and self.dtype == "int8":
+            raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
+        return self
 
     @property
     def adapter_folder(self) -> Path | None:

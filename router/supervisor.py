@@ -36,6 +36,8 @@ class WorkerCommand:
     """0: as many as torch takes by itself."""
     max_queue: int
     dtype: str
+    shortlist: tuple[str, int, int] | None = None
+    """Kind, above, keep; None shows the model all tools."""
 
     def arguments(self) -> Sequence[str]:
         """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
@@ -45,6 +47,9 @@ class WorkerCommand:
             line += ["--threads", str(self.threads)]
         if self.adapter:
             line += ["--adapter", str(self.adapter)]
+        if self.shortlist:
+            kind, above, keep = self.shortlist
+            line += ["--shortlist", kind, "--shortlist-above", str(above), "--shortlist-keep", str(keep)]
         return line
 
 
