@@ -98,10 +98,12 @@ def owner(request: Request) -> str | None:
 
 
 def body_limit(settings: Settings) -> int:
+    """Bytes that a body may have."""
     return int(settings.server.max_body_mb * 1024 * 1024)
 
 
 async def whole_body(request: Request, limit: int) -> bytes:
+    """A request's whole body. Raises ClientError: 413, 408; ClientDisconnect."""
     return await _body(request.headers, request.receive, limit)
 
 

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 
 def redis_link(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> RedisLink | None:
+    """What replicas share; None where `access.redis_url` is not set."""
     if settings.access.redis_url is None:
         return None
     from router.redis_link import RedisLink  # brings redis, which few gateways need
@@ -53,6 +54,7 @@ async def access_of(
     link: RedisLink | None,
     stack: contextlib.AsyncExitStack,
 ) -> Access:
+    """The door. Raises PublicWithoutKeysError, KeysUnavailableError."""
     local = LocalCounters(time.monotonic)
     counters: Counters = local
     if link is not None:
@@ -65,6 +67,7 @@ async def access_of(
 
 
 def stickiness_of(settings: Settings, rates: LargeRates, link: RedisLink | None) -> Stickiness:
+    """What is remembered of conversations: in this process, or by Redis where there is a link."""
     forget_s = settings.conversations.forget_s
     local = LocalMemories(forget_s, time.time)
     memories: Memories = local if link is None else SharedMemories(link, local, forget_s)
@@ -121,6 +124,7 @@ async def experiment_of(
 async def auditor_of(
     settings: Settings, large: LargeModel | None, ledger: Ledger, stack: contextlib.AsyncExitStack
 ) -> Auditor | None:
+    """Shadow audits; None where they are off or there is no large model."""
     if not settings.audits.enabled or large is None:
         return None
     from router.audits import Auditor as Shadow  # brings scipy, which a gateway without audits does not need
@@ -134,6 +138,7 @@ async def auditor_of(
 def worker_of(
     settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack, policies: PoliciesInForce
 ) -> Supervisor:
+    """The process of the small model; its socket lies in a folder of its own."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
