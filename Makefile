@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine bench-cancel acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine bench-cancel bench-judge acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -38,6 +38,9 @@ bench-engine: $(STAMP)  ## the engine against transformers' generate on real req
 
 bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
 	$(BIN)/python -m bench.cancel
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

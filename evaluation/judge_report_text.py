@@ -26,7 +26,8 @@ def render_markdown(report: FitReport) -> str:
     parts = ["# A fitted judge", _facts(report)]
     parts.append(
         "Out of fold, valid drafts only. *known tools*: folds share no conversation. *unseen tools*: they share no "
-        "called tool either, directly or through others. AUROC with its 95 % interval (bootstrap over the groups held out)."
+        "called tool either, directly or through others. AUROC with its 95 % interval "
+        "(bootstrap over the groups held out)."
     )
     parts.append(_side_by_side(report.protocols))
     for title, choose in (("By outcome", _kinds), ("By source", _sources)):

@@ -210,7 +210,7 @@ def numbers_used(said: frozenset[float], values: Sequence[Any]) -> float:
 def names(text: str) -> list[str]:
     """Quoted texts, and runs of capitalised words that do not begin a sentence; at most 16."""
     quoted = [match.group(1) for match in _QUOTED.finditer(text)]
-    capital = [match.group(1) for match in _NAME.finditer(text)]
+    capital = [match.group(1) for match in _NAME.finditer(_QUOTED.sub(" ", text))]
     return list(dict.fromkeys([*quoted, *capital]))[:16]
 
 

@@ -33,7 +33,7 @@ from evaluation.trace_table import (
     write_trace,
 )
 from evaluation.traces import Progress, collect
-from policies.policy import DraftCall, Outcome, Span
+from policies.policy import HIDDEN_SIZE, DraftCall, Outcome, Span
 
 Handler = Callable[[web.Request, dict[str, Any], int], Awaitable[web.StreamResponse]]
 
@@ -243,7 +243,9 @@ SIGNALS = {
     "feasible_mass": [1.0, 0.5],
     "forced": [False, True],
     "span": [int(Span.PLAN), int(Span.VALUE)],
+    "layer_agreement": [0.75, None],
 }
+HIDDEN = [[0.5] * HIDDEN_SIZE, None, [0.25] * HIDDEN_SIZE, None, [-1.0] * HIDDEN_SIZE]
 SMALL = {
     "outcome": "calls",
     "plan": ["get_weather"],
@@ -256,7 +258,7 @@ SMALL = {
     "prefill_s": 0.25,
     "decode_s": 0.75,
     "steps": 1,
-    "signals": SIGNALS,
+    "signals": {**SIGNALS, "hidden": HIDDEN},
 }
 EXTRAS = {
     "decision_id": "d1",
@@ -295,7 +297,11 @@ async def test_a_draft_comes_back_from_the_table_as_a_policy_sees_it(upstream: S
     assert draft.signals is not None
     for name, values in SIGNALS.items():
         got = getattr(draft.signals, name)
-        assert got == pytest.approx(np.asarray(values, dtype=got.dtype))
+        assert got == pytest.approx(np.asarray(values, dtype=got.dtype), nan_ok=True)
+    assert draft.hidden is not None
+    assert [place[0] for place in draft.hidden.tolist()] == pytest.approx(
+        [0.5, np.nan, 0.25, np.nan, -1.0], nan_ok=True
+    )
     request = request_of(case)
     assert [(tool.name, tool.parameters["required"]) for tool in request.tools] == [("get_weather", ["city"])]
     assert request.messages == case.messages
@@ -534,6 +540,9 @@ def test_signals_that_differ_in_length_are_an_error() -> None:
     row = _row(small_outcome="calls", **{**SIGNALS, "margin": [0.5]})
     with pytest.raises(TraceError, match="differ in length"):
         draft_of(row)
+    for hidden in ([[0.5] * HIDDEN_SIZE], [[0.5]] * 5):
+        with pytest.raises(TraceError, match="hidden: not 5 rows"):
+            draft_of(_row(small_outcome="calls", hidden=hidden))
 
 
 @pytest.mark.parametrize(
