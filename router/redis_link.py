@@ -13,11 +13,11 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-TIMEOUT_S = 0.5
-"""For a connection, and for one answer."""
+TIMEOUT_S = 2.0
+"""For an answer, the connection included."""
 PAUSE_S = 1.0
-"""A Redis that failed is not asked for so long: not every request has to wait for it."""
-_CONNECTIONS = 64
+"""A Redis that failed is asked once in so long: not every request has to wait for it."""
+_CONNECTIONS = 32
 T = TypeVar("T")
 
 _log = structlog.get_logger("redis")
@@ -52,21 +52,25 @@ class RedisLink:
         )
         self.client = redis.asyncio.Redis(connection_pool=pool)
         self._failed, self._clock = failed, clock
-        self._down_until = float("-inf")
+        self._down_until: float | None = None
         self._behind: set[asyncio.Task[object]] = set()
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> Answer[T] | None:
         """What `work` gets from `client`; None where Redis is down."""
-        if self._clock() < self._down_until:
-            return None
+        if self._down_until is not None:
+            if self._clock() < self._down_until:
+                return None
+            self._down_until = self._clock() + PAUSE_S  # this one tries; the others do not wait for it
         try:
-            async with asyncio.timeout(2 * TIMEOUT_S):
-                return Answer(await work())
+            async with asyncio.timeout(TIMEOUT_S):
+                answer = Answer(await work())
         except (RedisError, OSError, TimeoutError) as error:
             self._down_until = self._clock() + PAUSE_S
             self._failed()
             _log.warning("redis_down", error=type(error).__name__)
             return None
+        self._down_until = None
+        return answer
 
     def tell(self, work: Callable[[], Awaitable[T]]) -> None:
         """Do `work` behind the back of whoever asks for it."""

@@ -96,7 +96,7 @@ class Access:
         self._rates = rates
         self._ring, self._revision = KeyRing({}), -1
         self._looking = asyncio.Lock()
-        self._warned: set[tuple[str, str]] = set()
+        self._warned: dict[str, str] = {}
         admin = settings.admin_key.get_secret_value() if settings.admin_key else None
         self._admin = None if admin is None else hashlib.sha256(admin.encode()).digest()
 
@@ -241,8 +241,8 @@ class Access:
 
     def _warn(self, key: VirtualKey, standing: Standing) -> None:
         """Once for each key and window."""
-        if (key.key_id, standing.period) not in self._warned:
-            self._warned.add((key.key_id, standing.period))
+        if self._warned.get(key.key_id) != standing.period:
+            self._warned[key.key_id] = standing.period
             self._metrics.soft_budgets.inc()
             _log.warning("soft_budget_spent", key=key.key_id, window=key.window, period=standing.period)
 

@@ -4,31 +4,32 @@ that was not committed."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
+from typing import Any
 
+from sqlalchemy import Insert, Table, insert
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from router.ledger.row import DecisionRow
 from router.ledger.tables import access_spend
 
 
-async def count_spending(connection: AsyncConnection, rows: Sequence[DecisionRow]) -> None:
-    """Add the rows' `charged_nusd` to their keys' sums of the day, the month and in total."""
+def spending(rows: Iterable[DecisionRow]) -> list[dict[str, Any]]:
+    """What the rows add to their keys' sums of the day, the month and in total, as rows of `access_spend`. In one order
+    everywhere: two replicas that take the same ones in opposite orders would wait for each other."""
     sums: Counter[tuple[str, str]] = Counter()
     for row in rows:
         if row.key_id is not None and row.charged_nusd:
             for period in (row.created_at.strftime("%Y-%m-%d"), row.created_at.strftime("%Y-%m"), "total"):
                 sums[period, row.key_id] += row.charged_nusd
-    if not sums:
-        return
-    made = postgresql.insert(access_spend) if connection.dialect.name == "postgresql" else sqlite.insert(access_spend)
-    upsert = made.on_conflict_do_update(
-        index_elements=["period", "key_id"],
-        set_={"spent_nusd": access_spend.c.spent_nusd + made.excluded.spent_nusd},
-    )
-    # In one order everywhere: two replicas that take the same rows in opposite orders would wait for each other.
-    values = [
-        {"period": period, "key_id": key_id, "spent_nusd": sums[period, key_id]} for period, key_id in sorted(sums)
-    ]
-    await connection.execute(upsert, values)
+    ordered = sorted(sums.items())
+    return [{"period": period, "key_id": key_id, "spent_nusd": spent} for (period, key_id), spent in ordered]
+
+
+def insertion(table: Table, dialect_name: str) -> Insert:
+    """How rows get into a table: as they are; into `access_spend` by adding to what is there."""
+    if table is not access_spend:
+        return insert(table)
+    made = postgresql.insert(table) if dialect_name == "postgresql" else sqlite.insert(table)
+    added = table.c.spent_nusd + made.excluded.spent_nusd
+    return made.on_conflict_do_update(index_elements=["period", "key_id"], set_={"spent_nusd": added})

@@ -20,8 +20,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.ledger.database import check_url, concerns_database, database_engine, migrate
 from router.ledger.row import DecisionRow, LargeCall
-from router.ledger.spending import count_spending
-from router.ledger.tables import calls, decisions
+from router.ledger.spending import insertion, spending
+from router.ledger.tables import access_spend, calls, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -181,11 +181,13 @@ class Ledger:
 
     async def _insert(self, batch: Sequence[_Waiting]) -> None:
         made = [value for waiting in batch for value in _calls(waiting)]
+        spent = spending(waiting.row for waiting in batch)
         async with self._engine.begin() as connection:
             await connection.execute(insert(decisions), [_values(waiting.row) for waiting in batch])
             if made:
                 await connection.execute(insert(calls), made)
-            await count_spending(connection, [waiting.row for waiting in batch])
+            if spent:
+                await connection.execute(insertion(access_spend, connection.dialect.name), spent)
         self.commits += 1
 
 
