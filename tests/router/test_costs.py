@@ -171,7 +171,7 @@ def told(ledger_url: str) -> str:
                 [
                     large("a"),
                     large("b", DAY + timedelta(days=1), tool=HOSTILE, experiment="trial", arm="bold"),
-                    small("c"),
+                    small("c", key_id="k1"),
                     large("d", tool="=cmd|calc"),
                 ],
             )
@@ -204,13 +204,13 @@ def test_the_command_tells_every_form_the_same(told: str, tmp_path: Path) -> Non
 
 
 def test_days_and_arms_are_told_apart(told: str, tmp_path: Path) -> None:
-    """By day within bounds, by arm with its experiment, by key where there are none."""
+    """By day within bounds, by arm with its experiment, by key."""
     by_day = json.loads(_costs(tmp_path, told, "--format", "json", "--since", "2026-05-05"))
     assert [(row["label"], row["requests"]) for row in by_day["rows"]] == [("2026-05-05", 1)]
     by_arm = json.loads(_costs(tmp_path, told, "--by", "arm", "--format", "json"))
     assert [(row["label"], row["requests"]) for row in by_arm["rows"]] == [("(no experiment)", 3), ("trial:bold", 1)]
     by_key = json.loads(_costs(tmp_path, told, "--by", "key", "--format", "json"))
-    assert [(row["label"], row["requests"]) for row in by_key["rows"]] == [("(no key)", 4)]
+    assert [(row["label"], row["requests"]) for row in by_key["rows"]] == [("(no key)", 3), ("k1", 1)]
 
 
 def test_an_empty_ledger_has_a_report_and_a_missing_one_an_error(ledger_url: str, tmp_path: Path) -> None:

@@ -170,3 +170,28 @@ def test_an_empty_ledger_says_what_is_needed(ledger_url: str, tmp_path: Path) ->
     file.write_text(json.dumps({"ledger": {"url": ledger_url}}))
     done = _harvested(file, tmp_path / "x")
     assert (done.exit_code, "ledger.store_content" in done.output) == (1, True)
+
+
+def test_one_tenants_prompts_are_not_in_anothers_folder(ledger_url: str, tmp_path: Path) -> None:
+    """By tenant, else by key; the same request of two tenants is each one's own."""
+
+    async def fill() -> None:
+        async with Ledger.open(ledger_url) as ledger:
+            owners = [("blue", "k1"), ("blue", "k2"), ("red", "k3"), (None, "k4"), (None, None)]
+            same = [
+                _large(
+                    f"same{i}", request_sha256="same", content=_content("Weather?", {"city": "X"}), tenant=t, key_id=k
+                )
+                for i, (t, k) in enumerate(owners)
+            ]
+            own = [_large(f"own{i}", tenant=t, key_id=k) for i, (t, k) in enumerate(owners)]
+            await write(ledger, [*same, *own])
+
+    asyncio.run(fill())
+    file = tmp_path / "smallcall.yaml"
+    file.write_text(json.dumps({"ledger": {"url": ledger_url}}))
+    out = tmp_path / "x"
+    assert _harvested(file, out).exit_code == 0
+    ids = {folder.name: {row["id"] for row in _lines(folder)} for folder in out.iterdir()}
+    assert ids.pop("blue") in ({"same0", "own0", "own1"}, {"same1", "own0", "own1"})
+    assert ids == {"red": {"same2", "own2"}, "k4": {"same3", "own3"}, "default": {"same4", "own4"}}

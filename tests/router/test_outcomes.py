@@ -18,6 +18,7 @@ from router.outcomes import observations
 from router.settings import Settings
 from router.telemetry import Metrics
 from router.tool_results import Fault, read_result
+from tests.router.access.test_keys import ADMIN, call, make_key
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.test_gateway import CALL, TOOL, Scripted, ask, post
 from tests.router.test_ledger import row
@@ -339,3 +340,21 @@ async def test_feedback_that_cannot_be_taken_is_refused_by_the_field(
     async with served(gateway()) as url:
         got, told = await _feedback(url, body)
     assert (got, told["error"]["param"]) == (status, param)
+
+
+async def test_one_keys_decisions_are_not_anothers_to_judge(ledger_url: str) -> None:
+    """Neither by feedback, nor by a result that another key brings; without a key nobody may say anything."""
+    ours = "01m8914s5xvqbkfmwtsx9a8tbt"
+    settings = Settings.model_validate({"ledger": {"url": ledger_url}, "access": {"admin_key": ADMIN}})
+    app = create_app(settings)
+    async with served(app) as url:
+        blue, red = await make_key(url, tenant="blue"), await make_key(url, tenant="red")
+        await app.state.ledger.write(row(ours, key_id=blue["id"]))
+        told = {"tool_call_id": f"call_{ours}_0", "label": "fail"}
+        statuses = [
+            (await call(url, "POST", "/v1/feedback", told, {"authorization": f"Bearer {key}"}))[0]
+            for key in (red["key"], "sk-nobody", blue["key"])
+        ]
+        assert statuses == [404, 401, 200]
+        assert (await _feedback(url, told))[0] == 401
+        assert await places(app.state.ledger.engine, [f"call_{ours}_0"], red["id"]) == {}
