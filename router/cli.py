@@ -14,7 +14,7 @@ from rich.table import Table
 from router.cli_ab import ab_app
 from router.cli_lab import ablations, ranks
 from router.cli_models import models_app
-from router.cli_small import slm
+from router.cli_small import curve, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -28,9 +28,8 @@ app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(train)
 app.command()(tune)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
-study_app.command()(ablations)
-study_app.command()(ranks)
-study_app.command()(slm)
+for _command in (slm, curve, tools, ablations, ranks):
+    study_app.command()(_command)
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
