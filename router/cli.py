@@ -21,7 +21,7 @@ from router.cli_lab import ablations, ranks
 from router.cli_ledger import ledger_app
 from router.cli_models import models_app
 from router.cli_report import report
-from router.cli_small import slm
+from router.cli_small import curve, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -42,9 +42,8 @@ app.command()(fit)
 app.command()(tune)
 app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
-study_app.command()(ablations)
-study_app.command()(ranks)
-study_app.command()(slm)
+for _command in (slm, curve, tools, ablations, ranks):
+    study_app.command()(_command)
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]

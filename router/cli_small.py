@@ -1,4 +1,4 @@
-"""`smallcall study slm`: the small model scored alone, and its answers held against those that are committed."""
+"""`smallcall study slm | curve | tools`: the small model alone, what it learned when, and among how many tools."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from router.small_scores import Arm
 
 console = Console()
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; part of what makes answers the same")]
+Answers = Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")]
+
 
 SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench")
 MODELS = ("gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r")
@@ -27,8 +30,8 @@ def slm(
     arm: Annotated[list[str] | None, typer.Option(help="one arm; repeat for more")] = None,
     adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
     model: Annotated[list[str] | None, typer.Option(help="recorded models to stand beside; repeat for more")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="CPU threads; part of what makes answers the same")] = 1,
-    folder: Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")] = Path("var/slm"),
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
     out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
     check: Annotated[
         int | None,
@@ -108,3 +111,81 @@ def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> 
         differ = differ or bool(found)
     if differ:
         raise typer.Exit(1)
+
+
+def curve(
+    run: Annotated[Path, typer.Argument(help="run folder of `smallcall train`", exists=True)],
+    rows: Annotated[int, typer.Option(min=1, help="cases of each set, about")] = 60,
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Pass rates in domain and on held-out tools by rows seen: learning_curve.md, .json and .png."""
+    from evaluation.learning_curve import render_curve, write_curve
+    from router.cli_progress import progress_bar
+    from router.learning_curve import curve_points
+    from router.settings import load_settings
+    from slm.folders import FolderError
+    from slm.recipe import RecipeError, load_recipe
+    from slm.weights import resolve_model
+
+    settings = load_settings()
+    try:
+        base = resolve_model(load_recipe(str(run / "recipe.yaml")).base, settings.cache_folder)
+        with progress_bar(console) as tell:
+            points = asyncio.run(curve_points(run, base, settings.small, rows, folder, tell, threads=threads))
+    except (FolderError, RecipeError) as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    facts = {
+        "command": f"smallcall study curve {run.name} --rows {rows} --threads {threads}",
+        "commit": commit(),
+        "base": base.weights_sha256,
+    }
+    for path in write_curve(points, out, facts):
+        console.print(f"wrote {path}", highlight=False)
+    console.print(render_curve(points, facts), markup=False, highlight=False)
+
+
+def tools(
+    rows: Annotated[int, typer.Option(min=1, help="requests of each set")] = 40,
+    count: Annotated[list[int] | None, typer.Option(min=1, help="tools offered; repeat for more")] = None,
+    shortlist: Annotated[
+        list[str] | None, typer.Option(help="what the model is shown: none, bm25, embedding; repeat for more")
+    ] = None,
+    adapter: Annotated[str, typer.Option(help="shipped, none, or a folder")] = "shipped",
+    drafts: Annotated[bool, typer.Option(help="--no-drafts: recall of the shortlists only")] = True,
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Pass rate by number of tools offered, and the recall of shortlists: slm_tools.md and slm_tools.json."""
+    import msgspec
+
+    from evaluation.tool_counts import COUNTS, render_tool_counts
+    from router.cli_progress import progress_bar
+    from router.settings import Shortlist, load_settings
+    from router.small_scores import Arm
+    from router.tool_counts import COMMAND, crowded_cases, recalls, tool_rates
+    from slm.model import load
+    from slm.weights import resolve_model
+
+    kinds = shortlist or ["none", "bm25", "embedding"]
+    settings = load_settings()
+    small = settings.small.model_copy(update={"adapter": adapter, "dtype": "float32"})
+    base = resolve_model(small.model, settings.cache_folder)
+    cases = crowded_cases(rows, tuple(count or COUNTS))
+    rates = []
+    with progress_bar(console) as tell:
+        for kind in kinds if drafts else ():
+            own = small.model_copy(update={"shortlist": Shortlist.model_validate({"kind": kind})})
+            arm = Arm("all shown" if kind == "none" else kind, own, base)
+            rates += asyncio.run(tool_rates(arm, cases, folder, tell, threads=threads))
+        found = recalls(load(base.path, small.adapter_folder), cases, tell)
+    facts = {"command": f"{COMMAND} --rows {rows} --threads {threads}", "commit": commit()}
+    out.mkdir(parents=True, exist_ok=True)
+    page = render_tool_counts(rates, found, facts)
+    (out / "slm_tools.md").write_text(page, encoding="utf-8")
+    content = {**facts, "rates": rates, "recalls": found}
+    (out / "slm_tools.json").write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+    console.print(page, markup=False, highlight=False)
