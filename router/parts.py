@@ -41,7 +41,8 @@ def redis_link(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExit
     from router.redis_link import RedisLink  # brings redis, which few gateways need
 
     url = settings.access.redis_url.get_secret_value()
-    link = RedisLink(url, failed=metrics.redis_failures.inc, clock=time.monotonic)
+    timeout_s, failed = settings.access.redis_timeout_s, metrics.redis_failures.inc
+    link = RedisLink(url, timeout_s=timeout_s, failed=failed, clock=time.monotonic)
     stack.push_async_callback(link.close)
     return link
 

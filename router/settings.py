@@ -77,6 +77,8 @@ class Access(_Section):
     """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
     redis_url: SecretStr | None = None
     """Where replicas count together; None: each counts by itself."""
+    redis_timeout_s: float = Field(default=1.0, gt=0, le=60)
+    """A Redis that does not answer within it counts as down."""
     on_redis_down: Literal["allow", "refuse"] = "allow"
     """`allow`: each replica counts by itself meanwhile; `refuse`: requests with a limited key get a 503."""
 

@@ -112,7 +112,11 @@ async def test_replicas_share_their_memory_over_redis_and_go_on_without_it(
 ) -> None:
     """A turn may come to any replica; where Redis is down each remembers what it saw itself."""
     small = ScriptedSmall(UNSURE)
-    options: dict[str, Any] = {"small": small, "conversations": AFTER, "access": {"redis_url": redis_server.url}}
+    options: dict[str, Any] = {
+        "small": small,
+        "conversations": AFTER,
+        "access": {"redis_url": redis_server.url, "redis_timeout_s": 60},
+    }
     one, two = gateway(upstream=Scripted(), **options), gateway(upstream=Scripted(), **options)
     async with served(one) as url, served(two) as other:
         await turn(url)
