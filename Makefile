@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine bench-sweep bench-judges acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine bench-judge bench-judges bench-sweep acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -41,6 +41,9 @@ bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside
 
 bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same drafts; downloads them, minutes
 	$(BIN)/python -m bench.judges
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -187,14 +187,8 @@ def importance(
 
     Signals that tell nearly the same stand in for each other: each alone loses little, their family shows it.
     """
-    family_of = {feature.name: feature.family for feature in FEATURE_LIST}
-    families = sorted({family_of[name] for name in scored.names})
-    targets = [(name, [column]) for column, name in enumerate(scored.names)]
-    targets += [
-        (family, [column for column, name in enumerate(scored.names) if family_of[name] == family])
-        for family in families
-    ]
-    lost: dict[tuple[str, ...], list[float]] = {(name, *map(str, columns)): [] for name, columns in targets}
+    family_of: dict[str, str] = {feature.name: feature.family for feature in FEATURE_LIST}
+    lost: dict[str, list[float]] = {}
     for fold in scored.folds:
         usable = np.flatnonzero(labelled.valid[fold.held_out])[:IMPORTANCE_ROWS]
         labels = labelled.table.passed[fold.held_out][usable]
@@ -202,18 +196,22 @@ def importance(
             continue
         vectors = fold.vectors[usable]
         whole = float(auroc(fold.estimator.predict_proba(vectors)[:, 1], labels))
-        for name, columns in targets:
+        targets: dict[str, list[int]] = {}
+        for column, name in enumerate(fold.names):
+            targets[name] = [column]
+            targets.setdefault(f"{family_of[name]} (family)", []).append(column)
+        for target, columns in targets.items():
             for _ in range(IMPORTANCE_REPEATS):
                 shuffled = vectors.copy()
                 shuffled[:, columns] = vectors[rng.permutation(len(vectors))][:, columns]
                 value = float(auroc(fold.estimator.predict_proba(shuffled)[:, 1], labels))
-                lost[(name, *map(str, columns))].append(whole - value)
+                lost.setdefault(target, []).append(whole - value)
     made = [
-        Importance(name=name, family=family_of.get(name, name), lost=float(np.mean(values)) if values else 0.0)
-        for (name, *_), values in lost.items()
+        Importance(name=name, family=family_of.get(name, name), lost=float(np.mean(values)))
+        for name, values in sorted(lost.items())
     ]
-    signals, grouped = made[: len(scored.names)], made[len(scored.names) :]
-    return sorted(signals, key=lambda one: -one.lost), sorted(grouped, key=lambda one: -one.lost)
+    ordered = sorted(made, key=lambda one: -one.lost)
+    return [one for one in ordered if one.name in family_of], [one for one in ordered if one.name not in family_of]
 
 
 def _protocol(

@@ -25,6 +25,8 @@ __all__ = ["Classifier", "ClassifierError"]
 
 SPOKEN = 3
 """Signals that an explanation names."""
+ROUNDING = 1e-9
+"""Log-odds below it are an accident of summing."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Classifier:
     context: Context
     """What `features` needs of the training rows."""
     names: tuple[str, ...]
-    """The K signals that it reads, in the order of the model's columns: those that stand at its stage."""
+    """The K signals that it reads, in the order of the model's columns: those that stand at its stage and had more than
+    one value among the training rows."""
     medians: Floats
     """Of the training rows, shape (K,); NaN for a signal that no row had."""
     stage: Stage = Stage.AFTER
@@ -83,7 +86,7 @@ class Classifier:
         odds = self._log_odds(replaced)
         gained = odds[-1] - odds[:-1]
         most = sorted(range(len(self.names)), key=lambda row: -abs(gained[row]))[:SPOKEN]
-        return tuple((self.names[row], float(gained[row])) for row in most if gained[row])
+        return tuple((self.names[row], float(gained[row])) for row in most if abs(gained[row]) > ROUNDING)
 
     def _log_odds(self, vectors: FloatArray) -> Floats:
         if vectors.ndim != 2 or vectors.shape[1] != len(FEATURES):

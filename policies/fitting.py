@@ -43,8 +43,10 @@ class FoldFit:
     """Places in the table."""
     estimator: Any
     """scikit-learn's."""
+    names: tuple[str, ...]
+    """The estimator's columns."""
     vectors: Floats
-    """Of the held-out rows, the estimator's columns only."""
+    """Of the held-out rows, these columns only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +58,6 @@ class OutOfFold:
     """By a calibrator that was fitted on the other folds' raw scores."""
     fold: Ints
     folds: Sequence[FoldFit]
-    names: tuple[str, ...]
-    """Columns of the folds' vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +95,16 @@ def fit_and_check(table: FeatureTable, *, seed: int, stage: Stage = Stage.AFTER)
         unseen = cross_validate(table, table.components, seed=seed, stage=stage)
     with threadpool_limits(1):
         context = learn_context(table)
-        vectors = _columns(learned_out_of_fold(table, seed=seed), stage)
-        estimator = _fit_estimator(vectors, table.passed, stage, seed)
+        vectors = learned_out_of_fold(table, seed=seed)
+        names, estimator = _fit_estimator(vectors, table.passed, stage, seed)
     honest = unseen or known
     classifier = Classifier(
         model=exported(estimator),
         calibration=calibrate(honest.raw, table.passed),
         bounds=venn_abers(honest.raw, table.passed),
         context=context,
-        names=standing_at(stage),
-        medians=_medians(vectors),
+        names=names,
+        medians=_medians(_columns(vectors, names)),
         stage=stage,
         rows=len(table),
     )
@@ -124,18 +124,16 @@ def _cross_validate(table: FeatureTable, groups: Sequence[str], seed: int, stage
         training = table.rows(np.setdiff1d(np.arange(n), held_out))
         if training.passed.all() or not training.passed.any():
             raise FitError("the groups part passed from failed rows: collect more of them")
-        estimator = _fit_estimator(
-            _columns(learned_out_of_fold(training, seed=seed), stage), training.passed, stage, seed
-        )
-        vectors = _columns(with_context(table.rows(held_out), learn_context(training)), stage)
+        names, estimator = _fit_estimator(learned_out_of_fold(training, seed=seed), training.passed, stage, seed)
+        vectors = _columns(with_context(table.rows(held_out), learn_context(training)), names)
         raw[held_out] = estimator.predict_proba(vectors)[:, 1]
         fold[held_out] = number
-        made.append(FoldFit(held_out, estimator, vectors))
+        made.append(FoldFit(held_out, estimator, names, vectors))
     probability = np.full(n, np.nan)
     for number in range(len(made)):
         own = fold == number
         probability[own] = calibrate(raw[~own], table.passed[~own]).probabilities(raw[own])
-    return OutOfFold(raw, probability, fold, made, standing_at(stage))
+    return OutOfFold(raw, probability, fold, made)
 
 
 def calibrate(raw: Floats, passed: BoolArray) -> Calibration:
@@ -181,10 +179,17 @@ def venn_abers(raw: Floats, passed: BoolArray) -> VennAbers:
     return VennAbers(values[places], np.minimum(low, high), high)
 
 
-def _fit_estimator(vectors: Floats, passed: BoolArray, stage: Stage, seed: int) -> Any:
-    # scikit-learn's trees cannot bin a signal that no row has (a server without hidden states): a constant is no split.
-    told = np.where(np.isnan(vectors).all(axis=0), 0.0, vectors)
-    return fresh(len(passed), standing_at(stage), seed).fit(told, passed)
+def _fit_estimator(vectors: FloatArray, passed: BoolArray, stage: Stage, seed: int) -> tuple[tuple[str, ...], Any]:
+    """The signals that stand at a stage and vary among these rows, and a model that is fitted on them."""
+    names = tuple(name for name in standing_at(stage) if _varies(vectors[:, COLUMN[name]]))
+    if not names:
+        raise FitError("no signal varies among the rows")
+    return names, fresh(len(passed), names, seed).fit(_columns(vectors, names), passed)
+
+
+def _varies(column: FloatArray) -> bool:
+    there = column[~np.isnan(column)]
+    return len(there) > 0 and bool((there != there[0]).any())
 
 
 def _medians(vectors: Floats) -> Floats:
@@ -192,5 +197,5 @@ def _medians(vectors: Floats) -> Floats:
     return np.array([np.median(values) if len(values) else np.nan for values in there])
 
 
-def _columns(vectors: FloatArray, stage: Stage) -> Floats:
-    return vectors[:, [COLUMN[name] for name in standing_at(stage)]].astype(np.float64)
+def _columns(vectors: FloatArray, names: Sequence[str]) -> Floats:
+    return vectors[:, [COLUMN[name] for name in names]].astype(np.float64)

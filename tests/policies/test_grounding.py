@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.grounding import (
@@ -132,6 +132,7 @@ def test_hostile_input_costs_little() -> None:
     assert time.process_time() - began < 3.0
 
 
+@settings(deadline=None)
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_any_text_is_read(said: str, value: str) -> None:
     """No text of a conversation or value raises, and a score is a share."""
@@ -140,6 +141,7 @@ def test_any_text_is_read(said: str, value: str) -> None:
     names(said)
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.from_regex(r"[a-z]{1,8}( [a-z]{1,8}){0,3}", fullmatch=True), st.text(alphabet="xyz .,", max_size=20))
 def test_what_is_said_word_for_word_is_grounded(value: str, around: str) -> None:
     """Whatever stands around it."""
