@@ -45,6 +45,7 @@ soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask
 bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
 	$(BIN)/python -m bench.judge
 
+
 bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside the obvious loop
 	$(BIN)/python -m bench.sweep
 
@@ -53,6 +54,9 @@ bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same draf
 
 bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
 	$(BIN)/python -m bench.cancel
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -37,6 +37,7 @@ _COLOURS = {
     "gateway": 6,
     "prompt_logistic": 7,
     "prompt_mf": 8,
+    "classifier": 9,
 }
 _DASHES = {
     "random_mix": "dashed",

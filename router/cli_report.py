@@ -19,7 +19,7 @@ console = Console()
 
 
 def report(
-    small: Annotated[Path, typer.Argument(help="trace of the small arm")],
+    small: Annotated[str, typer.Argument(help="trace of the small arm, or a recorded model of BFCL")],
     cases: Annotated[str, typer.Option(help="the set that the trace is of, or a file of cases")] = "bfcl",
     large: Annotated[str, typer.Option(help="a recorded model, or the trace of the large arm")] = (
         "gpt-4o-2024-08-06-FC"
@@ -31,11 +31,13 @@ def report(
     out: Annotated[Path, typer.Option()] = Path("var/report"),
     png: Annotated[bool, typer.Option(help="also write pictures for documents; needs matplotlib")] = False,
     on_no_call: Annotated[str, typer.Option(help="what a draft without a call does: escalate or answer")] = "escalate",
+    classifier: Annotated[bool, typer.Option(help="fit our classifier on folds of the rows, and show it")] = True,
     input_price: Annotated[float | None, typer.Option(help="of the large model, USD per million tokens")] = None,
     output_price: Annotated[float | None, typer.Option(help="of the large model, USD per million tokens")] = None,
     small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
 ) -> None:
     """Cost against pass rate of a small arm's trace and a large one: a table, report.html and report.json."""
+    from evaluation.classifier_judge import ClassifierJudges
     from evaluation.metrics import MetricError
     from evaluation.replay import ReplayError
     from evaluation.report import summary_table, write_report
@@ -44,19 +46,21 @@ def report(
 
     if on_no_call not in ("escalate", "answer"):
         raise typer.BadParameter("escalate or answer", param_hint="--on-no-call")
-    command = f"smallcall report {small.name} --cases {Path(cases).name} " + (
+    command = f"smallcall report {Path(small).name} --cases {Path(cases).name} " + (
         f"--large {Path(large).name}" if right_at_usd is None else f"--right-at-usd {right_at_usd:g}"
     )
     try:
-        trace = read_trace(small)
+        known = _cases(cases)
+        trace = _small(small, known, command)
         asked = {row.case_id for row in trace.rows}
-        chosen = [case for case in _cases(cases) if case.id in asked]
+        chosen = [case for case in known if case.id in asked]
         options = Options(
             command=command,
             commit=commit(),
             version=importlib.metadata.version("smallcall"),
             small_usd_per_hour=small_usd_per_hour,
             on_no_call=on_no_call,  # type: ignore[arg-type]  # checked above
+            judges=ClassifierJudges().judges()[:1] if classifier else (),
         )
         arm = _large(large, right_at_usd, chosen, trace, (input_price, output_price), command)
         run = None if gateway is None else read_trace(gateway)
@@ -78,6 +82,18 @@ def _cases(name: str) -> list[Case]:
     if name not in SETS and Path(name).suffix in (".jsonl", ".gz"):
         return load_cases(Path(name))
     return case_set(name)
+
+
+def _small(name: str, cases: list[Case], command: str) -> Trace:
+    """A trace, or recorded answers as drafts without signals and without cost."""
+    from evaluation.recording_trace import trace_of_recording
+    from evaluation.recordings import StudyData
+    from evaluation.trace_table import read_trace
+
+    if Path(name).suffix == ".parquet" or Path(name).exists():
+        return read_trace(Path(name))
+    answers = StudyData.of_checkout().recording(name)
+    return trace_of_recording(cases, answers, arm=name, prices=None, command=command)
 
 
 def _large(

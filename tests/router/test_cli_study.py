@@ -59,11 +59,13 @@ def test_the_report_is_one_command(tmp_path: Path) -> None:
         out = tmp_path / name
         outcome = CliRunner().invoke(app, ["report", str(small), "--out", str(out), *options])
         assert outcome.exit_code == 0, outcome.output
+        assert "report.html" in outcome.output
         reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
         assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
     assert reports[0]["command"] == "smallcall report small.parquet --cases bfcl --large gpt-4o-2024-08-06-FC"
     assert [report["on_no_call"] for report in reports] == ["escalate", "answer"]
     assert reports[0]["cases"] == reports[1]["cases"] > 150
+    assert all(report["curves"][0]["key"] == "classifier" for report in reports)
     assert all(report["tools"] and report["reliability"] and report["risk"] for report in reports)
     for picture in ("curve", "reliability", "risk"):
         assert (tmp_path / "a" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
@@ -76,6 +78,7 @@ def test_the_report_is_one_command(tmp_path: Path) -> None:
         (["absent.parquet", "--on-no-call", "shrug"], 2, "on-no-call"),
         (["SMALL", "--large", "gpt-3.5-turbo-0125-FC"], 1, "give --input-price"),
         (["SMALL", "--cases", "elsewhere"], 1, "no set 'elsewhere'"),
+        (["no-such-recording"], 1, "no recording of 'no-such-recording'"),
     ],
 )
 def test_the_report_says_what_is_wrong(options: list[str], code: int, said: str, tmp_path: Path) -> None:
