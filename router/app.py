@@ -129,7 +129,7 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
-    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
+    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
 
 

@@ -78,6 +78,8 @@ class Small(_Section):
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    cache_mb: int = Field(default=256, ge=0, le=1_000_000)
+    """MiB for the keys and values of prompts' beginnings that requests share; 0 keeps none."""
     max_queue: int = Field(default=64, ge=1, le=10_000)
     """Drafts that may wait; one more goes to the large model."""
     max_tokens: int = Field(default=384, ge=8, le=4096)

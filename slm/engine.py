@@ -72,11 +72,17 @@ class Engine:
 
     @classmethod
     def load(
-        cls, folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", *, slots: int = SLOTS
+        cls,
+        folder: Path,
+        adapter: Path | None = None,
+        dtype: DTypeName = "float32",
+        *,
+        cache_bytes: int = CACHE_BYTES,
+        slots: int = SLOTS,
     ) -> Engine:
         """Load a Hugging Face folder. Raises: `slm.model.LoadError`."""
         try:
-            return cls(load(folder, adapter, dtype), slots=slots)
+            return cls(load(folder, adapter, dtype), cache_bytes=cache_bytes, slots=slots)
         except PrecisionError as exc:
             raise LoadError(f"cannot load {folder.name}: {exc}") from exc
 

@@ -23,7 +23,7 @@ import torch
 from structlog.typing import FilteringBoundLogger
 from transformers.utils import logging as transformers_logging
 
-from slm.engine import Engine
+from slm.engine import CACHE_BYTES, Engine
 from slm.model import DTYPES, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
@@ -192,6 +192,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="LoRA adapter folder to merge in")
     parser.add_argument("--threads", type=int, help="threads of a forward pass; default: torch's choice")
     parser.add_argument("--max-queue", type=int, default=64, help="drafts that may wait (default: %(default)s)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=CACHE_BYTES >> 20, help="MiB for shared prompts, 0: none (default: %(default)s)"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -213,7 +216,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        engine = Engine.load(arguments.model, arguments.adapter, arguments.dtype)
+        engine = Engine.load(
+            arguments.model, arguments.adapter, arguments.dtype, cache_bytes=arguments.cache_mb << 20
+        )
         listening = listening_socket(arguments.socket)
     except (LoadError, OSError) as exc:
         log.error("cannot_start", error=str(exc))
