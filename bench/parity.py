@@ -108,7 +108,7 @@ def drafted(engine: Engine, commands: Sequence[DraftCommand]) -> list[list[int]]
 
 
 def differences(expected: Sequence[list[int]], got: Sequence[list[int]], *, free: bool) -> list[int]:
-    """Places where drafts are not what `generate` wrote. A free draft ends at a blank line, where `generate` goes on."""
+    """Places where drafts are not what `generate` wrote. A free one ends at a blank line, where `generate` goes on."""
     different = []
     for place, (theirs, ours) in enumerate(zip(expected, got, strict=True)):
         compared = theirs[: len(ours)] if free else theirs

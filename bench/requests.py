@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
+from evaluation.cases import CallsGold, Case
 from slm.protocol import DraftCommand
 
 MAX_TOKENS = 192
@@ -26,11 +26,11 @@ class Request:
 
 def requests(count: int) -> list[Request]:
     """`count` requests, the same on every machine: BFCL and SGD by turns."""
-    bfcl = [case for case in case_set("bfcl") if case.gold.kind == "calls"]
+    bfcl = [case for case in case_set("bfcl") if isinstance(case.gold, CallsGold)]
     sgd = [
         case
         for case in case_set("in_domain")
-        if case.source == "sgd" and case.gold.kind == "calls" and len(case.messages) > 2
+        if case.source == "sgd" and isinstance(case.gold, CallsGold) and len(case.messages) > 2
     ]
     half = (count + 1) // 2
     drawn = (_drawn("bfcl", bfcl, half), _drawn("in_domain", sgd, half))

@@ -48,9 +48,7 @@ class Worker:
 
 
 @contextmanager
-def working(
-    folder: Path, model: Path, adapter: Path, *, dtype: str, threads: int, cache_mb: int
-) -> Iterator[Worker]:
+def working(folder: Path, model: Path, adapter: Path, *, dtype: str, threads: int, cache_mb: int) -> Iterator[Worker]:
     """A worker until the block ends; its socket and log lie in `folder`."""
     path = folder / f"{dtype}-{cache_mb}.sock"
     line = [

@@ -33,7 +33,8 @@ from router.gateway import Gateway
 from router.ledger import Ledger
 from router.local import SmallModel
 from router.recorder import Recorder
-from router.settings import Settings
+from router.remote import RemoteModel, RemoteServer
+from router.settings import Engine, Settings
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
 from router.upstream import LargeModel
@@ -68,8 +69,10 @@ def create_app(
             recorder = Recorder(ledger, metrics, store_content=settings.ledger.store_content)
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter = small, large, None, None
-            if backend is None and model_folder is not None and settings.small.enabled:
+            if backend is None and model_folder is not None and settings.small.local:
                 backend = await stack.enter_async_context(_worker(settings, model_folder, stack).running())
+            elif backend is None and settings.small.enabled and settings.small.engine.kind == "remote":
+                backend = await stack.enter_async_context(_remote(settings.small.engine).running())
             if upstream is None and settings.large.model:
                 model = LitellmModel(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
@@ -131,6 +134,13 @@ def _worker(settings: Settings, model_folder: Path, stack: contextlib.AsyncExitS
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
     return Supervisor(WorkerCommand(socket, model_folder, adapter, *options))
+
+
+def _remote(engine: Engine) -> RemoteModel:
+    assert engine.api_base is not None
+    assert engine.model is not None
+    key = engine.api_key.get_secret_value() if engine.api_key else None
+    return RemoteModel(RemoteServer(engine.api_base.rstrip("/"), engine.model, key, engine.frame, engine.guided))
 
 
 def _complete(settings: Settings, admission: Admission, dialect: Dialect) -> Callable[[Request], Awaitable[Response]]:

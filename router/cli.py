@@ -62,7 +62,7 @@ def serve(
     settings = settings_or_exit(config)
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
-    run(settings, model_or_exit(settings) if settings.small.enabled else None)
+    run(settings, model_or_exit(settings) if settings.small.local else None)
 
 
 @app.command()

@@ -67,6 +67,30 @@ class Server(_Section):
         return self
 
 
+class Engine(_Section):
+    """What runs the small model."""
+
+    kind: Literal["worker", "remote"] = "worker"
+    """`worker`: a process of ours; `remote`: a server of OpenAI completions with log-probabilities."""
+    api_base: str | None = None
+    """Of the remote server, `/v1` included."""
+    model: str | None = None
+    """As the remote server names it."""
+    api_key: SecretStr | None = None
+    frame: Literal["chatml", "plain"] = "chatml"
+    """How the remote model's turns are delimited."""
+    guided: Literal["vllm", "llamacpp", "none"] = "vllm"
+    """How the remote server is told a grammar."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "remote" and not (self.api_base and self.model):
+            raise ValueError("small.engine: a remote one needs api_base and model")
+        if self.kind == "worker" and self.model_fields_set - {"kind"}:
+            raise ValueError(f"small.engine: {min(self.model_fields_set - {'kind'})} is for kind remote")
+        return self
+
+
 class Small(_Section):
     """The small model and its worker."""
 
@@ -75,6 +99,7 @@ class Small(_Section):
     """A known name, or the path of a Hugging Face causal model folder."""
     adapter: str = "shipped"
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
+    engine: Engine = Engine()
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -88,6 +113,11 @@ class Small(_Section):
     """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
     """Decode under the grammar of the request's tools."""
+
+    @property
+    def local(self) -> bool:
+        """Whether a worker of ours drafts, and weights are needed here."""
+        return self.enabled and self.engine.kind == "worker"
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -216,9 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        engine = Engine.load(
-            arguments.model, arguments.adapter, arguments.dtype, cache_bytes=arguments.cache_mb << 20
-        )
+        engine = Engine.load(arguments.model, arguments.adapter, arguments.dtype, cache_bytes=arguments.cache_mb << 20)
         listening = listening_socket(arguments.socket)
     except (LoadError, OSError) as exc:
         log.error("cannot_start", error=str(exc))

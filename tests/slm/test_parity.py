@@ -29,7 +29,7 @@ def test_drafts_are_those_of_generate(request: pytest.FixtureRequest, architectu
 
 
 def test_a_different_draft_is_found() -> None:
-    """A wrong token, a draft cut short under a grammar and an empty one count as different; a shorter free one does not."""
+    """A wrong token, a shorter draft under a grammar and an empty one are different; a shorter free one is not."""
     expected = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [4]]
     assert differences(expected, [[1, 2, 3], [1, 9, 3], [1, 2], []], free=True) == [1, 3]
     assert differences(expected, [[1, 2, 3], [1, 9, 3], [1, 2], [4]], free=False) == [1, 2]

@@ -1,7 +1,8 @@
-"""The grammar of a draft in llama.cpp's own form (GBNF), so that both engines may write the same texts and no others.
+"""The grammar of a draft in llama.cpp's form (GBNF), which other servers read too.
 
-What the draft's grammar says about types, keys, required keys, enums and alternatives is said here too; patterns,
-lengths, formats and ranges are not. A GBNF rule cannot know what was planned, so any offered tool may follow any plan.
+What `slm.grammar` says about types, keys, required keys, enums and alternatives is said here too; patterns, lengths,
+formats and ranges are not. These rules cannot know what was planned: any offered tool may follow any plan, and such a
+draft does not parse. Importing this module imports no model library.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from slm.argument_schema import Detail, drafted_schema
-from slm.grammar import MAX_CALLS
 from slm.pattern import canonical_json, written_name
+from slm.protocol import ToolChoice
+
+MAX_CALLS = 16
+"""Calls that one draft may plan."""
 
 _PRIMITIVES = r"""
 string ::= "\"" char* "\""
@@ -27,24 +31,35 @@ value ::= object | array | string | number | boolean | null
 """
 
 
-def required_call_grammar(tools: Sequence[Mapping[str, Any]]) -> str:
-    """Drafts of one call or more of these tools (OpenAI definitions)."""
+def draft_grammar(
+    tools: Sequence[Mapping[str, Any]],
+    choice: ToolChoice = "auto",
+    forced: str | None = None,
+    *,
+    parallel: bool = True,
+) -> str:
+    """Drafts that may be made with these tools (OpenAI definitions, names as `slm.grammar.Offer` accepts them).
+
+    Raises:
+        ValueError: a call is required and there is no tool for it.
+    """
+    offered = [tool["function"] for tool in tools if choice != "named" or tool["function"]["name"] == forced]
+    if choice != "auto" and not offered:
+        raise ValueError("a call is required and no tool is offered")
     writer = _Writer()
     names, calls = [], []
-    for index, tool in enumerate(tools):
-        function = tool["function"]
+    for index, function in enumerate(offered):
         name = _literal(written_name(function["name"]))
         schema, _ = drafted_schema(function.get("parameters"), Detail.STRUCTURE)
-        arguments = writer.arguments(f"t{index}", schema)
         names.append(name)
-        calls.append(f'"Action: " {name} "\\nAction Input: " {arguments}')
-    rules = [
-        f'root ::= "Thought: " name (", " name){{0,{MAX_CALLS - 1}}} "\\n" call ("\\n" call){{0,{MAX_CALLS - 1}}}',
-        "name ::= " + " | ".join(names),
-        "call ::= " + " | ".join(calls),
-        *writer.rules,
-    ]
-    return "\n".join(rules) + _PRIMITIVES
+        calls.append(f'"Action: " {name} "\\nAction Input: " {writer.arguments(f"t{index}", schema)}')
+    more = MAX_CALLS - 1 if parallel and choice != "named" else 0
+    drafts = ['"none\\nAction: none"', '"ask\\nAction: ask"'] if choice == "auto" else []
+    rules = []
+    if offered:
+        drafts.append(f'name (", " name){{0,{more}}} "\\n" call ("\\n" call){{0,{more}}}')
+        rules = ["name ::= " + " | ".join(names), "call ::= " + " | ".join(calls)]
+    return "\n".join(['root ::= "Thought: " (' + " | ".join(drafts) + ")", *rules, *writer.rules]) + _PRIMITIVES
 
 
 def _literal(text: str) -> str:
@@ -97,7 +112,7 @@ class _Writer:
         """Keys in the schema's order. From the last key backwards: what may follow where something is written before
         (`after`, begins with its comma) and where nothing is (`first`)."""
         first = after = '""'
-        for key in reversed(properties):
+        for key in reversed(list(properties)):
             pair = f"{_literal(json.dumps(key, ensure_ascii=False) + ': ')} {self._value(properties[key])}"
             begin, go_on = f"{pair} {after}", f'", " {pair} {after}'
             if key in required:
