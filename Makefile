@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine engine-parity acceptance lock clean
+.PHONY: help setup demo serve test test-clients check bench bench-engine engine-parity engine-precision acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -38,6 +38,9 @@ bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transfo
 
 engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
 	$(BIN)/python -m bench.parity
+
+engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; half an hour
+	$(BIN)/python -m bench.precision
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .
