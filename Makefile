@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel check acceptance lock clean
+.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,7 +33,7 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
 
-bench-engine: $(STAMP)  ## the engine against transformers' generate on real requests; minutes
+bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transformers on real tool calls; an hour
 	$(BIN)/python -m bench.engine
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
@@ -44,7 +44,6 @@ soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask
 
 bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
 	$(BIN)/python -m bench.judge
-
 
 bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside the obvious loop
 	$(BIN)/python -m bench.sweep
@@ -57,6 +56,12 @@ bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real req
 
 bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
 	$(BIN)/python -m bench.judge
+
+engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
+	$(BIN)/python -m bench.parity
+
+engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; half an hour
+	$(BIN)/python -m bench.precision
 
 check: $(STAMP)  ## formatting, lint, types, import layers
 	$(BIN)/ruff format --check .

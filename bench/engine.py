@@ -1,231 +1,319 @@
-"""The engine against transformers' `generate` on real requests: `make bench-engine`, minutes on a quiet machine.
+"""The engine against its peers: `make bench-engine`. One run, one machine, the same weights, the same real tool calls.
 
-Every contender writes as many tokens for the same prompts with the same weights, one after another within each case, so
-that whatever else the machine does falls on all alike. What is compared is CPU time of one thread, which other
-processes disturb least; ratios are the result, absolute times are of the machine and the day.
+Contenders: our worker in several precisions, llama.cpp's server (Q8_0, grammar, prompt cache, 8 slots), transformers'
+`generate` one request after another. All use the same number of threads. Each is timed at the client, from the request
+to its last byte; by turns with the others, request by request or in short blocks, so that whatever else the machine
+does falls on all alike. CPU seconds are those of the contender's process.
 
-What is not the same: `generate` has no grammar and records no signals, which is in its favour; it reads a prompt that
-is not in any cache, as `cold` does.
+What is not the same, all of it in the peers' favour: llama.cpp gets its prompt as token ids, and its grammar does not
+bind the calls to the plan; neither peer gives signals; `generate` has no grammar and is told how many tokens to write.
+Figures of a run on a shared machine are of the machine and the day; ratios within the run are the result.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
-import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-import transformers
 
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
-from slm.cache import Chunk, KeyValues
-from slm.engine import Engine
-from slm.model import DTypeName, Loaded, load
-from slm.pattern import render_prompt
-from slm.protocol import Done, DraftCommand, Started, Token
-from slm.signals import Distribution, Lens, Pass
-from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
+from bench import llamacpp
+from bench.engine_table import markdown, table
+from bench.gguf_file import write_q8_0
+from bench.process import cpu_s, peak_bytes
+from bench.requests import Request, requests
+from bench.worker import Worker, working
+from policies.policy import Draft, DraftCall, Outcome, Tool
+from policies.policy import Request as JudgedRequest
+from policies.validity import check
+from slm.gbnf import draft_grammar
+from slm.model import Loaded, load
+from slm.pattern import Parsed, PatternError, parse_draft, render_prompt
+from slm.protocol import DraftCommand
+from slm.weights import DEFAULT_MODEL, default_cache, known_model, resolve_model
 
 ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
 RESULTS = Path("evaluation/results")
-MAX_TOKENS = 192
-SLOTS = 8
-SIGNAL_ROUNDS = 20
+ENVIRONMENTS = Path("~/.cache/smallcall/bench")
+CLIENTS = 8
+BLOCK = 16
+"""Requests that a contender answers before it is another's turn, where eight clients ask at once."""
+GENERATED_EVERY = 4
+"""`generate` takes seconds a request: it gets every fourth one."""
+CACHE_MB = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One answer of one contender."""
+
+    text: str
+    tokens: int
+    steps: int
+    """Forward passes behind the prompt's."""
+    cached_tokens: int
+    decode_s: float
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass
+class Contender:
+    """How one is asked: `(request, warm)`; `pid` is the process that works."""
+
+    name: str
+    pid: int
+    ask: Callable[[DraftCommand, bool], Answer]
 
 
 @dataclass
 class Tally:
-    """What one contender did, case by case."""
+    """What one contender did in one discipline; lists go by request."""
 
-    cpu_s: list[float] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    steps: int = 0
-    tokens: int = 0
-    weakest: list[float] = field(default_factory=list)
-    """Least log-probability of each draft."""
+    answers: dict[str, Answer] = field(default_factory=dict)
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
 
 
-def command(case: Case) -> DraftCommand:
-    """The case as the gateway would ask for it."""
-    return DraftCommand(messages=list(case.messages), tools=list(case.tools), max_tokens=MAX_TOKENS)
+# ── contenders ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """What it gives and the CPU seconds of this thread that it took."""
-    began = time.thread_time()
-    made = work()
-    return made, time.thread_time() - began
+def asked_of_worker(worker: Worker) -> Callable[[DraftCommand, bool], Answer]:
+    """Our worker: whether its cache is used was decided when it was started."""
+
+    def ask(command: DraftCommand, warm: bool) -> Answer:
+        drafted = worker.draft(command)
+        done = drafted.done
+        return Answer(done.text, done.tokens, done.steps, drafted.started.cached_tokens, done.decode_s)
+
+    return ask
 
 
-def drafted(engine: Engine, asked: DraftCommand, tally: Tally) -> Done:
-    """One draft, told to the tally."""
-    events, seconds = timed(lambda: list(engine.draft(asked)))
-    return _noted(events, seconds, tally)
+def asked_of_llamacpp(server: llamacpp.Server, loaded: Loaded) -> Callable[[DraftCommand, bool], Answer]:
+    """llama.cpp's server. Prompts and grammars are made ready beforehand, once for each request."""
+    ready: dict[int, tuple[list[int], str]] = {}
+
+    def ask(command: DraftCommand, warm: bool) -> Answer:
+        if id(command) not in ready:
+            ready[id(command)] = (prompt_of(loaded, command), draft_grammar(command.tools, command.tool_choice))
+        prompt, grammar = ready[id(command)]
+        made = server.complete(prompt, grammar, max_tokens=command.max_tokens, cache=warm)
+        return Answer(made.text, made.tokens, made.tokens, made.cached_tokens, 0.0)
+
+    return ask
 
 
-def _noted(events: Sequence[Any], seconds: float, tally: Tally) -> Done:
-    done = events[-1]
-    if not isinstance(done, Done) or not isinstance(events[0], Started):
-        raise RuntimeError(f"no draft: {done}")
-    tally.cpu_s.append(seconds)
-    tally.texts.append(done.text)
-    tally.steps += done.steps
-    tally.tokens += done.tokens
-    tally.weakest.append(min((event.logprob for event in events if isinstance(event, Token)), default=0.0))
-    return done
+def prompt_of(loaded: Loaded, command: DraftCommand) -> list[int]:
+    """The prompt's tokens, as our engine reads them."""
+    return loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
 
 
-def generated(loaded: Loaded, asked: DraftCommand, tokens: int, tally: Tally) -> None:
-    """As many tokens by transformers' own greedy `generate`."""
-    prompt = torch.tensor([loaded.tokens.prompt(render_prompt(asked.messages, asked.tools, loaded.tokens.frame))])
+def generated(loaded: Loaded, command: DraftCommand, tokens: int) -> Answer:
+    """As many tokens by transformers' own greedy `generate`, in this process."""
+    prompt = torch.tensor([prompt_of(loaded, command)])
+    began, cpu = time.perf_counter(), time.thread_time()
     with torch.inference_mode():
-        _, seconds = timed(
-            lambda: loaded.model.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=tokens,
-                max_new_tokens=tokens, pad_token_id=0,
-            )
+        loaded.model.generate(
+            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=tokens,
+            max_new_tokens=tokens, pad_token_id=0,
         )  # fmt: skip
-    tally.cpu_s.append(seconds)
-    tally.tokens += tokens
-    tally.steps += tokens
+    return Answer("", tokens, tokens, 0, 0.0, time.perf_counter() - began, time.thread_time() - cpu)
 
 
-def _signals(rows: Pass, lens: Lens | None) -> None:
-    Distribution(rows, lens).signals([0, 1], [5, 6], [None, None])
+# ── disciplines ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def signal_shares(engine: Engine) -> dict[str, float]:
-    """Time of the signals as shares of a step of two rows behind 300 tokens: all of them, and those of inner states."""
-    loaded, forward = engine._loaded, engine._forward
-    memory = KeyValues(loaded.shape, 320)
-    spent = {"forward": 0.0, "all": 0.0, "plain": 0.0}
-    with torch.inference_mode():
-        forward([Chunk(memory, [100] * 300, 0)])
-        for _ in range(SIGNAL_ROUNDS):
-            memory.set_length(300)
-            rows, seconds = timed(lambda: forward([Chunk(memory, [100, 200], 2)]))
-            spent["forward"] += seconds
-            for name, lens in (("all", engine._lens), ("plain", None)):
-                spent[name] += timed(partial(_signals, rows, lens))[1]
-    return {
-        "all": spent["all"] / (spent["forward"] + spent["all"]),
-        "inner": (spent["all"] - spent["plain"]) / (spent["forward"] + spent["all"]),
-    }
+def one_client(contenders: Sequence[Contender], asked: Sequence[Request], warm: bool) -> dict[str, Tally]:
+    """One request at a time; where `warm`, a request with the same tools and another question went before."""
+    tallies = {contender.name: Tally() for contender in contenders}
+    for turn, request in enumerate(asked):
+        for contender in _rotated(contenders, turn):
+            if warm:
+                contender.ask(request.warming, True)
+            cpu, began = cpu_s(contender.pid), time.perf_counter()
+            answer = contender.ask(request.command, warm)
+            seconds, spent = time.perf_counter() - began, cpu_s(contender.pid) - cpu
+            tally = tallies[contender.name]
+            tally.answers[request.id] = _timed(answer, seconds, spent)
+            tally.wall_s += seconds
+            tally.cpu_s += spent
+    return tallies
 
 
-def measure(cases: Sequence[Case], folder: Path, adapter: Path) -> dict[str, Any]:
-    """All contenders over all cases."""
-    reference = load(folder, adapter)
-    full = load(folder, adapter)
-    others: tuple[DTypeName, ...] = ("bfloat16", "int8")
-    engines = {
-        "plain, cold": Engine(full, lookahead=False, cache_bytes=0),
-        "cold": Engine(full, cache_bytes=0),
-        **{f"cold, {dtype}": Engine(load(folder, adapter, dtype), cache_bytes=0) for dtype in others},
-    }
-    warm = {"tools in the cache": Engine(full), "tools in the cache, int8": Engine(load(folder, adapter, "int8"))}
-    tallies = {name: Tally() for name in ("transformers generate", *engines, *warm)}
-    for case in cases:
-        asked = command(case)
-        for name, engine in engines.items():
-            done = drafted(engine, asked, tallies[name])
-            if name == "plain, cold":
-                generated(reference, asked, max(1, done.tokens), tallies["transformers generate"])
-        for name, engine in warm.items():
-            drafted(engine, asked, Tally())
-            drafted(engine, asked, tallies[name])
-    many = Engine(full, slots=SLOTS, cache_bytes=0)
-    commands = [command(case) for case in cases]
-    results, seconds = timed(lambda: dict(many.draft_many(commands)))
-    together = tallies[f"cold, {SLOTS} at once"] = Tally()
-    for place in range(len(cases)):
-        _noted(results[place], seconds / len(cases), together)
-    return {"contenders": tallies, "signals": signal_shares(engines["cold"])}
+def eight_clients(contenders: Sequence[Contender], asked: Sequence[Request]) -> dict[str, Tally]:
+    """Eight clients, each asking again as soon as it is answered; in blocks, by turns."""
+    tallies = {contender.name: Tally() for contender in contenders}
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        for turn, start in enumerate(range(0, len(asked), BLOCK)):
+            block = asked[start : start + BLOCK]
+            for contender in _rotated(contenders, turn):
+                cpu, began = cpu_s(contender.pid), time.perf_counter()
+                answers = list(pool.map(lambda request, of=contender: of.ask(request.command, True), block))
+                tally = tallies[contender.name]
+                tally.wall_s += time.perf_counter() - began
+                tally.cpu_s += cpu_s(contender.pid) - cpu
+                tally.answers.update((request.id, answer) for request, answer in zip(block, answers, strict=True))
+    for contender in contenders:
+        tallies[contender.name].peak_bytes = peak_bytes(contender.pid)
+    return tallies
 
 
-def table(measured: dict[str, Any], cases: int, adapter: str) -> dict[str, Any]:
-    """Figures by contender, ratios to `generate` and agreement with the plain engine in float32."""
-    tallies: dict[str, Tally] = measured["contenders"]
-    base, plain = tallies["transformers generate"], tallies["plain, cold"]
-    rows = {}
-    for name, tally in tallies.items():
-        pairs = list(zip(tally.cpu_s, base.cpu_s, strict=True))
-        rows[name] = {
-            "cpu_ratio": sum(tally.cpu_s) / sum(base.cpu_s),
-            "median_case_ratio": statistics.median(a / b for a, b in pairs),
-            "median_cpu_s": statistics.median(tally.cpu_s),
-            "steps_per_token": tally.steps / tally.tokens,
-            "same_drafts": sum(a == b for a, b in zip(tally.texts, plain.texts, strict=True)) if tally.texts else None,
-            "weakest_logprob_shift": statistics.mean(
-                abs(a - b) for a, b in zip(tally.weakest, plain.weakest, strict=True)
-            ) if tally.weakest else None,
-        }  # fmt: skip
-    return {
-        "cases": cases,
-        "adapter_sha256": adapter,
-        "unit": "CPU seconds of one thread, tokenizing and grammar included",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "cpu": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "signals_share_of_step": measured["signals"],
-        "rows": rows,
-    }
+def _rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
+    """Another one begins each turn."""
+    first = turn % len(contenders)
+    return [*contenders[first:], *contenders[:first]]
 
 
-def markdown(made: dict[str, Any]) -> str:
-    """The table for reading."""
-    lines = [
-        f"# The engine on {made['cases']} BFCL requests (`make bench-engine`)",
-        "",
-        f"{made['unit']}; torch {made['versions']['torch']}, transformers {made['versions']['transformers']}, "
-        f"{made['capability']}. Ratios below 1 are faster than `generate`, which has no grammar and no signals.",
-        "",
-        "| contender | CPU ÷ generate | median case | steps ÷ tokens | drafts as in plain float32 "
-        "| mean shift of the weakest log-prob |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, row in made["rows"].items():
-        same = "" if row["same_drafts"] is None else f"{row['same_drafts']} of {made['cases']}"
-        shift = "" if row["weakest_logprob_shift"] is None else f"{row['weakest_logprob_shift']:.3f}"
-        lines.append(
-            f"| {name} | {row['cpu_ratio']:.2f} | {row['median_case_ratio']:.2f} | {row['steps_per_token']:.2f} "
-            f"| {same} | {shift} |"
-        )
-    shares = made["signals_share_of_step"]
-    lines += [
-        "",
-        f"All signals take {shares['all']:.1%} of a float32 step, those of inner states {shares['inner']:.1%}.",
-        "",
-    ]
-    return "\n".join(lines)
+def _timed(answer: Answer, seconds: float, spent: float) -> Answer:
+    return Answer(answer.text, answer.tokens, answer.steps, answer.cached_tokens, answer.decode_s, seconds, spent)
+
+
+# ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass
+class Setting:
+    """What a run works with."""
+
+    folder: Path
+    adapter: Path
+    loaded: Loaded
+    dtypes: Sequence[str]
+    threads: int
+    peer: llamacpp.Peer | None
+    scratch: Path
+
+
+@contextmanager
+def contenders_of(setting: Setting, cache_mb: int) -> Iterator[list[Contender]]:
+    """Fresh processes of all contenders."""
+    with ExitStack() as stack:
+        made = []
+        for dtype in setting.dtypes:
+            worker = stack.enter_context(
+                working(
+                    setting.scratch, setting.folder, setting.adapter, dtype=dtype, threads=setting.threads,
+                    cache_mb=cache_mb,
+                )
+            )  # fmt: skip
+            made.append(Contender(f"smallcall {dtype}", worker.pid, asked_of_worker(worker)))
+        if setting.peer:
+            server = stack.enter_context(llamacpp.serving(setting.peer, setting.scratch / "llamacpp.log"))
+            made.append(Contender("llama.cpp Q8_0", server.pid, asked_of_llamacpp(server, setting.loaded)))
+        yield made
+
+
+def measured(setting: Setting, asked: Sequence[Request]) -> dict[str, dict[str, Tally]]:
+    """All disciplines; processes are fresh for each, so that no cache knows a request from before."""
+    disciplines: dict[str, dict[str, Tally]] = {}
+    with contenders_of(setting, CACHE_MB) as contenders:
+        disciplines["eight clients"] = eight_clients(contenders, asked)
+    with contenders_of(setting, CACHE_MB) as contenders:
+        disciplines["warm"] = one_client(contenders, asked, warm=True)
+    with contenders_of(setting, 0) as contenders:
+        disciplines["cold"] = one_client(contenders, asked, warm=False)
+    lengths = disciplines["cold"][f"smallcall {setting.dtypes[0]}"].answers
+    reference = Tally()
+    for request in asked[::GENERATED_EVERY]:
+        answer = generated(setting.loaded, request.command, max(1, lengths[request.id].tokens))
+        reference.answers[request.id] = answer
+        reference.wall_s += answer.seconds
+        reference.cpu_s += answer.cpu_s
+    disciplines["cold"]["transformers generate"] = reference
+    return disciplines
+
+
+def valid_ids(answers: dict[str, Answer], asked: Sequence[Request]) -> set[str]:
+    """Requests whose answer is a call that fits the schema of the tool it names."""
+    found = set()
+    for request in asked:
+        try:
+            parsed = parse_draft(answers[request.id].text) if request.id in answers else None
+        except PatternError:
+            continue
+        if parsed is not None and not check(_judged(request.command), _drafted(parsed)):
+            found.add(request.id)
+    return found
+
+
+def _judged(command: DraftCommand) -> JudgedRequest:
+    functions = [tool["function"] for tool in command.tools]
+    tools = [Tool(f["name"], f.get("description") or "", f.get("parameters") or {}) for f in functions]
+    return JudgedRequest(command.messages, tools, command.tool_choice)
+
+
+def _drafted(parsed: Parsed) -> Draft:
+    calls = tuple(DraftCall(call.name, call.arguments) for call in parsed.calls)
+    return Draft(Outcome.CALLS if parsed.kind == "calls" else Outcome.NO_CALL, calls)
+
+
+def memory_bandwidth(rounds: int = 8, bytes_read: int = 1 << 29) -> float:
+    """Bytes a second that one thread reads at best: the sum of an array far larger than any cache."""
+    array = torch.ones(bytes_read // 4)
+    best = 0.0
+    for _ in range(rounds):
+        began = time.thread_time()
+        array.sum()
+        best = max(best, bytes_read / (time.thread_time() - began))
+    return best
 
 
 def main() -> int:
     """Measure and write the results. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__.partition("\n")[0])
-    parser.add_argument("--per-category", type=int, default=5, help="BFCL cases a category (default: %(default)s)")
-    parser.add_argument("--most", type=int, default=100, help="cases in all (default: %(default)s)")
+    parser.add_argument("--requests", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--dtypes", default="int8,bfloat16,float32", help="of our worker (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="of every contender (default: %(default)s)")
+    parser.add_argument(
+        "--llamacpp", choices=["server", "node", "none"], default="server",
+        help="its own server, built once; node-llama-cpp's binaries; or without (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="peers (default: %(default)s)")
     parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    cases = list(sample("bfcl", case_set("bfcl"), arguments.per_category))[: arguments.most]
+    torch.set_num_threads(arguments.threads)
+    environments: Path = arguments.environments.expanduser()
+    environments.mkdir(parents=True, exist_ok=True)
     folder = resolve_model(DEFAULT_MODEL, default_cache()).path
-    measured = measure(cases, folder, arguments.adapter)
-    made = table(measured, len(cases), load(folder, arguments.adapter).info.adapter_sha256 or "")
+    loaded = load(folder, arguments.adapter)
+    with tempfile.TemporaryDirectory(prefix="smallcall-bench-") as scratch:
+        gguf = Path(scratch) / "model-q8_0.gguf"
+        write_q8_0(loaded.model, _base_file(), gguf)
+        peer = None
+        if arguments.llamacpp != "none":
+            start = llamacpp.own_server if arguments.llamacpp == "server" else llamacpp.node_server
+            peer = start(environments / f"llamacpp-{arguments.llamacpp}", gguf, arguments.threads)
+        dtypes = arguments.dtypes.split(",")
+        setting = Setting(folder, arguments.adapter, loaded, dtypes, arguments.threads, peer, Path(scratch))
+        asked = requests(arguments.requests)
+        disciplines = measured(setting, asked)
+        valid = {
+            discipline: {name: valid_ids(tally.answers, asked) for name, tally in tallies.items()}
+            for discipline, tallies in disciplines.items()
+        }
+        made = table(
+            disciplines, valid, loaded, threads=arguments.threads, bandwidth=memory_bandwidth(),
+            gguf_bytes=gguf.stat().st_size, cache_mb=CACHE_MB, peer=peer.package if peer else None,
+        )  # fmt: skip
     (arguments.out / "engine.json").write_text(json.dumps(made, indent=2) + "\n")
     (arguments.out / "engine.md").write_text(markdown(made))
     print(markdown(made))
     return 0
+
+
+def _base_file() -> Path:
+    model = known_model(DEFAULT_MODEL)
+    return default_cache() / "downloads" / model.name / model.file.name
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ class ValidAndSure:
         """The plan alone already holds the weakest token so far: what is below the threshold now stays below it."""
         if signals is not None and self.score in ("weakest_token", "least_margin"):
             score = SCORES[self.score](signals)
-            if score < self.threshold:
+            if not score >= self.threshold:  # A signal that is missing is NaN, and no score.
                 return Verdict(Action.ESCALATE, Stage.DURING, "low_confidence", score, self.threshold)
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting")
 
@@ -81,6 +81,6 @@ class ValidAndSure:
         if draft.signals is None:
             return Verdict(Action.ESCALATE, Stage.AFTER, "no_signals", threshold=self.threshold)
         score = SCORES[self.score](draft.signals)
-        if score < self.threshold:
+        if not score >= self.threshold:  # A signal that is missing is NaN, and no score.
             return Verdict(Action.ESCALATE, Stage.AFTER, "low_confidence", score, self.threshold)
         return Verdict(Action.ANSWER, Stage.AFTER, "accepted", score, self.threshold)

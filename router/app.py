@@ -36,6 +36,7 @@ from router.parts import (
     policies_of,
     redis_link,
     reloaded_on_hangup,
+    remote_of,
     stickiness_of,
     worker_of,
 )
@@ -79,9 +80,11 @@ def create_app(
             )
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter, priced = small, large, None, None, None
-            if backend is None and model_folder is not None and settings.small.enabled:
+            if backend is None and model_folder is not None and settings.small.local:
                 worker = worker_of(settings, model_folder, stack, policies)
                 backend = await stack.enter_async_context(worker.running())
+            elif backend is None and settings.small.enabled and settings.small.engine.kind == "remote":
+                backend = await stack.enter_async_context(remote_of(settings.small.engine).running())
             if upstream is None and settings.large.model:
                 model = LitellmModel(
                     settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()

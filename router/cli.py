@@ -86,7 +86,7 @@ def serve(
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
     try:
         check_host(settings)
-        run(settings, model_or_exit(settings) if settings.small.enabled else None)
+        run(settings, model_or_exit(settings) if settings.small.local else None)
     except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None

@@ -22,8 +22,9 @@ from router.gateway import Auditor
 from router.ledger import Ledger
 from router.local import SmallModel
 from router.policies_in_force import PoliciesInForce
+from router.remote import RemoteModel, RemoteServer
 from router.served_bundle import Running
-from router.settings import Settings
+from router.settings import Engine, Settings
 from router.stickiness import LocalMemories, Memories, SharedMemories, Stickiness
 from router.supervisor import Supervisor, WorkerCommand
 from router.telemetry import Metrics
@@ -143,7 +144,15 @@ def worker_of(
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
-    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype)
+    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
     shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
     command = WorkerCommand(socket, model_folder, adapter, *options, shortlist)
     return Supervisor(command, on_ready=lambda _: policies.look())
+
+
+def remote_of(engine: Engine) -> RemoteModel:
+    """A completion server as the small side; the settings have seen to it that it is named."""
+    assert engine.api_base is not None
+    assert engine.model is not None
+    key = engine.api_key.get_secret_value() if engine.api_key else None
+    return RemoteModel(RemoteServer(engine.api_base.rstrip("/"), engine.model, key, engine.frame, engine.guided))

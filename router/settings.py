@@ -112,6 +112,30 @@ class Shortlist(_Section):
         return self.kind, self.above, self.keep
 
 
+class Engine(_Section):
+    """What runs the small model."""
+
+    kind: Literal["worker", "remote"] = "worker"
+    """`worker`: a process of ours; `remote`: a server of OpenAI completions with log-probabilities."""
+    api_base: str | None = None
+    """Of the remote server, `/v1` included."""
+    model: str | None = None
+    """As the remote server names it."""
+    api_key: SecretStr | None = None
+    frame: Literal["chatml", "plain"] = "chatml"
+    """How the remote model's turns are delimited."""
+    guided: Literal["vllm", "llamacpp", "none"] = "vllm"
+    """How the remote server is told a grammar."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.kind == "remote" and not (self.api_base and self.model):
+            raise ValueError("small.engine: a remote one needs api_base and model")
+        if self.kind == "worker" and self.model_fields_set - {"kind"}:
+            raise ValueError(f"small.engine: {min(self.model_fields_set - {'kind'})} is for kind remote")
+        return self
+
+
 class Small(_Section):
     """The small model and its worker."""
 
@@ -120,9 +144,12 @@ class Small(_Section):
     """A known name, or the path of a Hugging Face causal model folder."""
     adapter: str = "shipped"
     """Folder of a LoRA adapter in PEFT's layout; `shipped`: the one that comes with a known model; `none`: without."""
+    engine: Engine = Engine()
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    cache_mb: int = Field(default=256, ge=0, le=1_000_000)
+    """MiB for the keys and values of prompts' beginnings that requests share; 0 keeps none."""
     max_queue: int = Field(default=64, ge=1, le=10_000)
     """Drafts that may wait; one more goes to the large model."""
     max_tokens: int = Field(default=384, ge=8, le=4096)
@@ -140,6 +167,11 @@ class Small(_Section):
         if self.shortlist.kind == "embedding" and self.dtype == "int8":
             raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
         return self
+
+    @property
+    def local(self) -> bool:
+        """Whether a worker of ours drafts, and weights are needed here."""
+        return self.enabled and self.engine.kind == "worker"
 
     @property
     def adapter_folder(self) -> Path | None:

@@ -36,13 +36,14 @@ class WorkerCommand:
     """0: as many as torch takes by itself."""
     max_queue: int
     dtype: str
+    cache_mb: int
     shortlist: tuple[str, int, int] | None = None
     """Kind, above, keep; None shows the model all tools."""
 
     def arguments(self) -> Sequence[str]:
         """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
         line = [sys.executable, "-P", "-m", "slm.worker", "--socket", str(self.socket), "--model", str(self.model)]
-        line += ["--max-queue", str(self.max_queue), "--dtype", self.dtype]
+        line += ["--max-queue", str(self.max_queue), "--dtype", self.dtype, "--cache-mb", str(self.cache_mb)]
         if self.threads:
             line += ["--threads", str(self.threads)]
         if self.adapter:

@@ -83,13 +83,14 @@ class Engine:
         adapter: Path | None = None,
         dtype: DTypeName = "float32",
         *,
+        cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
         shortlist: tuple[Kind, int, int] = ("none", 0, 0),
     ) -> Engine:
         """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises: `slm.model.LoadError`."""
         loaded = load(folder, adapter, dtype)
         try:
-            return cls(loaded, slots=slots, shortlist=shortlist_of(*shortlist, loaded))
+            return cls(loaded, cache_bytes=cache_bytes, slots=slots, shortlist=shortlist_of(*shortlist, loaded))
         except ValueError as exc:  # PrecisionError among them
             raise LoadError(f"cannot load {folder.name}: {exc}") from exc
 

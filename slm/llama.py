@@ -5,15 +5,12 @@ attention, SwiGLU. What differs is how they are dispatched: query, key and value
 and up; the linear layers of all chunks are one product, only attention is computed chunk by chunk, since each reads
 its own keys; nothing is allocated for keys and values during a pass.
 
-In int8 each row of a weight matrix has its own scale, and activations are quantised as they come, by one scale a pass
-and matrix. The MLP's way down stays in float32: its inputs range too far for one scale (docs/decisions/0005). The
-activations of a text's first token are far larger than all others in many models, so first tokens have a pass of their
-own: nobody else pays for their range.
+In int8 all linear layers are those of `slm.int8`. The MLP's way down and the head read their rows finely: there a
+rounding to 8 bits costs most (docs/decisions/0005).
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +19,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel
 
 from slm.cache import Chunk, KeyValues
+from slm.int8 import Int8Linear
 from slm.signals import Pass
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -62,7 +60,6 @@ class LlamaForward:
 
     def __init__(self, model: PreTrainedModel, *, int8: bool = False) -> None:
         config, decoder = model.config, model.model
-        self._int8 = int8
         self._eps = float(config.rms_norm_eps)
         self._heads, self._kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self._head_dim = int(decoder.layers[0].self_attn.head_dim)
@@ -77,11 +74,11 @@ class LlamaForward:
                 _joined([layer.self_attn.o_proj], int8),
                 layer.post_attention_layernorm.weight.detach(),
                 _joined([layer.mlp.gate_proj, layer.mlp.up_proj], int8),
-                _joined([layer.mlp.down_proj], False),
+                _joined([layer.mlp.down_proj], int8, fine=True),
             )
             for layer in decoder.layers
         ]
-        self._head = _joined([model.lm_head], int8, keep=True)
+        self._head = _joined([model.lm_head], int8, fine=True, keep=True)
         self.head = model.lm_head.weight.detach()
         """See `slm.forward.Forward`."""
         count = len(self._layers)
@@ -89,17 +86,6 @@ class LlamaForward:
 
     def __call__(self, chunks: Sequence[Chunk]) -> Pass:
         """See `slm.forward.Forward`."""
-        if self._int8:
-            chunks = [self._without_first(chunk) for chunk in chunks]
-        return self._run(chunks)
-
-    def _without_first(self, chunk: Chunk) -> Chunk:
-        if chunk.memory.length or len(chunk.ids) <= chunk.rows:
-            return chunk
-        self._run([Chunk(chunk.memory, chunk.ids[:1], 0)])
-        return Chunk(chunk.memory, chunk.ids[1:], chunk.rows)
-
-    def _run(self, chunks: Sequence[Chunk]) -> Pass:
         places, positions, kept = _places(chunks)
         x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids]), self._embedding)
         cos, sin = self._cos[positions], self._sin[positions]
@@ -193,7 +179,7 @@ def _angles(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return cos[0].unsqueeze(1).clone(), sin.unsqueeze(1)
 
 
-def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, keep: bool = False) -> Linear:
+def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, fine: bool = False, keep: bool = False) -> Linear:
     """Linear layers over one input as one; their own weights become views, or are given up in int8 unless `keep`."""
     weight = layers[0].weight.detach() if len(layers) == 1 else torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias for layer in layers]
@@ -202,24 +188,8 @@ def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, keep: bool = False
         if not keep:
             for layer in layers:
                 layer.weight.data = torch.empty(0)
-        return _quantised(weight, bias)
+        return Int8Linear(weight, bias, fine=fine)
     if len(layers) > 1:
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):
             layer.weight.data = part
     return lambda x: F.linear(x, weight, bias)
-
-
-def _quantised(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
-    """x · Wᵀ + b with W in int8, symmetric, one scale a row; x in 8 bits by its least and greatest value."""
-    scales = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127
-    with warnings.catch_warnings():  # torch announces an end of quantised tensors; the release is pinned.
-        warnings.simplefilter("ignore")
-        packed = torch.ops.quantized.linear_prepack(
-            torch.quantize_per_channel(
-                weight.float(), scales, torch.zeros(len(scales), dtype=torch.long), 0, torch.qint8
-            ),
-            None if bias is None else bias.float(),
-        )
-    # Without VNNI the kernel adds pairs of products in 16 bits, where full ranges would overflow.
-    reduce_range = not torch.cpu._is_vnni_supported()
-    return lambda x: torch.ops.quantized.linear_dynamic(x, packed, reduce_range)

@@ -23,7 +23,7 @@ import torch
 from structlog.typing import FilteringBoundLogger
 from transformers.utils import logging as transformers_logging
 
-from slm.engine import Engine
+from slm.engine import CACHE_BYTES, Engine
 from slm.model import DTYPES, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
@@ -196,6 +196,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shortlist", choices=KINDS, default="none", help="how long lists of tools are cut down")
     parser.add_argument("--shortlist-above", type=int, default=24, help="lists that are longer (default: %(default)s)")
     parser.add_argument("--shortlist-keep", type=int, default=12, help="to so many tools (default: %(default)s)")
+    parser.add_argument(
+        "--cache-mb", type=int, default=CACHE_BYTES >> 20, help="MiB for shared prompts, 0: none (default: %(default)s)"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
     return parser.parse_args(argv)
 
@@ -221,6 +224,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.model,
             arguments.adapter,
             arguments.dtype,
+            cache_bytes=arguments.cache_mb << 20,
             shortlist=(arguments.shortlist, arguments.shortlist_above, arguments.shortlist_keep),
         )
         listening = listening_socket(arguments.socket)

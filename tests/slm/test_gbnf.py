@@ -1,0 +1,63 @@
+"""The grammar for other servers: it writes the rules of what may be drafted, and no model library is needed for it."""
+
+import subprocess
+import sys
+
+import pytest
+
+from slm.gbnf import MAX_CALLS, draft_grammar
+from tests.slm.conftest import TIME, WEATHER, schema, tool
+
+
+def rules(text: str) -> dict[str, str]:
+    """Rules by name; each stands on a line of its own and names rules that exist."""
+    made = dict(line.split(" ::= ", 1) for line in text.splitlines() if line)
+    assert len(made) == sum(bool(line) for line in text.splitlines())
+    return made
+
+
+def test_keys_come_in_order_and_required_ones_always() -> None:
+    """An optional key may be left out wherever it stands; a comma stands between keys and nowhere else."""
+    made = rules(
+        draft_grammar([tool("f", schema(["b"], a={"type": "string"}, b={"type": "integer"}, c={"enum": [1]}))])
+    )
+    begin = made["call"].rpartition('("{" ')[2].split()[0]
+    with_a, without_a = made[begin].split(" | ")
+    assert with_a.startswith('"\\"a\\": " (string) ')
+    after_a = made[with_a.split()[-1]]
+    assert after_a.startswith('", " "\\"b\\": " (integer) ')
+    assert made[without_a].startswith('"\\"b\\": " (integer) ')
+    last = made[after_a.split()[-1]]
+    assert last == '", " "\\"c\\": " ("1") "" | ""'
+
+
+def test_what_may_be_planned_follows_the_choice() -> None:
+    """Without a call only where the choice is free; one tool where it is named; one call where none are parallel."""
+    free, required = (rules(draft_grammar([WEATHER, TIME], choice)) for choice in ("auto", "required"))  # type: ignore[arg-type]
+    assert "none" in free["root"]
+    assert "ask" in free["root"]
+    assert "none" not in required["root"]
+    assert f"{{0,{MAX_CALLS - 1}}}" in required["root"]
+    assert required["name"] == '"get_weather" | "get_time"'
+    named = rules(draft_grammar([WEATHER, TIME], "named", "get_time"))
+    assert named["name"] == '"get_time"'
+    for single in (named, rules(draft_grammar([WEATHER], "required", parallel=False))):
+        assert "{0,0}" in single["root"]
+    with pytest.raises(ValueError, match="no tool"):
+        draft_grammar([], "required")
+
+
+def test_references_alternatives_and_hostile_names() -> None:
+    """References become rules of the tool's own, recursion included; quotes in names and values are escaped."""
+    node = {"type": "object", "properties": {"next": {"$ref": "#/$defs/n"}, "v": {"anyOf": [{"type": "null"}, {}]}}}
+    made = rules(draft_grammar([tool('a"b', {**node, "$defs": {"n": node}}), tool("none", {"enum": ['"']})]))
+    assert '\\"b"' in made["name"]
+    assert '"none."' in made["name"]
+    assert any(name.startswith("t0-") and "t0-" in "".join(made.values()) for name in made)
+    assert "(null) | value" in "".join(made.values())
+
+
+def test_no_model_library_is_imported() -> None:
+    """The gateway may use it."""
+    code = "import sys, slm.gbnf; print(sorted({'torch', 'transformers', 'llguidance'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,35 @@
+"""Greedy drafts are those of transformers' own `generate`, whatever is switched on to make them faster."""
+
+from pathlib import Path
+
+import pytest
+
+from bench.parity import SETTINGS, compared, differences
+from slm.model import load
+from tests.slm.conftest import TIME, WEATHER, command
+
+QUESTIONS = ["What is the weather in London?", "Time in CET and UTC", "Paris, 12 days", "weather weather weather"]
+
+
+@pytest.mark.parametrize("architecture", ["llama_folder", "opt_folder"])
+def test_drafts_are_those_of_generate(request: pytest.FixtureRequest, architecture: str) -> None:
+    """Token for token, free and by grammar, with every accelerator alone, with all of them, and with none."""
+    folder: Path = request.getfixturevalue(architecture)
+    commands = [
+        command(messages=[{"role": "user", "content": text}], tools=[WEATHER, TIME], tool_choice=choice, max_tokens=40)
+        for text in QUESTIONS
+        for choice in ("auto", "required")
+    ]
+    made = compared(load(folder), load(folder), commands)
+    for mode in ("free", "grammar"):
+        assert made[mode]["tokens"] > len(commands)
+        assert {name: row["different"] for name, row in made[mode]["settings"].items()} == {
+            name: [] for name in SETTINGS
+        }
+
+
+def test_a_different_draft_is_found() -> None:
+    """A wrong token, a shorter draft under a grammar and an empty one are different; a shorter free one is not."""
+    expected = [[1, 2, 3], [1, 2, 3], [1, 2, 3], [4]]
+    assert differences(expected, [[1, 2, 3], [1, 9, 3], [1, 2], []], free=True) == [1, 3]
+    assert differences(expected, [[1, 2, 3], [1, 9, 3], [1, 2], [4]], free=False) == [1, 2]
