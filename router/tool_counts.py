@@ -65,7 +65,7 @@ async def tool_rates(arm: Arm, cases: dict[int, list[Case]], folder: Path, tell:
         out = arm.table(folder, f"tools-{count}")
         out.parent.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
-        trace = await collect_by(ask, chosen, endpoint, out, command=COMMAND, on_progress=told)
+        trace = await collect_by(ask, chosen, [endpoint], out, command=COMMAND, serving=arm.serving, on_progress=told)
         asked = {case.id for case in chosen}
         rows = [row for row in trace.rows if row.case_id in asked]
         passed = sum(row.passed is True for row in rows)
