@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from evaluation.feature_table import KINDS, Labelled
 from evaluation.intervals import cluster_weights, percentile_interval, wilson
@@ -112,7 +113,8 @@ def fit_report(
     if fitted.unseen_tools is not None:
         protocols.append(_protocol("unseen tools", labelled, fitted.unseen_tools, table.components, rng))
     honest = fitted.unseen_tools or fitted.known_tools
-    signals, families = importance(labelled, honest, rng)
+    with threadpool_limits(1):  # Thousands of small predictions: more threads would only wait for each other.
+        signals, families = importance(labelled, honest, rng)
     absent = [bool(np.isnan(column).all()) for column in table.vectors.T]
     learned = {"probe", "state_distance"} if np.isnan(table.hidden).all() else set()
     return FitReport(

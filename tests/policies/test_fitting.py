@@ -23,13 +23,13 @@ def auroc(raw: np.ndarray, passed: np.ndarray) -> float:
 
 def test_the_judge_finds_what_decides() -> None:
     """A token signal and the probe are learned; figures on unseen tools are those of the rule, not better."""
-    table = made_table(300)
+    table = made_table(400)
     fitted = fit_and_check(table, seed=0)
     assert isinstance(fitted.classifier.model, Linear)
     assert fitted.unseen_tools is not None
     for scored in (fitted.unseen_tools, fitted.known_tools):
         assert 0.75 < auroc(scored.raw, table.passed) < 0.97
-        assert sorted(np.concatenate([fold.held_out for fold in scored.folds]).tolist()) == list(range(300))
+        assert sorted(np.concatenate([fold.held_out for fold in scored.folds]).tolist()) == list(range(400))
         assert np.isfinite(scored.probability).all()
     again = fit(table, seed=0)
     assert (again.scores(table.vectors) == fitted.classifier.scores(table.vectors)).all()
