@@ -14,6 +14,7 @@ from rich.table import Table
 from router.cli_ab import ab_app
 from router.cli_audits import audits
 from router.cli_costs import costs
+from router.cli_drift import drift
 from router.cli_fit import fit
 from router.cli_harvest import harvest
 from router.cli_keys import keys_app
@@ -36,6 +37,7 @@ app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
 app.command()(audits)
 app.command()(costs)
+app.command()(drift)
 app.command()(harvest)
 app.command()(train)
 app.command()(fit)
