@@ -27,6 +27,9 @@ def train(
         typer.Option(help="Rows in the project's format (.jsonl, .jsonl.gz); repeat for more.", exists=True),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Another base: a known model, or a folder.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Folder of an adapter to go on from.", exists=True, file_okay=False)
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(help="Run folder; an unfinished run in it goes on.", show_default="runs/<recipe>")
     ] = None,
@@ -41,7 +44,7 @@ def train(
             chosen = chosen.model_copy(update={"base": base})
         files = data or [shipped_data()]
         folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
-        result = _run(chosen, folder, files, run or Path("runs") / chosen.name, threads, errors)
+        result = _run(chosen, folder, files, start, run or Path("runs") / chosen.name, threads, errors)
     except (WeightsError, ValueError, OSError) as exc:
         errors.print(f"error: {exc}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from exc
@@ -60,7 +63,9 @@ def shipped_data() -> Path:
     return path
 
 
-def _run(recipe: Recipe, base: Path, files: list[Path], run: Path, threads: int | None, errors: Console) -> Path:
+def _run(
+    recipe: Recipe, base: Path, files: list[Path], start: Path | None, run: Path, threads: int | None, errors: Console
+) -> Path:
     try:
         from slm.train import set_threads, train
     except ImportError as exc:
@@ -79,4 +84,4 @@ def _run(recipe: Recipe, base: Path, files: list[Path], run: Path, threads: int 
                 parts.insert(1, f"validation {step.validation_loss:.3f}")
             bars.update(task, description=", ".join(parts), completed=step.step, total=step.steps)
 
-        return train(recipe, base, files, run, progress=show).folder
+        return train(recipe, base, files, run, start=start, progress=show).folder

@@ -45,7 +45,7 @@ def add_adapter(model: torch.nn.Module, folder: Path) -> None:
         AdapterError: the folder is incomplete, asks for something unsupported, or does not fit the model; the model
             may then be partly changed and must not be used.
     """
-    scale = _scale(_config(folder))
+    scale = _scale(adapter_config(folder))
     for name, (down, up) in _pairs(folder).items():
         try:
             weight = model.get_submodule(name).weight
@@ -57,7 +57,12 @@ def add_adapter(model: torch.nn.Module, folder: Path) -> None:
             weight.copy_(weight.float() + scale * (up.float() @ down.float()))
 
 
-def _config(folder: Path) -> Mapping[str, Any]:
+def adapter_config(folder: Path) -> Mapping[str, Any]:
+    """The configuration of the adapter in `folder`.
+
+    Raises:
+        AdapterError: it cannot be read, or asks for something unsupported.
+    """
     try:
         config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError) as exc:

@@ -71,6 +71,8 @@ class Lora(_Part):
     rank: Count = 16
     alpha: Count = 32
     dropout: Share = 0.0
+    from_layer: Annotated[int, Field(ge=0)] = 0
+    """Layers below are left as they are, those of a start adapter included: nothing is computed backwards there."""
 
 
 class Optimiser(_Part):

@@ -1,10 +1,10 @@
 """Training: a recipe and rows in, a run folder out. Supervised fine-tuning with TRL, on drafts only.
 
 The run folder holds `recipe.yaml`, `data.json` (hashes of the files and of the token rows, what was refused),
-`curve.json` and `curve.png`, `checkpoints/`, `scores.json`, and the result: `adapter/` in PEFT's layout, bfloat16, or
-`model/` where every weight was trained. A run that was killed goes on from its last checkpoint and takes the same steps
-that it would have taken (on the same machine and number of threads). Checkpoints hold optimiser states in torch's
-format: resume only from folders of your own.
+`curve.json` and `curve.png`, `curve/step-N/` (the adapter at each validation), `checkpoints/`, `scores.json`, and the
+result: `adapter/` in PEFT's layout, bfloat16, or `model/` where every weight was trained. A run that was killed goes
+on from its last checkpoint and takes the same steps that it would have taken (on the same machine and number of
+threads). Checkpoints hold optimiser states in torch's format: resume only from folders of your own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from typing import Any
 import torch
 import yaml
 from datasets import Dataset
-from peft import LoraConfig, PeftModel
+from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, EarlyStoppingCallback, TrainerCallback
 from trl import SFTConfig
 
+from slm.adapter_training import AdapterStartError, trainable
 from slm.curriculum import Course, training_course, validation_course
 from slm.dataset import Example, split_by_conversation
-from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
 from slm.model import Loaded, load
 from slm.packing import Tree, digest
 from slm.recipe import Recipe
@@ -35,6 +36,8 @@ from slm.rows import read_rows
 from slm.sft import TreeTrainer, collate
 
 CHECKPOINTS_KEPT = 2
+CURVE = "curve"
+"""Folder of a run with the adapter of each validation, for a learning curve: `curve/step-45`."""
 
 
 class TrainingError(ValueError):
@@ -79,6 +82,7 @@ def train(
     files: Sequence[Path],
     run: Path,
     *,
+    start: Path | None = None,
     progress: Progress,
     clock: Callable[[], float] = time.monotonic,
     stop_after: int | None = None,
@@ -88,7 +92,8 @@ def train(
     Args:
         base: the base model's folder.
         files: rows in the project's format, of which those of split `train` are read, or OpenAI conversations.
-        run: made where it is missing; a folder with a run of another recipe, base or data is refused.
+        run: made where it is missing; a folder with a run of another recipe, base, start or data is refused.
+        start: folder of an adapter of the recipe's rank to go on from, in place of a fresh one.
         stop_after: leave after this many steps with a checkpoint, as if killed (the schedule stays that of the recipe).
 
     Raises:
@@ -100,11 +105,21 @@ def train(
     course, validation, facts = _courses(recipe, loaded, files)
     facts["base_weights_sha256"] = loaded.info.weights_sha256
     facts["pattern_version"] = loaded.info.pattern_version
+    if start is not None:
+        facts["start_weights_sha256"] = file_sha256(start / ADAPTER_WEIGHTS)
     resumable = _prepare_folder(run, recipe, facts)
-    trainer = _trainer(recipe, base, loaded, course, validation, run)
+    try:
+        model = (
+            loaded.model if recipe.lora is None else trainable(loaded.model, recipe.lora, start, seed=recipe.run.seed)
+        )
+    except AdapterStartError as error:
+        raise TrainingError(str(error)) from error
+    trainer = _trainer(recipe, base, model, course, validation, run)
     if trainer.accelerator.num_processes > 1:
         raise TrainingError("trees are taught in one process: start it without a launcher")
     trainer.add_callback(_Report(progress, clock, stop_after))
+    if recipe.lora is not None:
+        trainer.add_callback(_KeepAdapters(run / CURVE, recipe))
     if recipe.run.patience is not None and validation.trees:
         trainer.add_callback(EarlyStoppingCallback(recipe.run.patience))
     trainer.train(resume_from_checkpoint=str(resumable) if resumable else None)
@@ -183,15 +198,14 @@ def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | 
     return max(done, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _trainer(recipe: Recipe, base: Path, loaded: Loaded, course: Course, validation: Course, run: Path) -> TreeTrainer:
+def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation: Course, run: Path) -> TreeTrainer:
     optimiser, settings = recipe.optimiser, recipe.run
     whole = -(-len(course.trees) // optimiser.trees_a_step)
     steps = min(whole, optimiser.steps or whole)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    loaded.model.requires_grad_(recipe.lora is None)
-    loaded.model.config.use_cache = False
+    model.config.use_cache = False
     arguments = SFTConfig(
         output_dir=str(run / "checkpoints"),
         seed=settings.seed,
@@ -228,21 +242,13 @@ def _trainer(recipe: Recipe, base: Path, loaded: Loaded, course: Course, validat
         dataset_kwargs={"skip_prepare_dataset": True},
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    lora = recipe.lora and LoraConfig(
-        r=recipe.lora.rank,
-        lora_alpha=recipe.lora.alpha,
-        lora_dropout=recipe.lora.dropout,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
     return TreeTrainer(
-        model=loaded.model,
+        model=model,
         args=arguments,
         data_collator=collate,
         train_dataset=_table(course.trees),
         eval_dataset=_table(validation.trees) if validation.trees else None,
         processing_class=tokenizer,
-        peft_config=lora,
     )
 
 
@@ -284,6 +290,16 @@ class _Report(TrainerCallback):  # type: ignore[misc]
         mean = sum(self._losses) / len(self._losses) if self._losses else None
         left_s = pace * (state.max_steps - state.global_step)
         self._progress(Step(state.global_step, state.max_steps, self._tokens, mean, self._validation, left_s))
+
+
+class _KeepAdapters(TrainerCallback):  # type: ignore[misc]
+    """Writes the adapter at every validation."""
+
+    def __init__(self, folder: Path, recipe: Recipe) -> None:
+        self._folder, self._recipe = folder, recipe
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        export_adapter(model, self._folder / f"step-{state.global_step}", self._recipe.base)
 
 
 def _write_curve(run: Path, history: Sequence[dict[str, Any]]) -> None:

@@ -72,7 +72,7 @@ def silent(_: object) -> None:
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("name", ["lora-large", "opt-350m", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["lora-large", "opt-350m", "smollm2-135m", "smollm2-135m-more"])
 def test_the_shipped_recipes_are_valid(name: str) -> None:
     """Every recipe file loads under its own name."""
     assert name in recipe_names()
@@ -229,6 +229,33 @@ def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Pa
     assert not torch.equal(bare.model.get_parameter(name), adapted.model.get_parameter(name))
     with pytest.raises(TrainingError, match=r"recipe\.yaml"):
         train(recipe(), llama_folder, [data], tmp_path / "run", progress=silent)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
+    llama_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """The start adapter's lower layers come out unchanged, the others trained; each validation leaves its adapter."""
+    from safetensors.torch import load_file
+
+    from slm.train import CURVE, TrainingError, train
+
+    first = train(recipe(), llama_folder, [data], tmp_path / "first", progress=silent).folder
+    upper = recipe(lora={"rank": 2, "alpha": 4, "from_layer": 1})
+    again = train(upper, llama_folder, [data], tmp_path / "again", start=first, progress=silent).folder
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, again))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if ".layers.0." not in name}
+    facts = json.loads((tmp_path / "again" / "data.json").read_text(encoding="utf-8"))
+    assert len(facts["start_weights_sha256"]) == 64
+    kept = tmp_path / "again" / CURVE
+    assert {path.name for path in kept.iterdir()} >= {"step-3"}
+    assert load(llama_folder, kept / "step-3").info.adapter_sha256 is not None
+    wide = recipe(lora={"rank": 4, "alpha": 4})
+    with pytest.raises(TrainingError, match="start: rank 2 and alpha 4"):
+        train(wide, llama_folder, [data], tmp_path / "wide", start=first, progress=silent)
+    with pytest.raises(TrainingError, match=r"data\.json"):
+        train(upper, llama_folder, [data], tmp_path / "again", progress=silent)
 
 
 @pytest.mark.slow
