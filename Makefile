@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients check bench bench-engine engine-parity engine-precision acceptance lock clean
+.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -36,6 +36,27 @@ bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transformers on real tool calls; an hour
 	$(BIN)/python -m bench.engine
 
+bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
+	$(BIN)/python -m bench.gateway
+
+soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask again; minutes
+	$(BIN)/python -m tests.acceptance.thousand_streams
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
+
+bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside the obvious loop
+	$(BIN)/python -m bench.sweep
+
+bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same drafts; downloads them, minutes
+	$(BIN)/python -m bench.judges
+
+bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
+	$(BIN)/python -m bench.cancel
+
+bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
+	$(BIN)/python -m bench.judge
+
 engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
 	$(BIN)/python -m bench.parity
 
@@ -51,8 +72,8 @@ check: $(STAMP)  ## formatting, lint, types, import layers
 acceptance: $(STAMP)  ## 200 BFCL cases through a real gateway, whole and streamed; minutes
 	$(BIN)/python -m tests.acceptance.two_hundred_cases
 
-lock: $(STAMP)  ## write the lock file anew from pyproject.toml
-	$(BIN)/pip-compile --quiet --strip-extras --all-extras --no-emit-find-links --no-emit-index-url \
+lock: $(STAMP)  ## write the lock file anew from pyproject.toml; Ray, 80 MB, is left to who wants it
+	$(BIN)/pip-compile --quiet --strip-extras --extra train --extra report --extra dev --no-emit-find-links --no-emit-index-url \
 		--no-emit-trusted-host --output-file requirements/lock.txt pyproject.toml
 	sed -i 's/^\(torch==[0-9.]*\)+cpu/\1/' requirements/lock.txt  # the local label exists on some indexes only
 

@@ -21,6 +21,7 @@ from evaluation.trace_table import calls_of
 from policies.policy import BoolArray, Outcome
 
 MAX_TEXT_CHARS = 1200
+MAX_TOOLS = 30
 _NO_CALL = "no call"
 
 
@@ -72,24 +73,30 @@ class Mistake(msgspec.Struct, frozen=True):
 def by_category(arms: Arms, plans: Sequence[Plan]) -> list[CategoryRow]:
     """One row a category, in alphabetical order."""
     category = np.array([case.category for case in arms.cases])
-    rows = []
-    for name in np.unique(category).tolist():
-        here = category == name
-        n, large = int(here.sum()), float(arms.large_cost[here].sum())
-        rates = []
-        for plan in plans:
-            passes = float(plan.passes[here].sum())
-            cost = float(plan.cost_usd[here].sum())
-            low, high = wilson(round(passes), n)
-            rates.append(
-                Rate(
-                    Estimate(passes / n, low, high),
-                    float(plan.escalated[here].mean()),
-                    cost / large if large > 0 else 0.0,
-                )
-            )
-        rows.append(CategoryRow(name, n, rates))
-    return rows
+    return [_rates(name, category == name, arms, plans) for name in np.unique(category).tolist()]
+
+
+def by_tool(arms: Arms, plans: Sequence[Plan], *, limit: int = MAX_TOOLS) -> tuple[list[CategoryRow], int]:
+    """One row for each tool that right answers call, the most frequent first, and how many tools there are.
+
+    A request that calls several tools stands in the row of each; one whose right answer is no call in none.
+    """
+    asked = Counter(name for case in arms.cases for name in case.gold_names)
+    shown = sorted(asked, key=lambda name: (-asked[name], name))[:limit]
+    rows = [_rates(name, np.array([name in case.gold_names for case in arms.cases]), arms, plans) for name in shown]
+    return rows, len(asked)
+
+
+def _rates(name: str, here: BoolArray, arms: Arms, plans: Sequence[Plan]) -> CategoryRow:
+    n, large = int(here.sum()), float(arms.large_cost[here].sum())
+    rates = []
+    for plan in plans:
+        passes = float(plan.passes[here].sum())
+        cost = float(plan.cost_usd[here].sum())
+        low, high = wilson(round(passes), n)
+        escalated = float(plan.escalated[here].mean())
+        rates.append(Rate(Estimate(passes / n, low, high), escalated, cost / large if large > 0 else 0.0))
+    return CategoryRow(name, n, rates)
 
 
 def by_outcome(arms: Arms, servable: BoolArray) -> list[OutcomeRow]:

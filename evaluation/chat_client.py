@@ -192,7 +192,7 @@ class ChatClient:
             return _Attempt(failed("bad_response", f"{type(error).__name__}: {error}", status=status))
         latency_s = self._timing.monotonic() - started
         ttft_s = None if first_s is None else first_s - started
-        reply = _reply(completion, Reply(started_at, number, latency_s, ttft_s, status))
+        reply = reply_of(completion, Reply(started_at, number, latency_s, ttft_s, status))
         return _Attempt(reply, retry=status == 429 or status >= 500, wait_s=wait_s)
 
     async def _streamed(self, response: aiohttp.ClientResponse) -> tuple[Completion, float | None]:
@@ -252,8 +252,8 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 data = []
 
 
-def _reply(completion: Completion, reply: Reply) -> Reply:
-    """The reply with what the completion says."""
+def reply_of(completion: Completion, reply: Reply) -> Reply:
+    """The reply with what the completion says; its status is known already."""
     reply = replace(reply, usage=completion.usage, extras=completion.smallcall)
     error = completion.error
     if error is not None or reply.status != 200:

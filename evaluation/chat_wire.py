@@ -26,6 +26,9 @@ class Signals(msgspec.Struct, frozen=True):
     feasible_mass: list[float]
     forced: list[bool]
     span: list[int]
+    layer_agreement: list[float | None] | None = None
+    hidden: list[list[float] | None] | None = None
+    """One row a `policies.policy.HiddenPlace`, None where the draft has no such place."""
 
 
 class SmallDraft(msgspec.Struct, frozen=True):

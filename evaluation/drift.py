@@ -6,8 +6,6 @@ was answered small. Where audits are drawn with unequal probabilities, compare p
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +16,7 @@ import numpy.typing as npt
 from scipy.stats import binom, false_discovery_control, ks_2samp
 
 from evaluation.metrics import Floats, MetricError
+from policies.tools import json_sha256
 
 MIN_PART = 5
 """Values on each side of a change."""
@@ -27,7 +26,7 @@ MIN_PART = 5
 
 
 def tool_sha256(tool: Mapping[str, Any]) -> str:
-    """SHA-256 of a tool's canonical JSON: keys sorted, no spaces, 1.0 written as 1.
+    """SHA-256 of a tool's canonical JSON (`policies.tools.json_sha256`).
 
     Order within lists stays: `enum` and `required` are read by the model as they come.
 
@@ -35,22 +34,9 @@ def tool_sha256(tool: Mapping[str, Any]) -> str:
         MetricError: not JSON: NaN, an infinity, or a value of another type.
     """
     try:
-        text = json.dumps(_plain(tool), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    except (TypeError, ValueError) as error:
+        return json_sha256(tool)
+    except ValueError as error:
         raise MetricError("tool: not JSON") from error
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise MetricError("tool: not JSON: a key that is not text")
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    return value
 
 
 def audits_needed(max_error: float, confidence: float, *, errors: int = 0) -> int:

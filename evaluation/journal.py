@@ -14,24 +14,27 @@ from typing import Self
 
 import msgspec
 
+from evaluation.serving import Serving
 from evaluation.trace_table import TRACE_VERSION, TraceError, TraceRow
 
 
 class _Header(msgspec.Struct, frozen=True):
     schema_version: int
     arm: str
+    serving: Serving | None = None
 
 
 class Journal:
     """An open, locked journal; `rows` holds what it held when it was opened. Stays on disk until `remove` is called."""
 
-    def __init__(self, path: Path, arm: str) -> None:
-        """Open or make the file. Raises TraceError if another run holds it, or if it is of another version or arm."""
+    def __init__(self, path: Path, arm: str, serving: Serving | None = None) -> None:
+        """Open or make the file. Raises TraceError if another run holds it, or if it is of another version or arm, or
+        of drafts that were made with something else."""
         self._path = path
         self._file = path.open("a+b")
         try:
             self._lock()
-            self.rows = self._recover(_Header(TRACE_VERSION, arm))
+            self.rows = self._recover(_Header(TRACE_VERSION, arm, serving))
         except BaseException:
             self._file.close()
             raise
@@ -79,6 +82,8 @@ class Journal:
             return []
         try:
             found = msgspec.json.decode(lines[0], type=_Header)
+            if found.serving != header.serving:
+                raise TraceError(f"{self._path}: its drafts were made with other weights or another adapter: remove it")
             if found != header:
                 raise TraceError(
                     f"{self._path}: holds {found.arm!r}, version {found.schema_version}; not {header.arm!r}"

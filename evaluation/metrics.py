@@ -128,6 +128,25 @@ def qnc(curve: Curve, large_cost: npt.ArrayLike) -> Floats:
     return np.asarray(cheapest / np.asarray(large_cost, dtype=np.float64))
 
 
+def cost_at(curve: Curve, x: float, large_cost: npt.ArrayLike) -> Floats:
+    """Least cost with PGR ≥ x, over the large model's own mean cost; inf if never reached. At x = 1 it is `qnc`."""
+    value = pgr(curve.quality, curve.quality[..., -1:], curve.quality[..., :1])
+    hit = curve.reachable() & (value >= x - 1e-12)
+    return np.asarray(np.where(hit, curve.cost, np.inf).min(axis=-1) / np.asarray(large_cost, dtype=np.float64))
+
+
+def audc(curve: Curve) -> Floats:
+    """∫ q dc' over the cost c' between the curve's own ends, scaled to [0, 1]: the area under the deferral curve.
+
+    0 is the small model pinned, 1 is "escalate all". No hull: what a threshold does, dents included. NaN where both
+    ends cost the same.
+    """
+    low, high = curve.cost[..., -1:], curve.cost[..., :1]
+    span = high - low
+    scaled = np.where(span > 0, (curve.cost - low) / np.where(span > 0, span, 1.0), np.nan)
+    return np.asarray(np.trapezoid(curve.quality[..., ::-1], scaled[..., ::-1], axis=-1))
+
+
 def hull(cost: npt.ArrayLike, quality: npt.ArrayLike) -> tuple[Floats, Floats]:
     """The non-decreasing convex hull of points (T,), cheapest first (RouterBench, arXiv 2403.12031).
 
@@ -184,26 +203,33 @@ def auroc(scores: npt.ArrayLike, labels: npt.ArrayLike, *, weights: npt.ArrayLik
     return np.asarray(np.where(pairs > 0, won / np.where(pairs > 0, pairs, 1.0), np.nan))
 
 
-def aurc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def aurc(scores: npt.ArrayLike, labels: npt.ArrayLike, *, weights: npt.ArrayLike | None = None) -> Floats:
     """Mean over k = 1…n of the failure rate among the k best-scored (Geifman et al. 2019, arXiv 1805.08206).
 
-    Rows of equal score count as in random order: the expectation, not the luck of a sort.
+    Rows of equal score count as in random order: the expectation, not the luck of a sort. `weights`, whole numbers of
+    shape (n,) or (B, n), count each row so often; the result has shape () or (B,), NaN where a draw is empty.
     """
     s, y = _scored(scores, labels)
+    w = np.ones(len(s)) if weights is None else np.asarray(weights, dtype=np.float64)
     order = np.argsort(-s, kind="stable")
-    _, starts, counts = np.unique(-s[order], return_index=True, return_counts=True)
-    group = np.repeat(np.arange(len(starts)), counts)
-    wrong = np.add.reduceat((~y[order]).astype(np.float64), starts)
-    before = np.concatenate([[0.0], np.cumsum(wrong)[:-1]])
-    k = np.arange(1, len(s) + 1)
-    failures = before[group] + (k - starts[group]) * (wrong / counts)[group]
-    return float((failures / k).mean())
+    _, starts = np.unique(-s[order], return_index=True)
+    counts, wrong = (np.add.reduceat((w * mask)[..., order], starts, axis=-1) for mask in (np.ones(len(s)), ~y))
+    total = counts.sum(axis=-1)
+    after = np.cumsum(counts, axis=-1)
+    rate = wrong / np.where(counts > 0, counts, 1.0)
+    # Within a group of ties the k-th answer has failed `before + (k − start)·rate` times in expectation; Σ 1/k is a
+    # difference of harmonic numbers.
+    harmonic = np.concatenate([[0.0], np.cumsum(1.0 / np.arange(1, int(total.max(initial=0)) + 1))])
+    inverse_k = harmonic[after.astype(np.int64)] - harmonic[(after - counts).astype(np.int64)]
+    before = np.cumsum(wrong, axis=-1) - wrong
+    summed = ((before - (after - counts) * rate) * inverse_k + rate * counts).sum(axis=-1)
+    return np.asarray(np.where(total > 0, summed / np.where(total > 0, total, 1.0), np.nan))
 
 
-def e_aurc(scores: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+def e_aurc(scores: npt.ArrayLike, labels: npt.ArrayLike, *, weights: npt.ArrayLike | None = None) -> Floats:
     """AURC above that of a score that puts every pass before every failure (Geifman et al. 2019, arXiv 1805.08206)."""
     s, y = _scored(scores, labels)
-    return aurc(s, y) - aurc(y.astype(np.float64), y)
+    return np.asarray(aurc(s, y, weights=weights) - aurc(y.astype(np.float64), y, weights=weights))
 
 
 def brier(probabilities: npt.ArrayLike, labels: npt.ArrayLike) -> float:

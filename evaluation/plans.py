@@ -44,6 +44,11 @@ class Score:
     key: str
     label: str
     values: Floats
+    probability: Floats | None = None
+    """(n,) what the score says of P(the small model's answer passes), NaN where nothing; None for a mere order."""
+    routes: bool = False
+    """Decided before anything is drafted: an escalated request costs no draft, and what the small model answers to the
+    others is served as it is."""
 
 
 def plan(
@@ -97,7 +102,7 @@ def plans_at_shares(arms: Arms, score: Score, shares: Sequence[float] = SHARES) 
             arms,
             f"{score.key}@{first[threshold]:g}",
             f"{score.label} ≥ {threshold:.4g}",
-            arms.draftable.astype(np.float64),
+            np.asarray(score.values >= threshold if score.routes else arms.draftable, dtype=np.float64),
             np.asarray(score.values < threshold, dtype=np.float64),
             threshold=threshold,
         )

@@ -70,6 +70,21 @@ class _DatedGold(msgspec.Struct, frozen=True):
     calls: list[GoldCall]
 
 
+class _FirstCall(msgspec.Struct, frozen=True):
+    name: str
+    arguments: dict[str, Any] | None = None
+
+
+class _ToolBenchRecord(msgspec.Struct, frozen=True):
+    model: str
+    first_call: _FirstCall | None = None
+
+
+class _ToolBenchRow(msgspec.Struct, frozen=True):
+    id: str
+    recorded: _ToolBenchRecord | None = None
+
+
 def load_recording(path: Path) -> list[RecordedAnswer]:
     """All answers of one model's file. Raises RowError (file, line, field), also where two rows answer one case."""
     answers: list[RecordedAnswer] = []
@@ -104,6 +119,20 @@ class StudyData:
     def toolbench(self) -> list[Case]:
         """The 1,359 ToolBench and StableToolBench cases; some of them cannot be scored."""
         return load_cases(self.folder / "toolbench_eval.jsonl.gz")
+
+    def toolbench_first_calls(self) -> list[RecordedAnswer]:
+        """The first call that ToolBench's recorded model made, where one was recorded.
+
+        The source cuts messages at 100 characters. Which tool was called is whole, and it is all that ToolBench's gold
+        speaks of, so arguments that were cut are left out.
+        """
+        answers = []
+        for _, row in read_rows(self.folder / "toolbench_eval.jsonl.gz", _ToolBenchRow):
+            if row.recorded is not None:
+                first = row.recorded.first_call
+                calls = None if first is None else [RecordedCall(first.name, first.arguments or {})]
+                answers.append(RecordedAnswer(id=row.id, model=row.recorded.model, calls=calls))
+        return answers
 
     def recorded_models(self) -> list[str]:
         """Names of the recorded models, sorted."""

@@ -70,6 +70,30 @@ class Arms:
     def __len__(self) -> int:
         return len(self.cases)
 
+    def take(self, rows: Ints) -> Arms:
+        """Some of the cases, in the order of `rows` (indices). Failures and free drafts are counted anew."""
+        index = rows.tolist()
+        small, large = [self.small_rows[i] for i in index], [self.large_rows[i] for i in index]
+        return Arms(
+            cases=[self.cases[i] for i in index],
+            small_rows=small,
+            large_rows=large,
+            requests=[self.requests[i] for i in index],
+            drafts=[self.drafts[i] for i in index],
+            small_pass=self.small_pass[rows],
+            large_pass=self.large_pass[rows],
+            small_cost=self.small_cost[rows],
+            large_cost=self.large_cost[rows],
+            small_latency=self.small_latency[rows],
+            large_latency=self.large_latency[rows],
+            draftable=self.draftable[rows],
+            clusters=[self.clusters[i] for i in index],
+            small_failed=sum(row.passed is None for row in small),
+            large_failed=sum(row.passed is None for row in large),
+            small_unpriced=sum(row.small_busy_s is None and row.cost_usd is None for row in small),
+            left_out=self.left_out,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
@@ -151,14 +175,7 @@ def plan_signals(signals: TokenSignals | None) -> TokenSignals | None:
         return None
     in_plan = np.flatnonzero(signals.span == Span.PLAN)
     end = int(in_plan[-1]) + 1 if len(in_plan) else 0
-    return TokenSignals(
-        logprob=signals.logprob[:end],
-        margin=signals.margin[:end],
-        entropy=signals.entropy[:end],
-        feasible_mass=signals.feasible_mass[:end],
-        forced=signals.forced[:end],
-        span=signals.span[:end],
-    )
+    return signals.first(end)
 
 
 def servable_drafts(arms: Arms, on_no_call: OnOther, on_ask: OnOther) -> BoolArray:

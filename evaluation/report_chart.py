@@ -12,6 +12,10 @@ _LABEL_EM = 0.56
 """Mean width of a character of a sans-serif face, in font sizes: for placing labels, not for clipping them."""
 
 
+UNLED = ("oracle", "prompt_logistic", "prompt_mf")
+"""Curves that never lead a report: they are there to be compared with."""
+
+
 @dataclass(frozen=True, slots=True)
 class Size:
     """The drawing's outer size and margins."""
@@ -108,7 +112,7 @@ def chart(points: Sequence[Point], curves: Sequence[CurveFigures], size: Size) -
     x = _Scale(0.0, x_high, size.left, size.width - size.right)
     y = _Scale(y_low, max(y_high, y_low + y_step), size.height - size.bottom, size.top)
     by_key = {point.key: point for point in points}
-    lead = next((curve.key for curve in curves if curve.key != "oracle"), None)
+    lead = next((curve.key for curve in curves if curve.key not in UNLED), None)
     lines = [_line(curve, x, y, banded=curve.key == lead) for curve in curves]
     if {"small_only", "large_only"} <= by_key.keys():
         ends = [(_x(by_key[key], x), _y(by_key[key], y)) for key in ("small_only", "large_only")]

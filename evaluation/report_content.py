@@ -20,19 +20,24 @@ from evaluation.breakdown import (
     OutcomeRow,
     by_category,
     by_outcome,
+    by_tool,
     count_mistakes,
     worst_mistakes,
 )
 from evaluation.cases import Case, data_hash
+from evaluation.crossfit import crossfit
+from evaluation.judges import CannotJudge, Judge, Part, of_signals
 from evaluation.plans import Plan, Score, baselines, plan_of, plan_of_run, plans_at_shares
-from evaluation.replay import Arms, join, replay, servable_drafts, servable_scores
+from evaluation.prompt_routers import matrix_factorisation, prompt_logistic
+from evaluation.quality_diagrams import Reliability, RiskCoverage, reliability, risk_coverage
+from evaluation.replay import Arms, join, replay, servable_drafts
 from evaluation.study import CurveFigures, Point, study
 from evaluation.trace_table import Trace
 from policies.cascade import OnOther
 from policies.confidence import SCORES
-from policies.policy import BoolArray, Policy
+from policies.policy import Policy
 
-REPORT_VERSION = 1
+REPORT_VERSION = 2
 FEW_CLUSTERS = 30
 
 
@@ -47,6 +52,10 @@ class Options:
     on_ask: OnOther = "escalate"
     scores: Sequence[str] = ("weakest_token", "mean_logprob")
     """Names of `policies.confidence.SCORES`; the first one leads."""
+    judges: Sequence[Judge] = ()
+    """More judges, such as a fitted classifier; they lead. Each is fitted on folds and told on the others."""
+    routers: bool = True
+    """Whether routers that see only the prompt are fitted and shown."""
     small_usd_per_hour: float = 0.10
     """What the small model's machine costs. The default is an assumption: a cloud machine of two virtual CPUs is listed
     at about 0.08 to 0.10 USD an hour; a draft is charged the whole machine for its seconds."""
@@ -97,6 +106,11 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     curves: list[CurveFigures]
     categories: list[CategoryRow]
     category_plans: list[str]
+    tools: list[CategoryRow]
+    """The most frequent tools of right answers."""
+    tools_total: int
+    reliability: list[Reliability]
+    risk: list[RiskCoverage]
     outcomes: list[OutcomeRow]
     mistakes: list[Mistake]
     mistakes_total: int
@@ -120,9 +134,10 @@ def report_of(
     """
     arms = join(cases, small, large, small_usd_per_hour=options.small_usd_per_hour)
     servable = servable_drafts(arms, options.on_no_call, options.on_ask)
-    scores, absent = _scores(arms, options.scores, servable)
+    part = Part(arms, servable, servable_drafts(arms, "answer", options.on_ask))
+    scores, absent = _scores(part, options)
     plans = baselines(arms)
-    for score in scores:
+    for score in (score for score in scores if not score.routes):
         plans[-1:-1] = plans_at_shares(arms, score)
     if policy is not None:
         plans.append(plan_of(arms, "policy", f"policy: {policy.name}", replay(policy, arms)))
@@ -130,9 +145,10 @@ def report_of(
         plans.append(plan_of_run(arms, gateway, small_usd_per_hour=options.small_usd_per_hour))
     oracle = Score("oracle", "oracle", arms.small_pass.astype(np.float64) - arms.large_pass)
     points, curves = study(arms, plans, [*scores, oracle], draws=options.draws, seed=options.seed)
-    first = scores[0] if scores else None
+    first = next((score for score in scores if not score.routes), None)
     shown = _category_plans(plans, first)
     clusters = len(set(arms.clusters))
+    tools, tools_total = by_tool(arms, shown)
     return Report(
         version=options.version,
         command=options.command,
@@ -154,6 +170,10 @@ def report_of(
         curves=curves,
         categories=by_category(arms, shown),
         category_plans=[plan.label for plan in shown],
+        tools=tools,
+        tools_total=tools_total,
+        reliability=reliability(arms, [score for score in scores if not score.routes]),
+        risk=risk_coverage(arms, scores),
         outcomes=by_outcome(arms, servable),
         mistakes=worst_mistakes(arms, servable, first, limit=options.max_mistakes),
         mistakes_total=count_mistakes(arms, servable),
@@ -175,17 +195,22 @@ _NO_CALL_RULES: dict[OnOther, str] = {
 }
 
 
-def _scores(arms: Arms, names: Sequence[str], servable: BoolArray) -> tuple[list[Score], list[str]]:
+def _scores(part: Part, options: Options) -> tuple[list[Score], list[str]]:
     """The scores that can be worked out, and a sentence for each that cannot."""
+    judges = [*options.judges, *(of_signals(name, _label(name)) for name in options.scores)]
+    if options.routers:
+        judges += [prompt_logistic(), matrix_factorisation()]
     scores, absent = [], []
-    for name in names:
-        label = _SCORE_LABELS.get(name, name.replace("_", " "))
-        values = servable_scores(SCORES[name], arms, servable)
-        if values is None:
-            absent.append(f"No curve for {label}: no draft that may be served came with token probabilities.")
-        else:
-            scores.append(Score(name, label, values))
+    for judge in judges:
+        try:
+            scores.append(crossfit(judge, part))
+        except CannotJudge as error:
+            absent.append(f"No curve for {error}.")
     return scores, absent
+
+
+def _label(name: str) -> str:
+    return _SCORE_LABELS.get(name, name.replace("_", " "))
 
 
 _SCORE_LABELS = {"weakest_token": "weakest token", "mean_logprob": "mean log-prob"}

@@ -17,10 +17,12 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from evaluation.report_chart import NARROW, WIDE, chart
+from evaluation.report_chart import NARROW, UNLED, WIDE, chart
 from evaluation.report_content import ArmFacts, Report
+from evaluation.report_diagrams import reliability_diagram, risk_diagram
 from evaluation.report_text import number, percent
-from evaluation.study import Point
+from evaluation.study import CurveFigures, Point
+from policies.confidence import SCORES
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _COLOURS = {
@@ -33,8 +35,17 @@ _COLOURS = {
     "schema_valid": 4,
     "policy": 5,
     "gateway": 6,
+    "prompt_logistic": 7,
+    "prompt_mf": 8,
+    "classifier": 9,
 }
-_DASHES = {"random_mix": "dashed", "mean_logprob": "dashdot", "oracle": "dotted"}
+_DASHES = {
+    "random_mix": "dashed",
+    "mean_logprob": "dashdot",
+    "oracle": "dotted",
+    "prompt_logistic": "dashed",
+    "prompt_mf": "dashdot",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,8 @@ def page(report: Report) -> str:
     """The page's HTML."""
     style, script = _asset("report.css"), _asset("report.js")
     charts = [chart(report.points, report.curves, size) for size in (WIDE, NARROW)]
-    stops = {drawn.size.name: [asdict(stop) for stop in drawn.stops] for drawn in charts}
+    data: dict[str, Any] = {drawn.size.name: [asdict(stop) for stop in drawn.stops] for drawn in charts}
+    data["operate"] = [_operating(curve) for curve in report.curves if curve.key != "oracle" and any(curve.reachable)]
     legend = _legend(report)
     environment = Environment(autoescape=True, undefined=StrictUndefined, finalize=_visible)
     template = environment.from_string(_asset("report.html.j2"))
@@ -73,8 +85,21 @@ def page(report: Report) -> str:
         script=script,
         style_hash=_csp_hash(style),
         script_hash=_csp_hash(script),
-        stops=stops,
+        stops=data,
+        diagrams=[reliability_diagram(report.reliability), risk_diagram(report.risk)] if report.risk else [],
     )
+
+
+def _operating(curve: CurveFigures) -> dict[str, Any]:
+    """What the slider moves over: the thresholds that a gateway can be set to, in the order of the chart's stops."""
+    columns = ("thresholds", "escalated", "quality", "low", "high", "cost", "harmed")
+    rows = zip(curve.reachable, *(getattr(curve, name) for name in columns), strict=True)
+    return {
+        "key": curve.key,
+        "label": _visible(curve.label),
+        "configurable": curve.key in SCORES,
+        "points": [[values[0], *(round(v, 6) for v in values[1:])] for ok, *values in rows if ok],
+    }
 
 
 def _asset(name: str) -> str:
@@ -116,7 +141,7 @@ def _cards(report: Report) -> list[_Card]:
     change = f"{100 * abs(saved):.0f} % {'cheaper' if saved >= 0 else 'dearer'} than the large model alone"
     cards.append(_pass_card(shown.label, shown, f"{100 - 100 * shown.escalated:.0f} % answered small, {change}"))
     first = report.curves[0]
-    if first.key == "oracle":
+    if first.key in UNLED:
         return cards
     cards.append(
         _Card(

@@ -23,6 +23,10 @@ from evaluation.replay import Arms
 GRID_POINTS = 61
 """Costs at which a curve's band is told."""
 MAX_CURVE_POINTS = 300
+CURVE_FIGURES = (
+    "apgr", "cpt50", "cpt80", "cpt95", "cpt100", "cost95", "qnc", "aiq", "audc", "auroc", "aurc", "e_aurc",
+)  # fmt: skip
+"""Names of the figures of a curve that come with intervals."""
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -62,6 +66,11 @@ class CurveFigures(msgspec.Struct, frozen=True, kw_only=True):
     escalated: list[float]
     quality: list[float]
     cost: list[float]
+    low: list[float]
+    """95 % interval of the pass rate at this cost; `high` is its other end."""
+    high: list[float]
+    harmed: list[float]
+    """Share of all requests that are answered small and wrong where the large model is right."""
     reachable: list[bool]
     """False where drafts would be answered that may not be served."""
     grid_cost: list[float]
@@ -70,11 +79,20 @@ class CurveFigures(msgspec.Struct, frozen=True, kw_only=True):
     apgr: Estimate
     cpt50: Estimate
     cpt80: Estimate
+    cpt95: Estimate
+    cpt100: Estimate
+    cost95: Estimate
+    """Least cost at which 95 % of the gap is recovered, over the large model's own."""
     qnc: Estimate
     aiq: Estimate
+    audc: Estimate
     auroc: Estimate
     """Among the drafts that may be served: does the score part right from wrong."""
-    e_aurc: float | None
+    aurc: Estimate
+    e_aurc: Estimate
+    ece: float | None
+    """Of the score's probability among the same drafts; None where the score is no probability. So is `brier`."""
+    brier: float | None
 
 
 def study(
@@ -83,17 +101,32 @@ def study(
     """All figures, with intervals from `draws` bootstrap draws; the same inputs give the same figures."""
     if arms.large_cost.sum() <= 0:
         raise MetricError("the large model cost nothing: there is no cost to compare with")
+    point, drawn = figures_drawn(arms, plans, scores, draws=draws, seed=seed)
+    estimates = {name: _estimates(value, drawn[name]) for name, value in point.items()}
+    return [_point(arms, plan, estimates) for plan in plans], [_curve(arms, score, estimates) for score in scores]
+
+
+def figures_drawn(
+    arms: Arms, plans: Sequence[Plan], scores: Sequence[Score], *, draws: int, seed: int
+) -> tuple[dict[str, Floats], dict[str, Floats]]:
+    """Every figure by `key/name`, on the rows themselves (a number, or (K,)) and in each draw ((B,) or (B, K)).
+
+    The draws are the same for all figures: differences and ratios of two are to be taken draw by draw.
+    """
     figures = _Figures(arms, plans, scores)
     point = figures.under(np.ones((1, len(arms))))
     blocks = [figures.under(w) for w in cluster_weights(arms.clusters, draws, np.random.default_rng(seed))]
-    estimates = {
-        name: _estimates(value[0], np.concatenate([block[name] for block in blocks])) for name, value in point.items()
-    }
-    return [_point(arms, plan, estimates) for plan in plans], [_curve(arms, score, estimates) for score in scores]
+    return (
+        {name: value[0] for name, value in point.items()},
+        {name: np.concatenate([block[name] for block in blocks]) for name in point},
+    )
 
 
 def sweep_of(arms: Arms, score: Score, weights: Floats | None = None) -> Curve:
     """The score's curve; costs in USD a request."""
+    if score.routes:  # the large model's cost takes the place of the draft's
+        instead = arms.large_cost - arms.small_cost
+        return metrics.sweep(score.values, arms.small_pass, arms.large_pass, arms.small_cost, instead, weights=weights)
     drafting = arms.small_cost * arms.draftable
     return metrics.sweep(score.values, arms.small_pass, arms.large_pass, drafting, arms.large_cost, weights=weights)
 
@@ -119,7 +152,10 @@ class _Figures:
             curve = sweep_of(arms, score, w)
             figures |= {f"{score.key}/{name}": value for name, value in _summary(curve, large, grid).items()}
             fit = np.isfinite(score.values)
-            figures[f"{score.key}/auroc"] = metrics.auroc(score.values[fit], arms.small_pass[fit], weights=w[:, fit])
+            values, passed, counts = score.values[fit], arms.small_pass[fit], w[:, fit]
+            figures[f"{score.key}/auroc"] = metrics.auroc(values, passed, weights=counts)
+            figures[f"{score.key}/aurc"] = metrics.aurc(values, passed, weights=counts)
+            figures[f"{score.key}/e_aurc"] = metrics.e_aurc(values, passed, weights=counts)
         return figures
 
 
@@ -133,6 +169,10 @@ def _summary(curve: Curve, large: Floats, grid: Floats) -> dict[str, Floats]:
         "apgr": metrics.apgr(curve),
         "cpt50": metrics.cpt(curve, 0.5),
         "cpt80": metrics.cpt(curve, 0.8),
+        "cpt95": metrics.cpt(curve, 0.95),
+        "cpt100": metrics.cpt(curve, 1.0),
+        "cost95": metrics.cost_at(curve, 0.95, large),
+        "audc": metrics.audc(curve),
         "qnc": metrics.qnc(curve, large),
         "aiq": np.array([_aiq(c, q) for c, q in zip(with_large, quality, strict=True)]),
         "band": np.stack([np.interp(grid, c[::-1], q[::-1]) for c, q in zip(cost, curve.quality, strict=True)]),
@@ -193,22 +233,38 @@ def _point(arms: Arms, plan: Plan, estimates: Mapping[str, _Drawn]) -> Point:
 def _curve(arms: Arms, score: Score, estimates: Mapping[str, _Drawn]) -> CurveFigures:
     curve = sweep_of(arms, score)
     shown = np.unique(np.linspace(0, len(curve.threshold) - 1, MAX_CURVE_POINTS).round().astype(np.int64))
-    fit = np.isfinite(score.values)
     band = estimates[f"{score.key}/band"]
-    named = {
-        name: estimates[f"{score.key}/{name}"].estimate() for name in ("apgr", "cpt50", "cpt80", "qnc", "aiq", "auroc")
-    }
+    grid, cost = _grid(arms, score), curve.cost[shown] / arms.large_cost.mean()
+    nothing = np.zeros(len(arms))
+    harm = metrics.sweep(score.values, ~arms.small_pass & arms.large_pass, nothing, nothing, nothing)
+    named = {name: estimates[f"{score.key}/{name}"].estimate() for name in CURVE_FIGURES}
+    ece, brier = calibration(arms, score)
     return CurveFigures(
         key=score.key,
         label=score.label,
         thresholds=[finite(t) for t in curve.threshold[shown].tolist()],
         escalated=curve.escalated[shown].tolist(),
         quality=curve.quality[shown].tolist(),
-        cost=(curve.cost[shown] / arms.large_cost.mean()).tolist(),
+        cost=cost.tolist(),
+        low=np.interp(cost, grid, band.low).tolist(),
+        high=np.interp(cost, grid, band.high).tolist(),
+        harmed=harm.quality[shown].tolist(),
         reachable=curve.reachable()[shown].tolist(),
-        grid_cost=_grid(arms, score).tolist(),
+        grid_cost=grid.tolist(),
         band_low=band.low.tolist(),
         band_high=band.high.tolist(),
-        e_aurc=metrics.e_aurc(score.values[fit], arms.small_pass[fit]),
+        ece=ece,
+        brier=brier,
         **named,
     )
+
+
+def calibration(arms: Arms, score: Score) -> tuple[float | None, float | None]:
+    """ECE and Brier score of the score's probability, over the drafts that may be served; None without one."""
+    if score.probability is None:
+        return None, None
+    told = np.isfinite(score.values) & ~np.isnan(score.probability)
+    if not told.any():
+        return None, None
+    p, passed = score.probability[told], arms.small_pass[told]
+    return metrics.ece(p, passed), metrics.brier(p, passed)

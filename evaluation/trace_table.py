@@ -22,7 +22,18 @@ import pyarrow.parquet as pq
 from evaluation.answers import Answer, Call
 from evaluation.cases import Case
 from evaluation.chat_wire import TextCall
-from policies.policy import Draft, DraftCall, Outcome, Request, TokenSignals, Tool
+from evaluation.serving import Serving
+from policies.policy import (
+    HIDDEN_SIZE,
+    Draft,
+    DraftCall,
+    FloatArray,
+    HiddenPlace,
+    Outcome,
+    Request,
+    TokenSignals,
+    Tool,
+)
 
 TRACE_VERSION = 1
 _INFO_KEY = b"smallcall.trace"
@@ -78,6 +89,8 @@ TRACE_SCHEMA = pa.schema(
         pa.field("feasible_mass", _SIGNAL),
         pa.field("forced", pa.list_(_BOOL)),
         pa.field("span", pa.list_(pa.uint8())),
+        pa.field("layer_agreement", _SIGNAL),
+        pa.field("hidden", pa.list_(_SIGNAL)),
     ]
 )
 
@@ -146,6 +159,9 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     feasible_mass: list[float] | None = None
     forced: list[bool] | None = None
     span: list[int] | None = None
+    layer_agreement: list[float | None] | None = None
+    hidden: list[list[float] | None] | None = None
+    """Rows of `policies.policy.HiddenPlace`; None for a place that the draft does not have."""
 
     @property
     def small_busy_s(self) -> float | None:
@@ -167,6 +183,8 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     data_sha256: str
     """`evaluation.cases.data_hash` over the cases that the last run was given."""
     endpoint: dict[str, Any] = {}
+    serving: Serving | None = None
+    """What all drafts were made with; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +262,7 @@ def draft_of(row: TraceRow) -> Draft:
             complete=row.small_complete is not False,
             signals=signals_of(row),
             plan=tuple(row.small_plan or ()),
+            hidden=hidden_of(row),
         )
     if row.outcome is None:
         return Draft(outcome=Outcome.UNPARSABLE, complete=False)
@@ -270,9 +289,23 @@ def signals_of(row: TraceRow) -> TokenSignals | None:
             feasible_mass=np.asarray(row.feasible_mass, dtype=np.float32),
             forced=np.asarray(row.forced, dtype=np.bool_),
             span=np.asarray(row.span, dtype=np.uint8),
+            layer_agreement=None if row.layer_agreement is None else np.asarray(row.layer_agreement, dtype=np.float32),
         )
     except ValueError as error:
         raise TraceError(f"{row.case_id}: {error}") from error
+
+
+def hidden_of(row: TraceRow) -> FloatArray | None:
+    """The draft's hidden states, None where they were not recorded. Raises TraceError for another shape."""
+    if row.hidden is None:
+        return None
+    made = np.full((len(HiddenPlace), HIDDEN_SIZE), np.nan, dtype=np.float32)
+    if len(row.hidden) != len(made) or any(len(place) != HIDDEN_SIZE for place in row.hidden if place is not None):
+        raise TraceError(f"{row.case_id}: hidden: not {len(made)} rows of {HIDDEN_SIZE} numbers")
+    for place, numbers in enumerate(row.hidden):
+        if numbers is not None:
+            made[place] = numbers
+    return made
 
 
 def request_of(case: Case) -> Request:

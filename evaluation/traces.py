@@ -8,21 +8,23 @@ from run to run; a table says what was answered once.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 from msgspec.structs import replace
 
+from evaluation.asking import ask_all
 from evaluation.cases import Case, canonical_json, data_hash
 from evaluation.chat_client import ChatClient, Endpoint, Reply, Timing
 from evaluation.chat_wire import Extras, Signals, SmallDraft
 from evaluation.journal import Journal
 from evaluation.scoring import score
+from evaluation.serving import Serving, serving_of
 from evaluation.trace_table import (
     Trace,
     TraceError,
@@ -52,9 +54,14 @@ class Progress:
     passed: int
 
 
+Keep = Callable[[TraceRow], None]
+"""Takes a row in; once it returns the row outlives the process."""
+Ask = Callable[[Sequence[Case], Keep], Awaitable[None]]
+
+
 async def collect(
     cases: Sequence[Case],
-    endpoint: Endpoint,
+    endpoint: Endpoint | Sequence[Endpoint],
     out: Path,
     *,
     command: str,
@@ -64,18 +71,51 @@ async def collect(
     on_progress: Callable[[Progress], None] | None = None,
     timing: Timing | None = None,
 ) -> Trace:
-    """Ask `endpoint` for every case and write the table `out`; return it.
+    """Ask `endpoint`, or several that serve one model, for every case and write the table `out`; return it.
+
+    `concurrency` requests are under way at each endpoint.
 
     `command` says how the run was started and goes into the table: no secrets. Until all rows stand they are kept in
     `out` + `.journal`. Rows of cases that are not asked for stay in the table. Raises TraceError if `out` or the
-    journal belong to another arm or version, if another run writes them, or if they cannot be written.
+    journal belong to another arm or version, or to drafts that were made with something else, if another run writes
+    them, or if they cannot be written.
     """
     if concurrency < 1:
         raise ValueError("concurrency must be at least 1")
+
+    endpoints = [endpoint] if isinstance(endpoint, Endpoint) else list(endpoint)
+    first = _one_model(endpoints)
+
+    async def ask(todo: Sequence[Case], keep: Keep) -> None:
+        limit = concurrency * len(endpoints)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=limit)) as session:
+            clients = [
+                (each, ChatClient(session, each, timeout_s=timeout_s, retries=retries, timing=timing or Timing()))
+                for each in endpoints
+            ]
+            await ask_all(todo, clients, concurrency, lambda case, reply: keep(row_of(case, first, reply)))
+
+    serving = await served_by(endpoints)
+    return await collect_by(ask, cases, endpoints, out, command=command, serving=serving, on_progress=on_progress)
+
+
+async def collect_by(
+    ask: Ask,
+    cases: Sequence[Case],
+    endpoints: Sequence[Endpoint],
+    out: Path,
+    *,
+    command: str,
+    serving: Serving | None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Trace:
+    """`collect`, however the answers are had: `ask` is given the cases that are open and what keeps their rows.
+    `serving` is what they are drafted with, None for answers of which that is not known."""
     if len({case.id for case in cases}) != len(cases):
         raise ValueError("case ids must be unique")
-    with Journal(out.with_name(out.name + ".journal"), endpoint.model) as journal:
-        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model), *journal.rows)}
+    endpoint = _one_model(endpoints)
+    with Journal(out.with_name(out.name + ".journal"), endpoint.model, serving) as journal:
+        rows = {row.case_id: row for row in (*_table_rows(out, endpoint.model, serving), *journal.rows)}
         todo = [case for case in cases if not _stands(rows.get(case.id), _request_hash(case, endpoint))]
         asked_again = {case.id for case in todo}
         tally = _Tally(len(cases), [rows[case.id] for case in cases if case.id not in asked_again], on_progress)
@@ -85,10 +125,14 @@ async def collect(
             rows[row.case_id] = row
             tally.count(row)
 
-        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=concurrency)) as session:
-            client = ChatClient(session, endpoint, timeout_s=timeout_s, retries=retries, timing=timing or Timing())
-            await _ask_all(todo, endpoint, client, concurrency, keep)
-        info = TraceInfo(arm=endpoint.model, command=command, data_sha256=data_hash(cases), endpoint=endpoint.public())
+        await ask(todo, keep)
+        info = TraceInfo(
+            arm=endpoint.model,
+            command=command,
+            data_sha256=data_hash(cases),
+            endpoint=told_of(endpoints),
+            serving=serving,
+        )
         asked = [rows.pop(case.id) for case in cases]
         trace = Trace(info, [*asked, *(rows[case_id] for case_id in sorted(rows))])
         write_trace(out, trace)
@@ -96,26 +140,25 @@ async def collect(
     return trace
 
 
-async def _ask_all(
-    cases: Sequence[Case],
-    endpoint: Endpoint,
-    client: ChatClient,
-    concurrency: int,
-    keep: Callable[[TraceRow], None],
-) -> None:
-    queue = iter(cases)
+async def served_by(endpoints: Sequence[Endpoint]) -> Serving | None:
+    """What the gateways draft with; None where signals are not asked for, or none of them is a gateway of ours.
 
-    async def work() -> None:
-        for case in queue:  # shared: each case is taken by one task
-            body = endpoint.body(case.messages, case.tools)
-            keep(row_of(case, endpoint, await client.ask(body)))
+    Raises TraceError where they draft with different things: their rows would not be one model's.
+    """
+    asked = [each for each in endpoints if each.include_signals]
+    if not asked:
+        return None
+    async with aiohttp.ClientSession() as session:
+        told = [await serving_of(session, each.base_url, each.api_key) for each in asked]
+    if any(each != told[0] for each in told):
+        raise TraceError("the endpoints draft with other weights, another adapter or other settings than one another")
+    return told[0]
 
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            for _ in range(min(concurrency, len(cases))):
-                tasks.create_task(work())
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from group
+
+def standing_rows(cases: Sequence[Case], endpoint: Endpoint, out: Path, serving: Serving | None) -> dict[str, TraceRow]:
+    """Case id → the row of the table `out` that another attempt would not better; none where there is no table."""
+    found = {row.case_id: row for row in _table_rows(out, endpoint.model, serving)}
+    return {case.id: found[case.id] for case in cases if _stands(found.get(case.id), _request_hash(case, endpoint))}
 
 
 def row_of(case: Case, endpoint: Endpoint, reply: Reply) -> TraceRow:
@@ -202,13 +245,33 @@ def _stands(row: TraceRow | None, request_sha256: str) -> bool:
     return not (unanswered or row.error in {"timeout", "connection"})
 
 
-def _table_rows(path: Path, arm: str) -> Sequence[TraceRow]:
+def _table_rows(path: Path, arm: str, serving: Serving | None) -> Sequence[TraceRow]:
     if not path.exists():
         return ()
     trace = read_trace(path)
     if trace.info.arm != arm:
         raise TraceError(f"{path}: holds {trace.info.arm!r}, not {arm!r}")
+    if trace.info.serving != serving:
+        raise TraceError(
+            f"{path}: its drafts were made with other weights, another adapter or other settings than the gateway's "
+            "now, or it does not say with which: write to another file"
+        )
     return trace.rows
+
+
+def told_of(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
+    """What a table says of whom it asked; no key."""
+    return endpoints[0].public() | {"base_urls": [each.base_url for each in endpoints]}
+
+
+def _one_model(endpoints: Sequence[Endpoint]) -> Endpoint:
+    """The first endpoint. Raises ValueError where there is none, or where another would be asked something else."""
+    if not endpoints:
+        raise ValueError("no endpoint to ask")
+    first = endpoints[0]
+    if any(each.body([], []) != first.body([], []) or each.prices != first.prices for each in endpoints):
+        raise ValueError("all endpoints must be asked the same: one model, one set of options")
+    return first
 
 
 class _Tally:

@@ -1,8 +1,9 @@
 """Choose a threshold for the traffic of two traces: with a certificate on harm, or by pass rate or cost as observed.
 
-The rows are parted by conversation and tool: one part chooses (and certifies, one row a conversation), the other tells
-what the choice does. A threshold chosen by pass rate or cost alone is the best on the choosing part and holds on new
-traffic about as often as not; only the goal `max_harm` gives a guarantee (`policies.certificate`).
+The rows are parted by conversation and tool: one part chooses (and, for `max_harm`, certifies, one row a conversation),
+the other tells what the choice does. A threshold chosen by pass rate or cost alone is the best on the choosing part and
+holds on new traffic about as often as not. Its harm is bounded all the same: the telling part had no part in the
+choice, so the Clopper–Pearson bound of the harm counted there holds with confidence 1 − δ.
 """
 
 from __future__ import annotations
@@ -14,37 +15,18 @@ from typing import Literal
 import numpy as np
 
 from evaluation.cases import Case
-from evaluation.intervals import wilson
-from evaluation.metrics import Floats
-from evaluation.replay import Arms, ReplayError, join, servable_drafts, servable_scores
 from evaluation.splits import split
-from evaluation.study import Estimate
 from evaluation.trace_table import Trace, TraceInfo, TraceRow
+from evaluation.tuning_rows import Operating, Rows
 from policies.cascade import OnOther
-from policies.certificate import Certificate, certify_harm, one_of_each
-from policies.confidence import SCORES
-from policies.policy import BoolArray
+from policies.certificate import Certificate, certify_harm, upper_bound
+from policies.judge import Judge, NamedScore
 
-Goal = Literal["max_harm", "min_pass_rate", "max_cost"]
+Goal = Literal["max_harm", "min_pass_rate", "max_cost", "quality_of_large"]
 SHARES = {"choose": 0.5, "tell": 0.5}
 SALT = "tuning"
-NEIGHBOURS = (0.5, 1.0, 2.0)
-"""Goals beside the one asked for, as multiples of it: what a stricter and a looser one would bring."""
-
-
-@dataclass(frozen=True, slots=True)
-class Operating:
-    """What `score ≥ threshold` does on the telling part."""
-
-    threshold: float | None
-    """None: everything goes large."""
-    share_small: float
-    passed: Estimate
-    large_passed: float
-    cost: float
-    """Over always-large, drafts included."""
-    harmed: Estimate
-    """Answered small and wrong where the large model is right, over all requests."""
+STEPS = {"min_pass_rate": 0.02, "quality_of_large": 0.02, "max_cost": 0.1}
+"""How far the goals beside the one asked for lie from it; `max_harm` is halved and doubled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +36,8 @@ class Choice:
     goal: Goal
     target: float
     certificate: Certificate | None
-    """For `max_harm`; None there means that nothing could be certified."""
+    """Of the harm. For `max_harm`, of the choosing part: None means that nothing could be certified. For the others, a
+    bound counted on the telling part, at the threshold chosen before; None where everything goes large."""
     operating: Operating
 
 
@@ -62,13 +45,17 @@ class Choice:
 class Tuning:
     """The choice that was asked for, its neighbours among `choices`, and on what all rests."""
 
-    score: str
+    judge: Judge
     choices: Sequence[Choice]
-    """In the order of `NEIGHBOURS`."""
+    """From the next better one, which answers less small, to the next worse."""
     chosen: Choice
-    choosing_rows: int
-    certifying_rows: int
-    telling_rows: int
+    choosing: Rows
+    telling: Rows
+
+    @property
+    def certifying(self) -> Rows:
+        """The part that certificates of this tuning were counted on, one row a conversation."""
+        return self.choosing if self.chosen.goal == "max_harm" else self.telling
 
 
 def tune(
@@ -79,52 +66,44 @@ def tune(
     goal: Goal,
     target: float,
     delta: float,
-    score: str = "weakest_token",
+    judge: Judge | None = None,
     on_no_call: OnOther = "escalate",
     on_ask: OnOther = "escalate",
     small_usd_per_hour: float,
     seed: int = 0,
 ) -> Tuning:
-    """Choose a threshold of `score`.
+    """Choose a threshold of the judge's score.
 
     Args:
-        target: of the goal: a share of all requests (`max_harm`, `min_pass_rate`), or a multiple of the large model's
-            cost (`max_cost`).
+        target: of the goal: a share of all requests (`max_harm`, `min_pass_rate`), a multiple of the large model's cost
+            (`max_cost`) or of its pass rate (`quality_of_large`).
         delta: a certificate is wrong with at most this probability.
+        judge: None: the weakest token.
 
     Raises:
         ReplayError: a part is empty or no draft has signals.
-        ValueError: an unknown score.
     """
-    if score not in SCORES:
-        raise ValueError(f"score: {score!r} is none of {', '.join(SCORES)}")
+    judging = judge or NamedScore("weakest_token")
     parts = split(cases, SHARES, salt=SALT)
     choosing, telling = (
-        _Part.of(join(parts[part], small, large, small_usd_per_hour=small_usd_per_hour), score, on_no_call, on_ask)
+        Rows.of(
+            parts[part],
+            small,
+            large,
+            judging,
+            on_no_call=on_no_call,
+            on_ask=on_ask,
+            small_usd_per_hour=small_usd_per_hour,
+            seed=seed,
+        )
         for part in ("choose", "tell")
     )
-    one_each = one_of_each([case.conversation for case in choosing.arms.cases], np.random.default_rng(seed))
-    choices = []
-    for factor in NEIGHBOURS if goal == "max_harm" else (1.0,):
-        certificate = None
-        if goal == "max_harm":
-            arms, asked = choosing.arms, min(target * factor, 0.999)
-            certificate = certify_harm(
-                choosing.scores[one_each],
-                arms.small_pass[one_each],
-                arms.large_pass[one_each],
-                alpha=asked,
-                delta=delta,
-            )
-            threshold = certificate.threshold if certificate else None
-        else:
-            asked, threshold = target, _observed(choosing, goal, target)
-        choices.append(Choice(goal, asked, certificate, _operating(telling, threshold)))
+    choices = [_choice(choosing, telling, goal, asked, delta) for asked in _targets(goal, target)]
     chosen = next(choice for choice in choices if choice.target == target)
-    return Tuning(score, choices, chosen, len(choosing.arms), len(one_each), len(telling.arms))
+    return Tuning(judging, choices, chosen, choosing, telling)
 
 
-def always_right(small: Trace, *, usd_a_request: float) -> Trace:
+def always_right(small: Trace, *, usd_a_request: float, latency_s: float | None = None) -> Trace:
     """A large model that answers everything rightly at one price: simulated, for traffic that nobody recorded.
 
     Harm is then counted where the small model is wrong, which no real large model makes larger.
@@ -138,6 +117,7 @@ def always_right(small: Trace, *, usd_a_request: float) -> Trace:
             outcome="calls",
             passed=True,
             cost_usd=usd_a_request,
+            latency_s=latency_s,
         )
         for row in small.rows
     ]
@@ -145,55 +125,52 @@ def always_right(small: Trace, *, usd_a_request: float) -> Trace:
     return Trace(info, rows)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    arms: Arms
-    scores: Floats
-
-    @classmethod
-    def of(cls, arms: Arms, score: str, on_no_call: OnOther, on_ask: OnOther) -> _Part:
-        scores = servable_scores(SCORES[score], arms, servable_drafts(arms, on_no_call, on_ask))
-        if scores is None:
-            raise ReplayError("no draft that may be served has signals: collect with signals")
-        return cls(arms, scores)
-
-    def accepted(self, threshold: float | None) -> BoolArray:
-        return self.scores >= threshold if threshold is not None else np.zeros(len(self.scores), dtype=bool)
-
-    def cost(self, accepted: BoolArray) -> float:
-        """Over always-large. Where everything goes large nothing is drafted."""
-        if not accepted.any():
-            return 1.0
-        arms = self.arms
-        spent = (arms.small_cost * arms.draftable).sum() + arms.large_cost[~accepted].sum()
-        return float(spent / arms.large_cost.sum())
+def _targets(goal: Goal, target: float) -> list[float]:
+    """The goal with its neighbours, the one that asks the large model most first."""
+    if goal == "max_harm":
+        return sorted({target / 2, target, min(2 * target, 0.999)})
+    step = STEPS[goal]
+    around = {max(0.0, target - step), target, target + step if goal != "min_pass_rate" else min(1.0, target + step)}
+    return sorted(around, reverse=True)
 
 
-def _observed(part: _Part, goal: Goal, target: float) -> float | None:
+def _choice(choosing: Rows, telling: Rows, goal: Goal, target: float, delta: float) -> Choice:
+    if goal == "max_harm":
+        each, arms = choosing.one_each, choosing.arms
+        certificate = certify_harm(
+            choosing.scores[each], arms.small_pass[each], arms.large_pass[each], alpha=target, delta=delta
+        )
+        threshold = certificate.threshold if certificate else None
+        return Choice(goal, target, certificate, telling.operating(telling.accepted(threshold), threshold))
+    threshold = _observed(choosing, goal, target)
+    accepted = telling.accepted(threshold)
+    operating = telling.operating(accepted, threshold)
+    return Choice(goal, target, _counted(telling, accepted, operating, delta), operating)
+
+
+def _counted(telling: Rows, accepted: np.ndarray, operating: Operating, delta: float) -> Certificate | None:
+    """The bound on the harm of a threshold that was chosen on other rows."""
+    if operating.threshold is None:
+        return None
+    errors, rows = operating.harmed_one_each
+    bound = upper_bound(errors, rows, delta)
+    if bound >= 1.0:
+        return None
+    taken = int(accepted[telling.one_each].sum())
+    return Certificate("harm", operating.threshold, bound, delta, rows, taken, errors, bound)
+
+
+def _observed(part: Rows, goal: Goal, target: float) -> float | None:
     """The loosest threshold that keeps the pass rate, or the strictest that keeps the cost, on this part."""
     thresholds = np.unique(part.scores[np.isfinite(part.scores)])
-    if goal == "max_cost":
-        return next((float(t) for t in thresholds[::-1] if part.cost(part.accepted(t)) <= target), None)
     arms = part.arms
+    if goal == "max_cost":
+        total = arms.large_cost.sum()
+        kept = (float(t) for t in thresholds[::-1] if part.costs(part.accepted(t)).sum() / total <= target)
+        return next(kept, None)
+    wanted = target * float(arms.large_pass.mean()) if goal == "quality_of_large" else target
     for threshold in thresholds:
         accepted = part.accepted(threshold)
-        if np.where(accepted, arms.small_pass, arms.large_pass).mean() >= target:
+        if np.where(accepted, arms.small_pass, arms.large_pass).mean() >= wanted:
             return float(threshold)
     return None
-
-
-def _operating(part: _Part, threshold: float | None) -> Operating:
-    arms, accepted = part.arms, part.accepted(threshold)
-    passed = np.where(accepted, arms.small_pass, arms.large_pass)
-    return Operating(
-        threshold=threshold,
-        share_small=float(accepted.mean()),
-        passed=_rate(passed),
-        large_passed=float(arms.large_pass.mean()),
-        cost=part.cost(accepted),
-        harmed=_rate(accepted & ~arms.small_pass & arms.large_pass),
-    )
-
-
-def _rate(hits: BoolArray) -> Estimate:
-    return Estimate(float(hits.mean()), *wilson(int(hits.sum()), len(hits)))

@@ -122,7 +122,7 @@ def make_policy(config: Mapping[str, Any]) -> Policy:
     kind = config.get("kind")
     made = KINDS.get(kind) if isinstance(kind, str) else None
     if made is None:
-        raise ValueError(f"policy.kind: {kind!r} is none of {', '.join(KINDS)}")
+        raise ValueError(f"policy.kind: {kind!r} is none of {', '.join(KINDS)}, bundle")
     settings = {key: value for key, value in config.items() if key != "kind"}
     known = {field.name for field in fields(made)}  # type: ignore[arg-type]
     for key in settings:

@@ -12,13 +12,12 @@ none can be certified: escalate everything then.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import beta, binom
 
 from policies.policy import BoolArray
 
@@ -106,14 +105,69 @@ def fixed_sequence(errors: npt.ArrayLike, rows: npt.ArrayLike, *, alpha: float, 
         errors: (m,) errors of each policy, in the order that was set beforehand.
         rows: (m,) or a number, rows that each was counted on.
     """
+    from scipy.special import bdtr  # here, because a gateway that serves a certified policy needs no scipy
+
     k, n = np.broadcast_arrays(np.asarray(errors), np.asarray(rows))
-    rejected = binom.cdf(k, n, alpha) <= delta
+    rejected = bdtr(k, n, alpha) <= delta  # P(Bin(n, α) ≤ k)
     return int(len(rejected) if rejected.all() else np.argmin(rejected))
+
+
+def certify_classes(
+    scores: npt.ArrayLike,
+    small_passed: npt.ArrayLike,
+    large_passed: npt.ArrayLike,
+    classes: Sequence[str],
+    alphas: Mapping[str, float],
+    *,
+    delta: float,
+) -> dict[str, Certificate | None]:
+    """A threshold for each class of rows, each on its own rows: harm over the class's rows is at most its α.
+
+    Each of the m classes is tested at δ/m (Bonferroni), so that all hold together with confidence 1 − `delta`.
+
+    Args:
+        classes: (n,) a key of `alphas` for each row. Other arguments as for `certify_harm`.
+    """
+    values, small, large = np.asarray(scores), np.asarray(small_passed), np.asarray(large_passed)
+    of = np.asarray(classes, dtype=object)
+    made = {}
+    for name, alpha in alphas.items():
+        here = of == name
+        made[name] = certify_harm(values[here], small[here], large[here], alpha=alpha, delta=delta / len(alphas))
+    return made
+
+
+def certify_along(
+    accepted: Sequence[BoolArray], harmed: npt.ArrayLike, thresholds: Sequence[float], *, alpha: float, delta: float
+) -> tuple[int, Certificate] | None:
+    """The last policy of an order that is certified to harm at most `alpha` of all rows, by fixed-sequence testing.
+
+    The order must have been set on other rows: along a Pareto front that was learned there, say.
+
+    Args:
+        accepted: m arrays of shape (n,): which rows each policy answers small.
+        harmed: (n,) rows where the small model is wrong and the large one right.
+        thresholds: (m,) what the certificate shall name of each policy.
+
+    Returns:
+        Its place in the order and its certificate; None where not even the first is certified.
+    """
+    wrong = np.asarray(harmed, dtype=bool)
+    errors = [int((taken & wrong).sum()) for taken in accepted]
+    count = fixed_sequence(errors, len(wrong), alpha=alpha, delta=delta) if len(errors) and len(wrong) else 0
+    if count == 0:
+        return None
+    at, n = count - 1, len(wrong)
+    bound = upper_bound(errors[at], n, delta)
+    made = Certificate("harm", thresholds[at], alpha, delta, n, int(accepted[at].sum()), errors[at], bound)
+    return at, made
 
 
 def upper_bound(errors: int, rows: int, delta: float) -> float:
     """Clopper–Pearson: the rate that is exceeded with probability at most `delta`. 1 where all rows are errors."""
-    return 1.0 if errors >= rows else float(beta.ppf(1.0 - delta, errors + 1, rows - errors))
+    from scipy.special import betaincinv
+
+    return 1.0 if errors >= rows else float(betaincinv(errors + 1, rows - errors, 1.0 - delta))
 
 
 def one_of_each(clusters: Sequence[Hashable], rng: np.random.Generator) -> npt.NDArray[np.int64]:

@@ -33,6 +33,25 @@ class Span(IntEnum):
     """An argument's value (strings without their quotes)."""
 
 
+class HiddenPlace(IntEnum):
+    """Where in a draft a hidden state is taken: rows of `Draft.hidden`."""
+
+    FIRST = 0
+    """Where the draft's first token is chosen: the end of the prompt."""
+    PLAN = 1
+    """Where the first token of the first planned tool's name (or `none`, `ask`) is chosen."""
+    NAME = 2
+    """Where the first token of the first called tool's name is chosen."""
+    VALUES = 3
+    """Mean over the tokens of argument values."""
+    LAST = 4
+    """Where the last token is chosen."""
+
+
+HIDDEN_SIZE = 16
+"""Numbers of one projected hidden state."""
+
+
 class Outcome(StrEnum):
     """What a draft says should happen next."""
 
@@ -113,16 +132,32 @@ class TokenSignals:
     """True where the grammar left one possibility and no decode step was spent."""
     span: SpanArray
     """Values of `Span`."""
+    layer_agreement: FloatArray | None = None
+    """Share of the probed inner layers that put the written token first, in [0, 1]; NaN for a token without, None where
+    the engine cannot look inside."""
 
     def __post_init__(self) -> None:
-        lengths = {
-            len(a) for a in (self.logprob, self.margin, self.entropy, self.feasible_mass, self.forced, self.span)
-        }
+        arrays = (self.logprob, self.margin, self.entropy, self.feasible_mass, self.forced, self.span)
+        lengths = {len(array) for array in arrays}
+        if self.layer_agreement is not None:
+            lengths.add(len(self.layer_agreement))
         if len(lengths) != 1:
             raise ValueError(f"signal arrays differ in length: {sorted(lengths)}")
 
     def __len__(self) -> int:
         return len(self.logprob)
+
+    def first(self, count: int) -> TokenSignals:
+        """The signals of the first `count` tokens."""
+        return TokenSignals(
+            logprob=self.logprob[:count],
+            margin=self.margin[:count],
+            entropy=self.entropy[:count],
+            feasible_mass=self.feasible_mass[:count],
+            forced=self.forced[:count],
+            span=self.span[:count],
+            layer_agreement=None if self.layer_agreement is None else self.layer_agreement[:count],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +171,9 @@ class Draft:
     """False where decoding ended on a length or time limit."""
     signals: TokenSignals | None = None
     plan: tuple[str, ...] = ()
+    hidden: FloatArray | None = None
+    """Projected hidden states, shape (len(HiddenPlace), HIDDEN_SIZE); a row of NaN where the draft has no such place,
+    None where the engine cannot look inside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +190,10 @@ class Verdict:
     """Human-readable findings, bounded in number and length; never contain argument values."""
     propensity: float = 1.0
     """Probability of this verdict over the policy's own draws, given request and draft; 1 where it draws none."""
+    probability: float | None = None
+    """Calibrated probability that the draft is right, where the policy's judge gives one; in [0, 1]."""
+    certificate: str | None = None
+    """Id of the certificate that covers this verdict; None where none is in force."""
 
 
 class Policy(Protocol):

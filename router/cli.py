@@ -12,7 +12,16 @@ from rich.console import Console
 from rich.table import Table
 
 from router.cli_ab import ab_app
+from router.cli_audits import audits
+from router.cli_costs import costs
+from router.cli_fit import fit
+from router.cli_harvest import harvest
+from router.cli_keys import keys_app
+from router.cli_lab import ablations, ranks
+from router.cli_ledger import ledger_app
 from router.cli_models import models_app
+from router.cli_report import report
+from router.cli_small import curve, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -22,10 +31,19 @@ from slm.weights import resolve_model
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
+app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")
+app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")
+app.command()(audits)
+app.command()(costs)
+app.command()(harvest)
 app.command()(train)
+app.command()(fit)
 app.command()(tune)
+app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
+for _command in (slm, curve, tools, ablations, ranks):
+    study_app.command()(_command)
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
@@ -57,12 +75,24 @@ def serve(
     config: Config = None, port: Annotated[int | None, typer.Option(help="instead of server.port")] = None
 ) -> None:
     """Run the gateway."""
+    from router.access.door import PublicWithoutKeysError
+    from router.access.store import KeysUnavailableError
+    from router.ledger import LedgerUnavailableError
+    from router.serving import check_host
     from router.serving import serve as run
 
     settings = settings_or_exit(config)
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
-    run(settings, model_or_exit(settings) if settings.small.local else None)
+    try:
+        check_host(settings)
+        run(settings, model_or_exit(settings) if settings.small.local else None)
+    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None
+    except SettingsError as error:
+        console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
 @app.command()

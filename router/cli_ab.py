@@ -190,3 +190,31 @@ def simulate(
     except MetricError as error:
         raise _fail(str(error), 2) from None
     console.print(f"told in {found.told} of {found.runs} runs ({found.share:.2%}), alpha {alpha:g}", highlight=False)
+
+
+@ab_app.command()
+def figures(
+    runs: Annotated[int, typer.Option(min=1, max=100_000, help="of each kind of experiment")] = 2000,
+    alpha: Annotated[float, typer.Option()] = 0.05,
+    power: Annotated[float, typer.Option()] = 0.8,
+    seed: Annotated[int, typer.Option()] = 7,
+    out: Annotated[Path | None, typer.Option(help="folder for ab.json and ab.md")] = None,
+) -> None:
+    """False positives of simulated A/A tests under continuous peeking, and the power of planned A/B tests."""
+    import numpy as np
+    import orjson
+
+    from evaluation.experiment_figures import as_json, markdown
+    from evaluation.experiment_figures import figures as run
+    from evaluation.metrics import MetricError
+
+    try:
+        made = run(runs, alpha=alpha, power=power, rng=np.random.default_rng(seed))
+    except MetricError as error:
+        raise _fail(str(error), 2) from None
+    page = markdown(made, alpha=alpha, power=power)
+    if out is not None:
+        written = as_json(made, alpha=alpha, power=power, seed=seed)
+        (out / "ab.json").write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2) + b"\n")
+        (out / "ab.md").write_text(page, encoding="utf-8")
+    console.print(page, highlight=False, markup=False, soft_wrap=True)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
-import subprocess
 from pathlib import Path
 from typing import Annotated
 
@@ -13,19 +11,14 @@ from rich.console import Console
 
 from evaluation.cases import Case
 from evaluation.recordings import StudyData
+from router.checkout import commit
+from router.cli_cascade import cascade
+from router.cli_report import report
 
 study_app = typer.Typer(no_args_is_help=True)
+study_app.command()(cascade)
+study_app.command()(report)
 console = Console()
-
-
-def commit() -> str:
-    """The commit checked out here, with `+changes` where the tree is not clean; `unknown` outside git."""
-    try:
-        head = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S607
-        dirty = subprocess.run(["git", "status", "--porcelain"], capture_output=True, text=True, check=True)  # noqa: S607
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
 @study_app.command()
@@ -54,7 +47,9 @@ def _cases(name: str, limit: int | None, per_group: int | None, category: str | 
 @study_app.command()
 def collect(
     out: Annotated[Path, typer.Argument(help="the Parquet table to write; a run that was cut short goes on")],
-    base_url: Annotated[str, typer.Option()] = "http://127.0.0.1:8080/v1",
+    endpoint: Annotated[
+        list[str] | None, typer.Option(help="base URL; repeat for more that serve the same model", show_default=False)
+    ] = None,
     model: Annotated[
         str, typer.Option(help="the model to ask for; smallcall/small pins the small side")
     ] = "smallcall/small",
@@ -65,101 +60,48 @@ def collect(
     concurrency: Annotated[int, typer.Option(min=1)] = 2,
     signals: Annotated[bool, typer.Option(help="ask a smallcall gateway for its decisions and token signals")] = True,
     stream: Annotated[bool, typer.Option()] = False,
+    ray: Annotated[bool, typer.Option(help="in shards over a Ray cluster; needs smallcall[ray]")] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="cases of a shard, with --ray")] = 100,
 ) -> None:
-    """Ask any OpenAI-compatible endpoint for cases and keep what it answers."""
-    from evaluation import traces
+    """Ask OpenAI-compatible endpoints for cases and keep what they answer (default: a gateway at port 8080)."""
+    from evaluation import sharded, traces
     from evaluation.chat_client import Endpoint
+    from evaluation.trace_table import TraceError
     from router.cli_progress import progress_bar
 
-    endpoint = Endpoint(base_url, model, include_signals=signals, stream=stream)
+    command = f"smallcall study collect --cases {cases} --model {model}"
+    chosen = _cases(cases, limit, per_group, category)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with progress_bar(console) as tell:
-        trace = asyncio.run(
-            traces.collect(
-                _cases(cases, limit, per_group, category),
-                endpoint,
-                out,
-                command=f"smallcall study collect --cases {cases} --model {model}",
-                concurrency=concurrency,
-                on_progress=lambda progress: tell("asking", progress.done, progress.total),
-            )
-        )
+    try:
+        endpoints = [
+            Endpoint(url, model, include_signals=signals, stream=stream)
+            for url in endpoint or ["http://127.0.0.1:8080/v1"]
+        ]
+        with progress_bar(console) as tell:
+            if ray:
+                trace = sharded.collect_sharded(
+                    chosen,
+                    endpoints,
+                    out,
+                    command=f"{command} --ray",
+                    shard_size=shard_size,
+                    executor=sharded.with_ray,
+                    concurrency=concurrency,
+                    on_done=lambda done, total: tell("asking", done, total),
+                )
+            else:
+                trace = asyncio.run(
+                    traces.collect(
+                        chosen,
+                        endpoints,
+                        out,
+                        command=command,
+                        concurrency=concurrency,
+                        on_progress=lambda progress: tell("asking", progress.done, progress.total),
+                    )
+                )
+    except (TraceError, ValueError, sharded.RayUnavailableError) as error:
+        console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
     passed = sum(row.passed is True for row in trace.rows)
     console.print(f"{passed} of {len(trace.rows)} passed; wrote {out}", highlight=False)
-
-
-@study_app.command()
-def report(
-    small: Annotated[Path, typer.Argument(help="trace of the small arm")],
-    large: Annotated[str, typer.Option(help="a recorded model")] = "gpt-4o-2024-08-06-FC",
-    out: Annotated[Path, typer.Option()] = Path("var/report"),
-    input_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 2.5,
-    output_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 10.0,
-    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
-) -> None:
-    """Cost against pass rate of a small arm's trace and a recorded large model, as a table and an HTML page."""
-    from evaluation.chat_client import TokenPrices
-    from evaluation.recorded_index import served_name
-    from evaluation.recording_trace import trace_of_recording
-    from evaluation.report import summary_table, write_report
-    from evaluation.report_content import Options, report_of
-    from evaluation.trace_table import read_trace
-
-    data, trace = StudyData.of_checkout(), read_trace(small)
-    asked = {row.case_id for row in trace.rows}
-    cases = [case for case in data.bfcl() if case.id in asked]
-    prices = TokenPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
-    command = f"smallcall study report {small.name} --large {large}"
-    arm = trace_of_recording(cases, data.recording(large), arm=served_name(large), prices=prices, command=command)
-    options = Options(
-        command=command,
-        commit=commit(),
-        version=importlib.metadata.version("smallcall"),
-        small_usd_per_hour=small_usd_per_hour,
-    )
-    made = report_of(cases, trace, arm, options=options)
-    console.print(summary_table(made))
-    console.print(f"report: {write_report(made, out).html.resolve()}", soft_wrap=True, highlight=False)
-
-
-@study_app.command()
-def slm(
-    per_group: Annotated[int, typer.Option(min=0, help="cases of each group of a set, drawn by hash; 0: all")] = 60,
-    only: Annotated[list[str] | None, typer.Option(help="one set; repeat for more")] = None,
-    arm: Annotated[list[str] | None, typer.Option(help="one arm; repeat for more")] = None,
-    adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
-    model: Annotated[list[str] | None, typer.Option(help="recorded models to stand beside; repeat for more")] = None,
-    folder: Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")] = Path("var/slm"),
-    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
-) -> None:
-    """Score the small model alone, with and without grammar and adapter, and write slm.md and slm.json."""
-    from evaluation.small_scores import render_markdown, write
-    from router.cli_progress import progress_bar
-    from router.settings import load_settings
-    from router.small_scores import ARMS, COMMAND, collect_arm, scores_of
-    from slm.folders import read_adapter
-    from slm.weights import resolve_model
-
-    sets = dict.fromkeys(only or ("bfcl", "in_domain", "heldout_tools", "toolbench"), per_group or None)
-    arms = arm or list(ARMS)
-    if unknown := [name for name in arms if name not in ARMS]:
-        raise typer.BadParameter(f"no arm {unknown[0]!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
-    settings = load_settings()
-    settings = settings.model_copy(update={"small": settings.small.model_copy(update={"adapter": adapter})})
-    base = resolve_model(settings.small.model, settings.cache_folder).path
-    with progress_bar(console) as tell:
-        for name in arms:
-            asyncio.run(collect_arm(settings, base, name, sets, folder, tell))
-    options = [
-        f"--per-group {per_group}",
-        *(f"--only {name}" for name in only or ()),
-        *(f"--arm {name}" for name in arm or ()),
-    ]
-    facts = {"command": " ".join((COMMAND, *options)), "commit": commit()}
-    if settings.small.adapter_folder is not None:
-        facts["adapter"] = read_adapter(settings.small.adapter_folder).sha256
-    models = model or ["gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r"]
-    scores = scores_of(list(ARMS), sets, folder, models)
-    for path in write(scores, out, facts):
-        console.print(f"wrote {path}", highlight=False)
-    console.print(render_markdown(scores, facts), markup=False, highlight=False)

@@ -1,21 +1,36 @@
-"""`smallcall tune`: a threshold for traces, with what it promises and what it does."""
+"""`smallcall tune`: thresholds for traces, with what they promise and what they do, and a bundle to serve."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 if TYPE_CHECKING:
+    from evaluation.bundle_making import Money, Origin
     from evaluation.cases import Case
     from evaluation.trace_table import Trace
     from evaluation.tuning import Tuning
+    from evaluation.tuning_rows import Rows
+    from policies.bundle_format import JudgeSpec, Manifest
+    from policies.judge import Judge
 
 console = Console()
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """A judge, as it is used and as a bundle names it; `folder` of a classifier."""
+
+    judge: Judge
+    spec: JudgeSpec
+    folder: Path | None = None
 
 
 def tune(
@@ -25,67 +40,258 @@ def tune(
     right_at_usd: Annotated[
         float | None, typer.Option(help="simulate a large model that is always right, at this price a request")
     ] = None,
+    large_latency_s: Annotated[float | None, typer.Option(help="of the simulated large model", min=0)] = None,
+    large_model: Annotated[
+        str | None, typer.Option(help="the large model's name in the gateway's configuration, where it is another")
+    ] = None,
     max_harm: Annotated[
         float | None, typer.Option(help="certify: at most this share of all requests made worse", min=0, max=1)
     ] = None,
-    min_pass_rate: Annotated[float | None, typer.Option(help="as observed, without a guarantee", min=0, max=1)] = None,
-    max_cost: Annotated[
-        float | None, typer.Option(help="over always-large, as observed, without a guarantee", min=0)
+    min_pass_rate: Annotated[float | None, typer.Option(help="as observed", min=0, max=1)] = None,
+    quality_of_large: Annotated[
+        float | None, typer.Option(help="pass rate over the large model's, as observed", min=0)
     ] = None,
+    max_cost: Annotated[float | None, typer.Option(help="over always-large, as observed", min=0)] = None,
     confidence: Annotated[float, typer.Option(help="of the certificate", min=0.5, max=0.9999)] = 0.9,
-    score: Annotated[str, typer.Option(help="a score of policies.confidence")] = "weakest_token",
+    judge: Annotated[Path | None, typer.Option(help="folder of a classifier, as `smallcall fit` writes it")] = None,
+    score: Annotated[str, typer.Option(help="without a judge: a score of policies.confidence")] = "weakest_token",
+    tool_class: Annotated[
+        list[str] | None, typer.Option(help="PATTERN=RATE, such as 'delete_*=0.01'; the rest has --max-harm")
+    ] = None,
+    staged: Annotated[bool, typer.Option(help="gates on request and plan, too, where they pay")] = False,
+    judge_request: Annotated[
+        Path | None, typer.Option(help="of the request's gate; without: the tools offered")
+    ] = None,
+    judge_plan: Annotated[Path | None, typer.Option(help="of the plan's gate; without: its weakest token")] = None,
+    cost_weight: Annotated[float, typer.Option(help="of cost against time, for --staged", min=0, max=1)] = 0.5,
+    usd_per_hour: Annotated[
+        float | None, typer.Option(help="budget of the large model; the threshold follows it")
+    ] = None,
+    pass_per_usd: Annotated[
+        float, typer.Option(help="pass rate that a dollar of the large model must buy", min=0)
+    ] = 0.0,
+    pass_per_second: Annotated[float, typer.Option(help="pass rate that a second must buy", min=0)] = 0.0,
     input_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 2.5,
     output_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 10.0,
     small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
+    out: Annotated[Path | None, typer.Option(help="write the bundle into this new folder")] = None,
 ) -> None:
-    """Choose a threshold on one part of a trace and tell on the other what it does."""
-    from evaluation.case_sets import case_set
+    """Choose thresholds on one part of a trace and tell on another what they do."""
+    from evaluation.bundle_making import Money, Origin
     from evaluation.replay import ReplayError
     from evaluation.trace_table import TraceError, read_trace
-    from evaluation.tuning import always_right
-    from evaluation.tuning import tune as choose
+    from policies.bundle import BundleError
 
-    goals = {"max_harm": max_harm, "min_pass_rate": min_pass_rate, "max_cost": max_cost}
-    given = [(goal, value) for goal, value in goals.items() if value is not None]
-    if len(given) != 1:
-        raise typer.BadParameter("give one of --max-harm, --min-pass-rate, --max-cost")
+    goals = {
+        "max_harm": max_harm,
+        "min_pass_rate": min_pass_rate,
+        "quality_of_large": quality_of_large,
+        "max_cost": max_cost,
+    }
+    goal, target = _goal(goals)
     if (large is None) == (right_at_usd is None):
         raise typer.BadParameter("give one of --large, --right-at-usd")
-    goal, target = given[0]
+    money = Money(usd_per_hour, pass_per_usd, pass_per_second)
+    if bool(tool_class) + staged + money.given > 1:
+        raise typer.BadParameter("--tool-class, --staged and money (--usd-per-hour, --pass-per-…) exclude each other")
+    if (tool_class or staged) and goal != "max_harm":
+        raise typer.BadParameter("--tool-class and --staged need --max-harm")
     try:
-        trace, known = read_trace(small), case_set(cases)
-        asked = {row.case_id for row in trace.rows}
-        chosen_cases = [case for case in known if case.id in asked]
+        judging, trace = _judging(judge, score), read_trace(small)
+        known = _cases_of(trace, cases)
         if right_at_usd is not None:
-            other = always_right(trace, usd_a_request=right_at_usd)
+            from evaluation.tuning import always_right
+
+            other = always_right(trace, usd_a_request=right_at_usd, latency_s=large_latency_s)
         else:
-            other = _recorded(chosen_cases, str(large), input_price, output_price)
-        made = choose(
-            chosen_cases,
-            trace,
-            other,
-            goal=goal,  # type: ignore[arg-type]  # a key of `goals`
-            target=target,
-            delta=1 - confidence,
-            score=score,
-            small_usd_per_hour=small_usd_per_hour,
-        )
-    except (TraceError, ReplayError, LookupError, ValueError) as error:
+            other = _recorded(known, str(large), input_price, output_price)
+        named = large_model or (other.info.arm if right_at_usd is None else None)
+        made_by = "smallcall " + " ".join(sys.argv[1:])
+        origin = Origin(judging.spec, trace.info.serving, named, small_usd_per_hour, made_by)
+        work = _Work(known, trace, other, judging.judge, small_usd_per_hour, 1 - confidence)
+        given: dict[str, _Judging] = {"classifier": judging}
+        if staged:
+            given |= {
+                "request": _judging_request(judge_request),
+                "plan": _judging(judge_plan, "weakest_token", "classifier_plan"),
+            }
+            manifest = _staged(work, origin, target, cost_weight, given)
+        elif tool_class:
+            manifest = _classes(work, origin, target, tool_class)
+        else:
+            manifest = _threshold(work, origin, goal, target, money)
+        if out is not None:
+            _write(out, manifest, given.values())
+    except (TraceError, ReplayError, BundleError, LookupError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    console.print(_table(made))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What is tuned."""
+
+    cases: Sequence[Case]
+    small: Trace
+    large: Trace
+    judge: Judge
+    small_usd_per_hour: float
+    delta: float
+
+    def rows_of(self, cases: Sequence[Case]) -> Rows:
+        from evaluation.tuning_rows import Rows
+
+        return Rows.of(
+            cases,
+            self.small,
+            self.large,
+            self.judge,
+            on_no_call="escalate",
+            on_ask="escalate",
+            small_usd_per_hour=self.small_usd_per_hour,
+            seed=0,
+        )
+
+    def tuned(self, goal: str, target: float) -> Tuning:
+        from evaluation.tuning import tune as choose
+
+        return choose(
+            self.cases,
+            self.small,
+            self.large,
+            goal=goal,  # type: ignore[arg-type]  # one of the goals
+            target=target,
+            delta=self.delta,
+            judge=self.judge,
+            small_usd_per_hour=self.small_usd_per_hour,
+        )
+
+
+def _goal(goals: Mapping[str, float | None]) -> tuple[str, float]:
+    given = [(goal, value) for goal, value in goals.items() if value is not None]
+    if len(given) != 1:
+        options = ", ".join(f"--{goal.replace('_', '-')}" for goal in goals)
+        raise typer.BadParameter(f"give one of {options}")
+    return given[0]
+
+
+def _threshold(work: _Work, origin: Origin, goal: str, target: float, money: Money) -> Manifest:
+    from evaluation.bundle_making import threshold_manifest
+    from policies.bundle_format import ScoreJudge
+    from router.cli_tune_tables import choices_table
+
+    tuning = work.tuned(goal, target)
+    console.print(choices_table(tuning))
     console.print(
-        f"chosen on {made.choosing_rows} rows ({made.certifying_rows} conversations certify), told on "
-        f"{made.telling_rows} others that share no conversation and no called tool with them",
+        f"chosen on {len(tuning.choosing)} rows ({len(tuning.choosing.one_each)} conversations), told on "
+        f"{len(tuning.telling)} others that share no conversation and no called tool with them",
         highlight=False,
     )
-    threshold = made.chosen.operating.threshold
+    threshold = tuning.chosen.operating.threshold
     if threshold is None:
         console.print("nothing can be chosen: let everything go large (policy: {kind: large_only})", markup=False)
-        return
-    console.print("policy for the configuration file:")
-    policy = {"policy": {"kind": "threshold", "score": score, "threshold": threshold}}
-    console.print(yaml.safe_dump(policy, sort_keys=False), markup=False, highlight=False)
+    elif isinstance(origin.judge, ScoreJudge) and not money.given:
+        console.print("policy for the configuration file, without a certificate:")
+        policy = {"policy": {"kind": "threshold", "score": work.judge.name, "threshold": threshold}}
+        console.print(yaml.safe_dump(policy, sort_keys=False), markup=False, highlight=False)
+    return threshold_manifest(tuning, origin, money)
+
+
+def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) -> Manifest:
+    from evaluation.bundle_making import class_manifest
+    from evaluation.class_tuning import tune_classes
+    from policies.tool_classes import REST
+    from router.cli_tune_tables import classes_table
+
+    alphas = {REST: rest}
+    for told in patterns:
+        pattern, _, value = told.rpartition("=")
+        if not pattern or pattern in alphas:
+            raise ValueError(f"--tool-class {told}: must be PATTERN=RATE, each pattern once")
+        alphas[pattern] = float(value)
+    tuning = work.tuned("max_harm", rest)
+    made = tune_classes(tuning.choosing, tuning.telling, alphas, delta=work.delta)
+    console.print(classes_table(made))
+    return class_manifest(made, tuning, origin)
+
+
+def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given: Mapping[str, _Judging]) -> Manifest:
+    from evaluation.bundle_making import staged_manifest
+    from evaluation.staged_tuning import tune_stages
+    from router.cli_tune_tables import stages_table
+
+    request, plan = given["request"], given["plan"]
+    made = tune_stages(
+        work.cases, work.rows_of, request.judge, plan.judge, alpha=alpha, delta=work.delta, cost_weight=cost_weight
+    )
+    console.print(stages_table(made))
+    if made.single is None and made.staged is None:
+        console.print("nothing can be certified: let everything go large (policy: {kind: large_only})", markup=False)
+    elif made.saved is not None:
+        kept = "kept" if made.pays else "not outside the interval, so the single threshold stays"
+        console.print(
+            f"the gates save {made.saved.value:.2%} ({made.saved.low:.2%} to {made.saved.high:.2%}) of always-large's "
+            f"weighed cost and time: {kept}",
+            highlight=False,
+        )
+    return staged_manifest(made, origin, request.spec, plan.spec)
+
+
+def _judging(folder: Path | None, score: str, kept_in: str = "classifier") -> _Judging:
+    """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
+    from policies.bundle_format import ClassifierJudge, ScoreJudge
+    from policies.judge import NamedScore
+    from policies.policy import Stage
+
+    if folder is None:
+        return _Judging(NamedScore(score), ScoreJudge(score=score))
+    from policies.classifier_judge import load_judge
+    from policies.features import FEATURES_VERSION
+
+    stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
+    spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
+    return _Judging(load_judge(folder, stage), spec, folder)
+
+
+def _judging_request(folder: Path | None) -> _Judging:
+    from policies.bundle_format import ToolsJudge
+    from policies.judge import FewTools
+
+    if folder is not None:
+        return _judging(folder, "", "classifier_request")
+    return _Judging(FewTools(), ToolsJudge())
+
+
+def _write(out: Path, manifest: Manifest, given: Collection[_Judging]) -> None:
+    from policies.bundle import load, save
+    from policies.bundle_format import ClassifierJudge
+
+    wanted = {spec.folder for spec in manifest.judges() if isinstance(spec, ClassifierJudge)}
+    folders = {
+        one.spec.folder: one.folder
+        for one in given
+        if isinstance(one.spec, ClassifierJudge) and one.folder is not None and one.spec.folder in wanted
+    }
+    digest = save(out, manifest, folders)
+    bundle = load(out, digest)
+    console.print(f"bundle {digest} in {out}", markup=False, highlight=False, soft_wrap=True)
+    for shown in bundle.manifest.certificates:
+        console.print(f"certificate {shown.id}: {shown.sentence()}", markup=False, highlight=False, soft_wrap=True)
+    if bundle.manifest.made_for is None:
+        console.print(
+            "no certificate: the trace does not say what its drafts were made with; collect it anew from a gateway",
+            highlight=False,
+            soft_wrap=True,
+        )
+    served = {"policy": {"kind": "bundle", "path": str(out)}}
+    console.print(yaml.safe_dump(served, sort_keys=False), markup=False, highlight=False, soft_wrap=True)
+
+
+def _cases_of(trace: Trace, name: str) -> list[Case]:
+    from evaluation.case_sets import case_set
+
+    asked = {row.case_id for row in trace.rows}
+    return [case for case in case_set(name) if case.id in asked]
 
 
 def _recorded(cases: list[Case], large: str, input_price: float, output_price: float) -> Trace:
@@ -97,29 +303,3 @@ def _recorded(cases: list[Case], large: str, input_price: float, output_price: f
     prices = TokenPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
     answers = StudyData.of_checkout().recording(large)
     return trace_of_recording(cases, answers, arm=served_name(large), prices=prices, command="smallcall tune")
-
-
-def _table(made: Tuning) -> Table:
-    from evaluation.report_text import percent
-
-    table = Table(title=f"threshold on {made.score}")
-    for header in ("goal", "threshold", "answered small", "pass rate", "always large", "cost", "harm", "certificate"):
-        table.add_column(header)
-    for choice in made.choices:
-        at, shown = choice.operating, choice.certificate
-        certified = "none: observed only"
-        if choice.goal == "max_harm":
-            certified = "nothing could be certified"
-            if shown is not None:
-                certified = f"harm ≤ {shown.alpha:.1%} with {1 - shown.delta:.0%} ({shown.errors} of {shown.rows})"
-        table.add_row(
-            f"{choice.goal} {choice.target:g}" + (" ◀" if choice is made.chosen else ""),
-            "–" if at.threshold is None else f"{at.threshold:.4f}",
-            f"{at.share_small:.1%}",
-            percent(at.passed),
-            f"{at.large_passed:.1%}",
-            f"{at.cost:.1%}",
-            percent(at.harmed),
-            certified,
-        )
-    return table

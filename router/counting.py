@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 import orjson
 from fastapi import Request, Response
 
+from router.access.door import Access
 from router.delivery import Admission, error_response
 from router.dialects.chat import ChatRequest
 from router.dialects.errors import ClientError
@@ -42,12 +43,18 @@ def counting_route(
     """The route; `body` reads a request's bytes within bounds."""
 
     async def count(request: Request) -> Response:
+        access: Access = request.app.state.access
         try:
+            key = access.caller(request.headers)
             admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
-            return await _counted(request, read_request(await body(request), request.headers, counting=True))
+            chat = read_request(await body(request), request.headers, counting=True)
+            grant = await access.admit(key, chat, counted_only=True)
+            if grant is not None:
+                grant.drop()
+            return await _counted(request, chat)
         except ClientError as error:
             return error_response(error, _DIALECT)
         finally:

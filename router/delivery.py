@@ -1,7 +1,7 @@
 """An answer on its way to the client, and what happens when the client goes away meanwhile.
 
-One task does the whole work of a request, from the first decision to the last byte. When the client leaves, or the
-server stops, that task is cancelled once, which cancels the draft or the upstream call, and it ends by writing its row.
+The server's task does the whole work of a request, from the first decision to the last byte. When the client leaves, or
+the server stops, that task is cancelled, which cancels the draft or the upstream call, and it ends by writing its row.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from collections.abc import Callable, Mapping
 import orjson
 from fastapi import Response
 from prometheus_client import Gauge
-from starlette.types import Receive, Scope, Send
+from starlette.types import Receive, Send
 
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
-from router.experiments import Exposure
 from router.gateway import Gateway
+from router.terms import Terms
 
+FIRST_LOOK_S = 0.05
+"""When a request is first looked at for whether its client is still there."""
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
@@ -47,7 +49,7 @@ def error_response(error: ClientError, dialect: Dialect) -> Response:
     return Response(orjson.dumps(dialect.error(error)), error.status, headers={**_JSON, **error.headers()})
 
 
-class Delivery(Response):
+class Delivery:
     """The response to one request: `gateway` is asked when it is sent."""
 
     def __init__(
@@ -56,32 +58,29 @@ class Delivery(Response):
         chat: ChatRequest,
         dialect: Dialect,
         keep_alive_s: float,
-        ended: Callable[[], None],
-        exposure: Exposure | None,
+        terms: Terms,
     ) -> None:
-        """A stream in which nothing was sent for `keep_alive_s` gets a comment. `ended` is called once, when the
-        response is over."""
-        super().__init__()
-        self._gateway, self._chat, self._dialect, self._exposure = gateway, chat, dialect, exposure
-        self._keep_alive_s, self._ended = keep_alive_s, ended
+        """A stream in which nothing was sent for `keep_alive_s` gets a comment."""
+        self._gateway, self._chat, self._dialect, self._terms = gateway, chat, dialect, terms
+        self._keep_alive_s = keep_alive_s
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def send(self, receive: Receive, send: Send) -> None:
         """Answer; returns early where the client leaves."""
-        working = asyncio.create_task(self._streamed(send) if self._chat.stream else self._whole(send))
-        leaving = asyncio.create_task(_disconnected(receive))
+        leaving = _Leaving(receive)
         try:
-            await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await (self._streamed(send) if self._chat.stream else self._whole(send))
+        except asyncio.CancelledError:
+            if not leaving.seen:
+                raise
+            leaving.forgive()
         finally:
-            leaving.cancel()
-            working.cancel()  # Does nothing to a task that is done.
-            await asyncio.wait({working, leaving})
-            self._ended()
-        if not working.cancelled():
-            working.result()
+            leaving.stop()
+            if self._terms.grant is not None:
+                self._terms.grant.drop()
 
     async def _whole(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         try:
             reply = await self._gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
         except ClientError as error:
@@ -94,10 +93,10 @@ class Delivery(Response):
 
     async def _streamed(self, send: Send) -> None:
         chat, dialect = self._chat, self._dialect
-        decision = self._gateway.decision(chat, dialect, self._exposure)
+        decision = self._gateway.decision(chat, dialect, self._terms)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
-        waking = asyncio.create_task(self._keep_awake(out, decision.headers, writer.keep_alive))
+        awake = _Awake(out, self._keep_alive_s, decision.headers, writer.keep_alive)
         try:
             try:
                 reply = await self._gateway.answer(decision, dialect, writer)
@@ -106,30 +105,91 @@ class Delivery(Response):
                     await out.write(writer.failed(error))
                     await out.end()
                 else:
-                    waking.cancel()
+                    await awake.stop()
                     await _send_whole(send, error.status, dialect.error(error), error.headers())
                 return
             try:
                 await out.start(decision.headers())
-                async for event in reply.events():
-                    await out.write(event)
+                async for events in reply.events():
+                    await out.write(events)
                 await out.end()
             finally:
                 await reply.close()
         finally:
-            waking.cancel()
+            await awake.stop()
 
-    async def _keep_awake(
-        self, out: _Events, headers: Callable[[], Mapping[str, str]], comment: Callable[[], bytes]
+
+class _Leaving:
+    """Cancels the task that made it, once, when the client leaves. It looks for that from `FIRST_LOOK_S` on: most
+    requests that forward to a quick provider, and all that are refused, are over by then and need no second task."""
+
+    def __init__(self, receive: Receive) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._receive, self._task = receive, task
+        self._watching: asyncio.Task[None] | None = None
+        self._timer = asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._look)
+        self.seen = False
+        """Whether the client left, and the task was cancelled for it."""
+
+    def stop(self) -> None:
+        """The response is over."""
+        self._timer.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    def forgive(self) -> None:
+        """The task goes on: its cancellation was ours."""
+        self._task.uncancel()
+
+    def _look(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.seen = True
+        self._task.cancel()
+
+
+class _Awake:
+    """Begins a stream where its answer takes long, and then never lets it fall silent. What is known by then of the
+    decision stands in the headers; what comes of it can only be told in the stream."""
+
+    def __init__(
+        self,
+        out: _Events,
+        every_s: float,
+        headers: Callable[[], Mapping[str, str]],
+        comment: Callable[[], bytes],
     ) -> None:
-        """Begin the stream where its answer takes long, and then never let it fall silent. What is known by then of
-        the decision stands in the headers; what comes of it can only be told in the stream."""
-        while not out.ended:
-            seen = out.written
-            await asyncio.sleep(self._keep_alive_s)
-            if out.written == seen and not out.ended:
-                await out.start({"x-smallcall-decision-id": headers()["x-smallcall-decision-id"]})
-                await out.write(comment())
+        self._out, self._every_s, self._headers, self._comment = out, every_s, headers, comment
+        self._seen = 0
+        self._saying: asyncio.Task[None] | None = None
+        self._timer = self._set()
+
+    async def stop(self) -> None:
+        """Nothing is said after it."""
+        self._timer.cancel()
+        if self._saying is not None:
+            self._saying.cancel()
+            await asyncio.wait([self._saying])
+
+    def _set(self) -> asyncio.TimerHandle:
+        self._seen = self._out.written
+        return asyncio.get_running_loop().call_later(self._every_s, self._look)
+
+    def _look(self) -> None:
+        out = self._out
+        if out.ended:
+            return
+        if out.written == self._seen and (self._saying is None or self._saying.done()):
+            self._saying = asyncio.create_task(self._say())
+        self._timer = self._set()
+
+    async def _say(self) -> None:
+        await self._out.start({"x-smallcall-decision-id": self._headers()["x-smallcall-decision-id"]})
+        await self._out.write(self._comment())
 
 
 class _Events:
@@ -156,11 +216,6 @@ class _Events:
         """Nothing is sent after it."""
         self.ended = True
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def _send_whole(send: Send, status: int, body: Mapping[str, object], headers: Mapping[str, str]) -> None:

@@ -13,6 +13,7 @@ from policies.policy import Action, Policy, Verdict
 from router.decision import Decision
 from router.dialects.chat import ChatRequest
 from router.local import DraftBuilder, SmallModel, SmallModelError
+from router.served_bundle import ServedBundle
 from router.settings import Small
 from router.telemetry import where
 from slm import protocol
@@ -58,6 +59,8 @@ class Drafter:
             return given_up
         assert decision.draft is not None
         draft = decision.draft
+        if chat.include_explain and isinstance(policy, ServedBundle):
+            decision.explanation = await _judged(chat, lambda: policy.explain(chat.view, draft))
         return await _judged(chat, lambda: policy.after(chat.view, draft))
 
     async def _draft(self, decision: Decision, policy: Policy) -> Verdict | None:
@@ -66,6 +69,7 @@ class Drafter:
             raise SmallModelError("small_disabled", "no small model is configured")
         chat, builder = decision.chat, DraftBuilder()
         decision.builder, decision.info = builder, self._small.info
+        began = decision.clock()
         try:
             async with (
                 asyncio.timeout(self._settings.deadline_s + GRACE_S),
@@ -80,6 +84,8 @@ class Drafter:
                             return verdict
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the draft took too long") from error
+        finally:
+            decision.draft_s = decision.clock() - began
         decision.draft = builder.draft()
         return None
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import structlog
 
+from router.costing import Priced, cut_short_usd
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, DialectName, Writer
 from router.dialects.errors import ClientError
@@ -29,6 +30,7 @@ async def whole_answer(
     """A whole answer, its row committed. Raises UpstreamError, ClientError."""
     completion = await large.complete(decision.chat.body)
     count(decision, large, usage_of(completion))
+    decision.seen.whole(completion)
     completion["model"] = decision.chat.client_model
     body = dialect.whole(decision.chat, decision.decision_id, completion, asked_extras(decision))
     decision.answer = completion
@@ -42,6 +44,7 @@ async def forwarded_answer(
     """A whole answer of a provider that speaks the client's dialect. Raises UpstreamError, ClientError."""
     body, usage = await forwarder.whole(decision.chat, dialect.name)
     count(decision, forwarder, usage)
+    decision.seen.whole(body)
     body["model"] = decision.chat.client_model
     extras = asked_extras(decision)
     if extras is not None:
@@ -56,29 +59,33 @@ def asked_extras(decision: Decision) -> dict[str, Any] | None:
     return decision.extras() if decision.chat.include_decision else None
 
 
-class Priced(Protocol):
-    """Whatever knows what its usage costs."""
-
-    def cost_usd(self, usage: Usage) -> float | None:
-        """None where the price is not known."""
-
-
 def count(decision: Decision, large: Priced, usage: Usage | None) -> None:
     """Take down what was reported; what was not stays unknown."""
     if usage is not None:
         decision.usage, decision.cost_usd = usage, large.cost_usd(usage)
 
 
-class Source(Protocol):
-    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError."""
+def cut_short(decision: Decision, large: Priced | None) -> None:
+    """Take down what an answer must have cost that did not come to its end; that part is an estimate."""
+    if large is None or decision.large_model is None or not decision.tries.made:
+        return
+    chat, seen = decision.chat, decision.seen
+    missing = cut_short_usd(large, decision.usage, decision.cost_usd, chat.size_bytes, seen.chars)
+    if missing:
+        decision.estimate_usd = missing
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]: ...
+
+class Source(Protocol):
+    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError; it
+    gives the pieces that came together, for what is sent at once costs little more than one of them."""
+
+    def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """Whether the end begins here: from now on pieces wait for the row."""
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
-        """The usage reported so far, where this piece tells of it."""
+        """The usage reported so far, where this piece tells of it. To be asked of every piece, once and in order."""
 
     def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
@@ -110,8 +117,9 @@ class Translated:
         self._stream, self._writer = stream, writer
         self.told, self.ending, self.aclose = writer.events, writer.ending, stream.aclose
 
-    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        return aiter(self._stream)
+    async def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]:
+        async for chunk in self._stream:
+            yield (chunk,)
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """See `Source.ends`."""
@@ -135,14 +143,20 @@ class Relay:
         held: list[dict[str, Any]] = []
         source = self._source
         try:
-            async for piece in source:
-                count(self._decision, self._prices, source.usage(piece))
-                if held or source.ends(piece):
-                    held.append(piece)
-                    continue
-                for event in source.told(piece):
-                    yield event
+            async for pieces in source:
+                told_now: list[bytes] = []
+                for piece in pieces:
+                    count(self._decision, self._prices, source.usage(piece))
+                    self._decision.seen.piece(piece)
+                    if held or source.ends(piece):
+                        held.append(piece)
+                    else:
+                        told_now += source.told(piece)
+                if told_now:
+                    yield b"".join(told_now)
             ending = list(source.ending(held, asked_extras(self._decision)))
+            message = self._decision.seen.message()
+            self._decision.answer = {"choices": [{"message": message}]} if message else None
             await self._recorder.record(self._decision)
         except UpstreamError as error:
             self._decision.failed(error.status, error.code)
@@ -156,8 +170,7 @@ class Relay:
             self._decision.failed(failure.status, failure.code)
             yield await self._broken(failure)
         else:
-            for event in ending:
-                yield event
+            yield b"".join(ending)
 
     async def close(self) -> None:
         """Close the upstream connection. A stream that did not come to its end gets its row here: the client left."""
@@ -165,10 +178,12 @@ class Relay:
             await self._source.aclose()
         finally:
             if not self._decision.recorded:
+                cut_short(self._decision, self._prices)
                 self._decision.left()
                 await self._recorder.record(self._decision)
 
     async def _broken(self, error: ClientError) -> bytes:
+        cut_short(self._decision, self._prices)
         try:
             await self._recorder.record(self._decision)
         except ClientError as unrecorded:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,6 +16,7 @@ from evaluation.experiments import Guardrails, Plan, State, state
 from evaluation.exposures import Requests, gather
 from router.experiments import Assignment
 from router.ledger import Ledger
+from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.row import NANO
 from router.ledger.store import ExposedRequest
 from router.settings import Experiment
@@ -33,7 +34,7 @@ class LabelsError(ValueError):
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of one decision afterwards; None: not known."""
+    """What is known of one decision afterwards; None: not known. A file's word goes before the ledger's outcomes."""
 
     decision_id: str
     passed: bool | None = None
@@ -73,8 +74,9 @@ async def experiment_state(
     columns = _Columns(labels)
     rows = await ledger.exposures(name)
     while rows and len(columns.at_s) < MAX_REQUESTS:
+        outcomes = await _known(ledger, rows)
         for row in rows:
-            columns.add(row)
+            columns.add(row, outcomes.get(row.decision_id))
         rows = await ledger.exposures(name, after=rows[-1].decision_id)
     units = gather(columns.requests(), window_s=experiment.window_s, now_s=now_s)
     rails = experiment.guardrails
@@ -88,6 +90,14 @@ async def experiment_state(
     return state(units, plan)
 
 
+async def _known(ledger: Ledger, rows: Sequence[ExposedRequest]) -> dict[str, Known]:
+    """What the ledger knows of these decisions: feedback, and what their tools answered."""
+    found: dict[str, list[Outcome]] = {}
+    for one in await of_decisions(ledger.engine, rows[0].decision_id, rows[-1].decision_id):
+        found.setdefault(one.decision_id, []).append(one)
+    return {decision_id: known(outcomes) for decision_id, outcomes in found.items()}
+
+
 class _Columns:
     """Requests packed as they are read: about 90 bytes each."""
 
@@ -97,8 +107,8 @@ class _Columns:
         self.at_s, self._cost_usd, self._latency_s = array("d"), array("d"), array("d")
         self._invalid, self._passed, self._tool_error = array("d"), array("d"), array("d")
 
-    def add(self, row: ExposedRequest) -> None:
-        label = self._labels.get(row.decision_id)
+    def add(self, row: ExposedRequest, outcome: Known | None) -> None:
+        label: Label | Known | None = self._labels.get(row.decision_id, outcome)
         # 64 bits of a digest: two of a million units fall together once in 37 million experiments.
         self._unit.append(int(row.unit_sha256[:16], 16))
         self._arm.append(self._arms.setdefault(row.arm, len(self._arms)))

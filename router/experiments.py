@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
-
-import orjson
+from typing import Any
 
 from policies.baselines import make_policy
 from policies.policy import Policy
+from router.conversation import conversation_of, shown_key
 from router.dialects.chat import ChatRequest
 from router.settings import Experiment
-
-CONVERSATION_HEADER = "x-smallcall-conversation"
-_KEY_HEADERS = ("authorization", "x-api-key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +36,17 @@ class Exposure:
 class Assignment:
     """Assigns requests to the arms of one experiment."""
 
-    def __init__(self, name: str, experiment: Experiment) -> None:
+    def __init__(
+        self, name: str, experiment: Experiment, make: Callable[[Mapping[str, Any]], Policy] = make_policy
+    ) -> None:
+        """`make`: the policy of an arm's configuration."""
         self.name = name
         self.stopped = False
         """Set when a guardrail has gone: from then on nothing is assigned, and the gateway's own policy serves all."""
         self._unit, self._salt = experiment.unit, (experiment.salt or name).encode()
         total = sum(arm.weight for arm in experiment.arms.values())
         self._arms = [
-            (arm_name, arm.weight / total, make_policy(arm.policy) if arm.policy is not None else None)
+            (arm_name, arm.weight / total, make(arm.policy) if arm.policy is not None else None)
             for arm_name, arm in experiment.arms.items()
         ]
         self._ends = list(accumulate(share for _, share, _ in self._arms))
@@ -69,21 +69,14 @@ class Assignment:
         return Exposure(self.name, arm, digest.hexdigest(), share, policy)
 
     def _unit_of(self, chat: ChatRequest, headers: Mapping[str, str]) -> bytes | None:
-        key = next((headers[name] for name in _KEY_HEADERS if name in headers), None)
         if self._unit == "key":
+            key = shown_key(headers)
             return None if key is None else key.encode()
-        owner = hashlib.sha256((key or "").encode()).digest()
-        told = headers.get(CONVERSATION_HEADER)
-        return owner + (b"told:" + told.encode() if told else b"seen:" + _opening(chat))
+        return conversation_of(chat, headers)
 
 
-def _opening(chat: ChatRequest) -> bytes:
-    """What all turns of a conversation share: its messages up to the user's first."""
-    messages = list(map(dict, chat.view.messages))
-    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), len(messages) - 1)
-    return orjson.dumps(messages[: first + 1], option=orjson.OPT_SORT_KEYS)
-
-
-def assignment(experiments: Mapping[str, Experiment]) -> Assignment | None:
+def assignment(
+    experiments: Mapping[str, Experiment], make: Callable[[Mapping[str, Any]], Policy] = make_policy
+) -> Assignment | None:
     """Of the experiment that is enabled; settings allow one."""
-    return next((Assignment(name, one) for name, one in experiments.items() if one.enabled), None)
+    return next((Assignment(name, one, make) for name, one in experiments.items() if one.enabled), None)

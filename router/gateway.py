@@ -11,13 +11,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from policies.baselines import SmallOnly
 from policies.policy import Action, Outcome, Policy, Stage, Verdict
 from policies.validity import check
+from router.costing import UnitPrices, unit_prices
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, Writer
 from router.dialects.chat_answers import chunks_of, small_completion
@@ -29,16 +30,18 @@ from router.escalation import (
     Source,
     Translated,
     asked_extras,
+    cut_short,
     forwarded_answer,
     told,
     whole_answer,
 )
-from router.experiments import Exposure
 from router.local import SmallModelError
 from router.recorder import Recorder
 from router.refusals import no_large_model, not_servable_small, not_translatable
 from router.telemetry import where
+from router.terms import NO_TERMS, Terms
 from router.upstream import LargeModel, UpstreamError, UpstreamRejected
+from router.upstream.attempts import TRIES
 
 _log = structlog.get_logger("gateway")
 _UNFIT = frozenset({"draft_refused", "prompt_too_long", "schema_unsupported"})
@@ -58,14 +61,13 @@ class Reply:
     relay: Relay | None = None
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events, where the client asked for a stream."""
+        """Server-sent events, one or several at once, where the client asked for a stream."""
         if self.relay is not None:
             async for event in self.relay.events():
                 yield event
         elif self.completion is not None:
             chunks = list(chunks_of(self.completion, include_usage=self.decision.chat.include_usage))
-            for event in self.writer.ending(chunks, asked_extras(self.decision)):
-                yield event
+            yield b"".join(self.writer.ending(chunks, asked_extras(self.decision)))
 
     async def close(self) -> None:
         """Free what the reply holds, and see that its row is written."""
@@ -73,34 +75,60 @@ class Reply:
             await self.relay.close()
 
 
+class Auditor(Protocol):
+    """Whatever asks the large model behind some of the small one's answers; see `router.audits`."""
+
+    def draw(self, decision: Decision) -> bool:
+        """Whether to, before the row is written."""
+
+    def ask(self, decision: Decision) -> None:
+        """Do so, in the background."""
+
+
+class Policies(Protocol):
+    """Where the gateway's own policy is had; it may change between two requests."""
+
+    @property
+    def own(self) -> Policy: ...
+
+
 class Gateway:
     """Decides and answers. Parts are passed in; `large` may be missing.
 
     Args:
         forwarder: the same large model, for dialects that its provider speaks itself.
+        auditor: asks the large model behind some of the answers.
         draft_if_down: serve a valid draft that the policy did not accept where the large model cannot be had.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policies: Policies,
         drafter: Drafter,
         large: LargeModel | None,
         recorder: Recorder,
         *,
         forwarder: Forwarder | None = None,
         draft_if_down: bool,
+        auditor: Auditor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._policy, self._drafter, self._large, self._recorder = policy, drafter, large, recorder
+        self._policies, self._drafter, self._large, self._recorder = policies, drafter, large, recorder
         self._forwarder, self._draft_if_down, self._clock = forwarder, draft_if_down, clock
+        self._prices: UnitPrices | None = None
+        self._auditor = auditor
+        self._prices_asked = False
 
-    def decision(self, chat: ChatRequest, dialect: Dialect, exposure: Exposure | None = None) -> Decision:
-        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm."""
-        policy = self._policy_of(exposure)
-        decision = Decision(chat, dialect.name, "pinned" if chat.pin else policy.name, self._clock)
-        decision.exposure = exposure
+    def decision(self, chat: ChatRequest, dialect: Dialect, terms: Terms = NO_TERMS) -> Decision:
+        """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm. Its end
+        settles the grant."""
+        exposure = terms.exposure
+        policy = exposure.policy if exposure and exposure.policy else self._policies.own
+        decision = Decision(chat, dialect.name, policy, self._clock)
+        decision.exposure, decision.grant, decision.sticky = exposure, terms.grant, terms.sticky
+        if terms.grant is not None:
+            terms.grant.begun = True
         return decision
 
     async def answer(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
@@ -115,6 +143,7 @@ class Gateway:
             await self._refuse(decision, error)
             raise
         except asyncio.CancelledError:
+            cut_short(decision, self._large)
             decision.left()
             await self._recorder.record(decision)
             raise
@@ -132,11 +161,8 @@ class Gateway:
         error.extras = decision.extras() if decision.chat.include_decision else None
         await self._recorder.record(decision)
 
-    def _policy_of(self, exposure: Exposure | None) -> Policy:
-        return exposure.policy if exposure and exposure.policy else self._policy
-
     async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        decision.take(await self._verdict(decision, self._policy_of(decision.exposure)))
+        decision.take(await self._verdict(decision))
         if decision.verdict.action is Action.ANSWER:
             return await self._serve_draft(decision, dialect, writer)
         if decision.chat.pin == "small":
@@ -149,12 +175,14 @@ class Gateway:
         decision.reason = "upstream_unavailable"
         return await self._serve_draft(decision, dialect, writer)
 
-    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
-        chat = decision.chat
+    async def _verdict(self, decision: Decision) -> Verdict:
+        chat, policy = decision.chat, decision.judged_by
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:
             return Verdict(Action.ESCALATE, Stage.BEFORE, chat.large_only.reason)
+        if decision.sticky is not None and decision.sticky.keeps_large is not None and chat.pin is None:
+            return Verdict(Action.ESCALATE, Stage.BEFORE, decision.sticky.keeps_large)
         try:
             return await self._drafter.verdict(decision, SmallOnly() if chat.pin == "small" else policy)
         except SmallModelError as error:
@@ -169,7 +197,7 @@ class Gateway:
         assert draft is not None
         if chat.pin == "small":
             decision.reason = "pinned_small"
-        decision.side = "small"
+        decision.side, decision.unit_prices = "small", self._unit_prices()
         created = int(decision.created_at.timestamp())
         usage = decision.small_usage()
         completion = small_completion(decision.decision_id, created, chat.client_model, draft.calls, usage)
@@ -177,7 +205,10 @@ class Gateway:
         if not chat.stream:
             body = dialect.whole(chat, decision.decision_id, completion, asked_extras(decision))
         decision.answer = completion
+        audited = self._auditor is not None and self._auditor.draw(decision)
         await self._recorder.record(decision)
+        if self._auditor is not None and audited:
+            self._auditor.ask(decision)
         return Reply(decision, writer, body, completion)
 
     async def _escalate(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
@@ -186,6 +217,8 @@ class Gateway:
         if large is None:
             raise no_large_model(decision.verdict)
         decision.side, decision.large_model = "large", large.model
+        decision.seen.keep = recorder.store_content
+        TRIES.set(decision.tries)
         forwarder = self._forwarder
         if forwarder is not None and forwarder.speaks(dialect.name):
             if chat.stream:
@@ -198,6 +231,13 @@ class Gateway:
             stream = await large.stream(chat.body)
             return Reply(decision, writer, relay=Relay(decision, Translated(stream, writer), writer, large, recorder))
         return Reply(decision, writer, await whole_answer(decision, dialect, large, recorder))
+
+    def _unit_prices(self) -> UnitPrices | None:
+        """Of the large model. Not asked for again once its price map is there and does not know it."""
+        if self._prices is None and self._large is not None and not self._prices_asked:
+            self._prices_asked = self._large.ready
+            self._prices = unit_prices(self._large)
+        return self._prices
 
     def _may_stand_in(self, decision: Decision) -> bool:
         """Whether a draft is there that is valid, though the policy was not sure enough of it."""

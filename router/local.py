@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from policies.policy import Draft, DraftCall, Outcome, TokenSignals
+from policies.policy import HIDDEN_SIZE, Draft, DraftCall, FloatArray, HiddenPlace, Outcome, TokenSignals
 from slm import pattern, protocol
 
 CONNECT_TIMEOUT_S = 2.0
@@ -147,7 +147,18 @@ class DraftBuilder:
             feasible_mass=np.asarray([token.feasible_mass for token in tokens], np.float32),
             forced=np.asarray([token.forced for token in tokens], np.bool_),
             span=np.asarray([token.span for token in tokens], np.uint8),
+            layer_agreement=_agreement(tokens),
         )
+
+    def hidden(self) -> FloatArray | None:
+        """The draft's hidden states as the judge takes them; None where there are none, or of another shape."""
+        if self.done is None or len(self.done.hidden) != len(HiddenPlace):
+            return None
+        rows = np.full((len(HiddenPlace), HIDDEN_SIZE), np.nan, np.float32)
+        for place, row in enumerate(self.done.hidden):
+            if len(row) == HIDDEN_SIZE:
+                rows[place] = row
+        return rows
 
     def abandoned(self) -> Draft:
         """The draft as it was given up when its plan stood: the plan's outcome, no calls, not complete."""
@@ -167,6 +178,12 @@ class DraftBuilder:
         try:
             parsed = pattern.parse_draft(text)
         except pattern.PatternError:
-            return Draft(Outcome.UNPARSABLE, (), text, complete, self.signals(), self.plan_names)
+            return Draft(Outcome.UNPARSABLE, (), text, complete, self.signals(), self.plan_names, self.hidden())
         calls = tuple(DraftCall(call.name, call.arguments) for call in parsed.calls)
-        return Draft(_OUTCOMES[parsed.kind], calls, text, complete, self.signals(), parsed.plan)
+        return Draft(_OUTCOMES[parsed.kind], calls, text, complete, self.signals(), parsed.plan, self.hidden())
+
+
+def _agreement(tokens: Sequence[protocol.Token]) -> FloatArray | None:
+    """Of each token, NaN where it has none; None where no token has one."""
+    shares = [np.nan if token.layer_agreement is None else token.layer_agreement for token in tokens]
+    return None if np.isnan(shares).all() else np.asarray(shares, np.float32)

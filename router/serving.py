@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import uvicorn
 
+from router.access.door import PublicWithoutKeysError
+from router.access.store import KeyStore
 from router.app import create_app
+from router.ledger import Ledger
 from router.settings import Settings
 from router.telemetry import configure_logging
+
+
+def check_host(settings: Settings) -> None:
+    """Refuse what would serve whoever comes, before anything is loaded.
+
+    Raises:
+        PublicWithoutKeysError: others can reach the host, and there is neither a key nor an admin key.
+        LedgerUnavailableError, KeysUnavailableError: the database does not answer.
+    """
+
+    async def any_key() -> bool:
+        async with Ledger.open(settings.ledger.url) as ledger:
+            return bool(await KeyStore(ledger.engine).ring())
+
+    if settings.server.loopback or settings.server.allow_public or settings.access.admin_key is not None:
+        return
+    if not asyncio.run(any_key()):
+        raise PublicWithoutKeysError
 
 
 def serve(settings: Settings, model_folder: Path | None) -> None:

@@ -58,13 +58,58 @@ class Server(_Section):
     keep_alive_s: float = Field(default=10.0, gt=0, le=600)
     """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
     allow_public: bool = False
-    """There are no keys yet: a host that others can reach must be asked for."""
+    """Serve everybody who can reach the host, as long as there is no key."""
+
+    @property
+    def loopback(self) -> bool:
+        """Whether this machine alone can reach the host."""
+        return self.host in _LOOPBACK
+
+
+class Access(_Section):
+    """Virtual keys, and what they may spend; the keys themselves are in the ledger's database."""
+
+    admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
+    """For the routes below `/admin`, which are shut without it."""
+    refresh_s: float = Field(default=5.0, ge=0.05, le=300)
+    """A key that was made or revoked elsewhere counts after so long at the latest."""
+    assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
+    """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
+    redis_url: SecretStr | None = None
+    """Where replicas count together; None: each counts by itself."""
+    redis_timeout_s: float = Field(default=1.0, gt=0, le=60)
+    """A Redis that does not answer within it counts as down."""
+    on_redis_down: Literal["allow", "refuse"] = "allow"
+    """`allow`: each replica counts by itself meanwhile; `refuse`: requests with a limited key get a 503."""
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and not value.get_secret_value().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("access.redis_url: must begin with redis://, rediss:// or unix://")
+        return value
+
+
+class Shortlist(_Section):
+    """Which tools of a long list the small model is shown; the judge sees all of them."""
+
+    kind: Literal["none", "bm25", "embedding"] = "none"
+    """`bm25`: by the words of names and descriptions; `embedding`: by the small model's own states (not in int8)."""
+    above: int = Field(default=24, ge=1, le=4096)
+    """Lists of more tools are cut down."""
+    keep: int = Field(default=12, ge=1, le=4096)
+    """To so many; tools that the conversation has called, and one that the request names, come on top."""
 
     @model_validator(mode="after")
-    def _private(self) -> Self:
-        if self.host not in _LOOPBACK and not self.allow_public:
-            raise ValueError("server.host: others could reach it, and there are no keys: see server.allow_public")
+    def _shorter(self) -> Self:
+        if self.keep > self.above:
+            raise ValueError("small.shortlist.keep: more than small.shortlist.above")
         return self
+
+    @property
+    def options(self) -> tuple[Literal["none", "bm25", "embedding"], int, int]:
+        """As the engine takes it."""
+        return self.kind, self.above, self.keep
 
 
 class Engine(_Section):
@@ -113,6 +158,15 @@ class Small(_Section):
     """For a draft, waiting included; then the large model is asked."""
     grammar: bool = True
     """Decode under the grammar of the request's tools."""
+    usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
+    """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
+    shortlist: Shortlist = Shortlist()
+
+    @model_validator(mode="after")
+    def _embeddable(self) -> Self:
+        if self.shortlist.kind == "embedding" and self.dtype == "int8":
+            raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
+        return self
 
     @property
     def local(self) -> bool:
@@ -167,12 +221,80 @@ class Large(_Section):
         return self
 
 
+class Conversations(_Section):
+    """Conversations that went large, and when they stay there."""
+
+    sticky: Literal["none", "after_escalation", "break_even"] = "none"
+    """`after_escalation`: the turns after one that went large go large, too; `break_even`: those do whose draft would
+    cost more than it saves, the large model's prompt cache counted. `policies.break_even` has the formula."""
+    sticky_turns: int = Field(default=4, ge=1, le=1000)
+    """How many, for `after_escalation`."""
+    forget_s: float = Field(default=3600.0, gt=0, le=2_592_000)
+    """A conversation that was silent for so long is forgotten."""
+    cache_ttl_s: float = Field(default=300.0, gt=0, le=86_400)
+    """How long the provider keeps a prompt in its cache, for `break_even`."""
+    draft_usd: float = Field(default=0.0, ge=0, le=100)
+    """What a draft costs in machine and waiting, for `break_even`."""
+
+
 class LedgerSettings(_Section):
     """Where decisions are kept."""
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
+    keep_days: int | None = Field(default=None, ge=1, le=36_500)
+    """Older days are kept as sums only; None: every row is kept."""
+
+
+class Audits(_Section):
+    """Shadow audits: the large model asked behind answers of the small one, to see how often it would have said the
+    same."""
+
+    enabled: bool = False
+    rate: float = Field(default=0.02, gt=0, le=1)
+    """Share of accepted answers to audit on average; more where the judge is unsure, less where it is sure."""
+    floor: float = Field(default=0.005, gt=0, le=1)
+    """Least probability of an audit."""
+    usd_per_day: float = Field(default=1.0, ge=0)
+    """By all gateways together, in UTC days."""
+    per_minute: int = Field(default=6, ge=1, le=10_000)
+    """By one gateway."""
+
+    @model_validator(mode="after")
+    def _floored(self) -> Self:
+        if self.floor > self.rate:
+            raise ValueError("audits.floor: is above audits.rate")
+        return self
+
+
+class BundlePolicy(_Section):
+    """A policy of `kind: bundle`."""
+
+    kind: Literal["bundle"]
+    path: Path
+    """The bundle's folder, as `smallcall tune --out` writes it."""
+    digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
+    """The digest that the bundle must have; None: any."""
+    on_void: Literal["escalate", "warn"] = "escalate"
+    """Where the gateway does not run what the bundle was made for: everything goes large, or drafts are served without
+    a certificate."""
+    usd_per_hour: float | None = Field(default=None, gt=0)
+    """Of the large model, in this process, for a bundle that keeps a budget; None: as the bundle says."""
+
+
+def checked_policy(value: dict[str, Any]) -> dict[str, Any]:
+    """A `policy` section whose keys and values are known; a bundle is not looked for yet. Raises ValueError."""
+    if value.get("kind") != "bundle":
+        make_policy(value)
+        return value
+    try:
+        BundlePolicy.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_input=False, include_url=False, include_context=False)
+        told = (f"policy.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        raise ValueError("; ".join(told)) from None
+    return value
 
 
 class Arm(_Section):
@@ -185,9 +307,7 @@ class Arm(_Section):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
-        if value is not None:
-            make_policy(value)
-        return value
+        return None if value is None else checked_policy(value)
 
 
 class ExperimentGuardrails(_Section):
@@ -235,11 +355,14 @@ class Settings(_Section):
     """The whole configuration."""
 
     server: Server = Server()
+    access: Access = Access()
     small: Small = Small()
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
+    audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
-    """See `policies.baselines.make_policy`."""
+    """See `policies.baselines.make_policy` and `BundlePolicy`."""
+    conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""
     serve_draft_if_large_down: bool = False
@@ -251,8 +374,7 @@ class Settings(_Section):
     @field_validator("policy")
     @classmethod
     def _known_policy(cls, value: dict[str, Any]) -> dict[str, Any]:
-        make_policy(value)
-        return value
+        return checked_policy(value)
 
     @field_validator("experiments")
     @classmethod

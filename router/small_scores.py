@@ -1,83 +1,216 @@
-"""Score the small model alone: start a gateway for each arm, pin the small side, ask for samples of every set.
+"""Score the small model alone: each arm drafts every set in this process, by the code that answers a pinned request.
 
-Traces are kept, so a run that was cut short goes on, and a later run asks only for what is new.
+Traces are kept in a folder for each arm and its conditions, so a run that was cut short goes on, and a later run asks
+only for what is new. Another adapter is another arm, never mixed with the one before.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from evaluation.case_sets import case_set, sample
+from evaluation.cases import Case, data_hash
 from evaluation.chat_client import Endpoint
 from evaluation.recordings import StudyData
+from evaluation.serving import Serving
 from evaluation.small_scores import SetScores, set_scores
-from evaluation.trace_table import Trace, read_trace
-from evaluation.traces import Progress, collect
-from router.gateway_process import gateway_process
-from router.settings import Settings
+from evaluation.trace_table import Trace, TraceRow, read_trace
+from evaluation.traces import Keep, Progress, collect_by
+from evaluation.verdicts import ArmVerdicts, Conditions, Verdicts, differing, verdict_of
+from router.settings import Shortlist, Small
+from slm.folders import ModelFolder, read_adapter
+from slm.pattern import PATTERN_VERSION
+
+if TYPE_CHECKING:
+    from slm.engine import Engine
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {},
     "tuned, no grammar": {"grammar": False},
+    "tuned, int8": {"dtype": "int8"},
     "zero-shot": {"adapter": "none"},
     "zero-shot, no grammar": {"adapter": "none", "grammar": False},
 }
 """Arms and what they change in the settings' `small` section."""
 COMMAND = "smallcall study slm"
-DEADLINE_S = 600.0
-"""Of a draft: a busy machine must not change what is scored."""
+CHUNK = 64
+"""Cases that are drafted together."""
 
 Tell = Callable[[str, int, int | None], None]
+Sets = Mapping[str, int | None]
+"""Set → cases a group, None for all."""
 
 
-async def collect_arm(
-    settings: Settings,
-    model_folder: Path,
-    arm: str,
-    sets: Mapping[str, int | None],
-    folder: Path,
-    tell: Tell,
-    *,
-    concurrency: int = 8,
-) -> dict[str, Trace]:
-    """Traces of one arm by set. `sets`: cases a group, None for all. `folder/<arm>` keeps the tables."""
-    small = settings.small.model_copy(update={**ARMS[arm], "deadline_s": DEADLINE_S})
-    own = _folder(folder, arm)
-    own.mkdir(parents=True, exist_ok=True)
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way to run the small model."""
+
+    name: str
+    small: Small
+    model: ModelFolder
+
+    @property
+    def conditions(self) -> Conditions:
+        """What its answers depend on."""
+        folder = self.small.adapter_folder
+        return Conditions(
+            weights_sha256=self.model.weights_sha256,
+            adapter_sha256=read_adapter(folder).sha256 if folder else None,
+            pattern_version=PATTERN_VERSION,
+            dtype=self.small.dtype,
+            grammar=self.small.grammar,
+            max_tokens=self.small.max_tokens,
+            shortlist=_plain(self.small.shortlist),
+            chunk=CHUNK,
+        )
+
+    @property
+    def serving(self) -> Serving:
+        """What a trace says of it."""
+        what = self.conditions
+        return Serving(
+            weights_sha256=what.weights_sha256,
+            adapter_sha256=what.adapter_sha256,
+            pattern_version=what.pattern_version,
+            dtype=what.dtype,
+            grammar=what.grammar,
+        )
+
+    def engine(self) -> Engine:
+        """Loaded. Raises `slm.model.LoadError`."""
+        from slm.engine import Engine
+
+        small = self.small
+        return Engine.load(self.model.path, small.adapter_folder, small.dtype, shortlist=small.shortlist.options)
+
+    def table(self, folder: Path, name: str) -> Path:
+        """Where its answers to a set stand."""
+        mark = hashlib.sha256(msgspec.json.encode(self.conditions)).hexdigest()[:10]
+        plain = self.name.replace(", ", "-").replace(" ", "-")
+        return folder / f"{plain}-{mark}" / f"{name}.parquet"
+
+
+def _plain(shortlist: Shortlist) -> str:
+    return "none" if shortlist.kind == "none" else f"{shortlist.kind}, {shortlist.keep} above {shortlist.above}"
+
+
+def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
+    """An arm of `ARMS` under these settings; float32 unless the arm says otherwise."""
+    return Arm(name, small.model_copy(update={"dtype": "float32", **ARMS[name]}), model)
+
+
+async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads: int) -> dict[str, Trace]:
+    """Traces of one arm by set, read from `folder` where they stand, with all token signals.
+
+    Raises:
+        slm.model.LoadError: model or adapter cannot be loaded.
+    """
+    from router.batch import PINNED, Batch
+    from slm.model import use_threads
+
+    use_threads(threads)
+    batch: Batch | None = None
     traces: dict[str, Trace] = {}
-    async with gateway_process(settings.model_copy(update={"small": small}), model_folder, own) as url:
-        for name, per_group in sets.items():
+    for name, per_group in sets.items():
+        cases = sample(name, case_set(name), per_group)
 
-            def told(progress: Progress, label: str = f"{arm}: {name}") -> None:
-                tell(label, progress.done, progress.total)
+        async def ask(todo: Sequence[Case], keep: Keep, cases: Sequence[Case] = cases) -> None:
+            nonlocal batch
+            if todo:
+                batch = batch or Batch(arm.engine(), arm.small)
+                await batch.ask(cases, todo, keep, chunk=CHUNK)
 
-            traces[name] = await collect(
-                sample(name, case_set(name), per_group),
-                Endpoint(url, "smallcall/small", include_signals=True),
-                own / f"{name}.parquet",
-                command=COMMAND,
-                concurrency=concurrency,
-                on_progress=told,
-            )
+        def told(progress: Progress, label: str = f"{arm.name}: {name}") -> None:
+            tell(label, progress.done, progress.total)
+
+        out = arm.table(folder, name)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
+        traces[name] = await collect_by(
+            ask, cases, [endpoint], out, command=COMMAND, serving=arm.serving, on_progress=told
+        )
     return traces
 
 
-def scores_of(
-    arms: Sequence[str], sets: Mapping[str, int | None], folder: Path, models: Sequence[str]
-) -> list[SetScores]:
+def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[str]) -> list[SetScores]:
     """Figures from the tables in `folder`; `models` are recorded ones to stand beside the arms on BFCL."""
     data = StudyData.of_checkout()
     made = []
     for name, per_group in sets.items():
         cases = sample(name, case_set(name), per_group)
-        tables = {arm: _folder(folder, arm) / f"{name}.parquet" for arm in arms}
-        traces = {arm: read_trace(path) for arm, path in tables.items() if path.is_file()}
-        recordings = {model: data.recording(model) for model in models} if name == "bfcl" else None
-        made.append(set_scores(name, cases, traces, recordings))
+        recordings = None
+        if name == "bfcl":
+            recordings = {model: data.recording(model) for model in models}
+        elif name == "toolbench":
+            recordings = {"gpt-3.5-turbo CoT, first call": data.toolbench_first_calls()}
+        made.append(set_scores(name, cases, _answered(arms, name, folder, cases), recordings))
     return made
 
 
-def _folder(folder: Path, arm: str) -> Path:
-    return folder / arm.replace(", ", "-").replace(" ", "-")
+def verdicts_of(
+    arms: Sequence[Arm], name: str, per_group: int | None, folder: Path, *, threads: int, commit: str
+) -> Verdicts:
+    """What the arms answered to a set, case by case."""
+    cases = sample(name, case_set(name), per_group)
+    traces = _answered(arms, name, folder, cases)
+    made = {}
+    for arm in arms:
+        if arm.name in traces:
+            rows = {row.case_id: row for row in traces[arm.name].rows}
+            verdicts = {case.id: verdict_of(rows[case.id]) for case in cases}
+            made[arm.name] = ArmVerdicts(conditions=arm.conditions, verdicts=verdicts)
+    return Verdicts(
+        set=name, per_group=per_group, data_sha256=data_hash(cases), threads=threads, commit=commit, arms=made
+    )
+
+
+async def check_arm(arm: Arm, committed: Verdicts, least: int, tell: Tell) -> tuple[int, list[str]]:
+    """Draft whole chunks, spread over the set, of at least so many cases again.
+
+    Returns:
+        How many cases were answered, and what differs.
+
+    Raises:
+        ValueError: the file was made under other conditions, or of other cases: nothing can be compared.
+    """
+    from router.batch import Batch
+    from slm.model import use_threads
+
+    wanted = committed.arms[arm.name]
+    if arm.conditions != wanted.conditions:
+        ours, theirs = (msgspec.to_builtins(one) for one in (arm.conditions, wanted.conditions))
+        other = ", ".join(key for key in ours if ours[key] != theirs[key])
+        raise ValueError(f"{arm.name}: the verdicts were made under another {other}")
+    cases = sample(committed.set, case_set(committed.set), committed.per_group)
+    if data_hash(cases) != committed.data_sha256:
+        raise ValueError("the verdicts are of other cases")
+    use_threads(committed.threads)
+    starts = range(0, len(cases), CHUNK)
+    step = max(1, len(starts) // max(1, -(-least // CHUNK)))
+    chosen = {case.id for start in starts[::step] for case in cases[start : start + CHUNK]}
+    todo = [case for case in cases if case.id in chosen]
+    rows: list[TraceRow] = []
+
+    def keep(row: TraceRow) -> None:
+        rows.append(row)
+        tell(f"{arm.name}: again", len(rows), len(todo))
+
+    await Batch(arm.engine(), arm.small).ask(cases, todo, keep, chunk=CHUNK)
+    return len(rows), differing(wanted, rows)
+
+
+def _answered(arms: Sequence[Arm], name: str, folder: Path, cases: Sequence[Case]) -> dict[str, Trace]:
+    """The traces that answer all of the cases."""
+    traces = {}
+    for arm in arms:
+        path = arm.table(folder, name)
+        trace = read_trace(path) if path.is_file() else None
+        if trace is not None and {case.id for case in cases} <= {row.case_id for row in trace.rows}:
+            traces[arm.name] = trace
+    return traces

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ class WorkerCommand:
     max_queue: int
     dtype: str
     cache_mb: int
+    shortlist: tuple[str, int, int] | None = None
+    """Kind, above, keep; None shows the model all tools."""
 
     def arguments(self) -> Sequence[str]:
         """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
@@ -46,6 +48,9 @@ class WorkerCommand:
             line += ["--threads", str(self.threads)]
         if self.adapter:
             line += ["--adapter", str(self.adapter)]
+        if self.shortlist:
+            kind, above, keep = self.shortlist
+            line += ["--shortlist", kind, "--shortlist-above", str(above), "--shortlist-keep", str(keep)]
         return line
 
 
@@ -72,12 +77,19 @@ class Patience:
 class Supervisor:
     """A `SmallModel` whose worker process it owns; belongs to one event loop."""
 
-    def __init__(self, command: WorkerCommand, patience: Patience | None = None) -> None:
+    def __init__(
+        self,
+        command: WorkerCommand,
+        patience: Patience | None = None,
+        on_ready: Callable[[protocol.Info], None] = lambda info: None,
+    ) -> None:
+        """`on_ready` is told what each worker says it is, once it is ready."""
         self._arguments = command.arguments()
         self._client = WorkerClient(command.socket)
         self._patience = patience or Patience()
         self._process: asyncio.subprocess.Process | None = None
         self.info: protocol.Info | None = None
+        self._on_ready = on_ready
         self.starts = 0
 
     @property
@@ -147,6 +159,7 @@ class Supervisor:
             async with asyncio.timeout(patience.start):
                 self.info = info = await self._asked()
             _log.info("worker_ready", model=info.model, architecture=info.architecture, dtype=info.dtype)
+            self._on_ready(info)
             while True:
                 await asyncio.sleep(patience.check_every)
                 async with asyncio.timeout(patience.hung):

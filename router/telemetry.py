@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 
+import orjson
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,10 +22,11 @@ def configure_logging(level: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
+            structlog.processors.JSONRenderer(serializer=orjson.dumps),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.BytesLoggerFactory(sys.stderr.buffer),
+        cache_logger_on_first_use=True,
     )
 
 
@@ -59,7 +62,25 @@ class Metrics:
         self.retries = Counter(
             "smallcall_upstream_retries", "Retries of the large model.", ["code"], registry=self.registry
         )
+        self.outcomes = Counter(
+            "smallcall_outcomes",
+            "Labels from later requests, by strength; also those that were dropped or could not be recorded.",
+            ["strength"],
+            registry=self.registry,
+        )
+        self.refusals = Counter(
+            "smallcall_refusals", "Requests refused by keys, budgets and rates.", ["code"], registry=self.registry
+        )
+        self.soft_budgets = Counter(
+            "smallcall_soft_budgets_spent", "Soft budgets that were spent, once a key and window.",
+            registry=self.registry,
+        )  # fmt: skip
+        self.redis_failures = Counter(
+            "smallcall_redis_failures", "Times that Redis did not answer.", registry=self.registry
+        )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
+        tasks = Gauge("smallcall_tasks", "Tasks of the event loop.", registry=self.registry)
+        tasks.set_function(lambda: len(asyncio.all_tasks()))
 
     def _seconds(self, name: str, help_text: str, label: str) -> Histogram:
         return Histogram(name, help_text, [label], buckets=_SECONDS, registry=self.registry)

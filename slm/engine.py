@@ -10,19 +10,21 @@ Not safe to share between threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from slm.cache import Chunk, KeyValues, PrefixCache
 from slm.draft import Clock, Drafting
-from slm.forward import PrecisionError, forward_of
+from slm.forward import forward_of
 from slm.grammar import Constraint, GrammarError, Offer, ToolError
 from slm.lookahead import Lookahead
 from slm.model import DTypeName, Loaded, LoadError, load
 from slm.pattern import PatternError, render_prompt
 from slm.protocol import DraftCommand, Event, Failed, Info
+from slm.shortlist import Kind, Shortlist, shortlist_of
 from slm.signals import Distribution, Lens, Pass
 
 PREFILL_TOKENS = 512
@@ -51,6 +53,7 @@ class Engine:
         cache_bytes: bound on the keys and values kept for shared prefixes.
         slots: drafts worth running at once.
         lookahead: whether to guess tokens; changes the time of a draft and nothing else.
+        shortlist: which tools of a long list the model is shown; None shows all.
         clock: seconds, monotonic.
     """
 
@@ -61,10 +64,13 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
         lookahead: bool = True,
+        shortlist: Shortlist | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
+        self._shortlist = shortlist
         self._loaded, self._clock, self._lookahead = loaded, clock, lookahead
         self.slots = slots
+        self._cache_bytes = cache_bytes
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
@@ -79,11 +85,13 @@ class Engine:
         *,
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
+        shortlist: tuple[Kind, int, int] = ("none", 0, 0),
     ) -> Engine:
-        """Load a Hugging Face folder. Raises: `slm.model.LoadError`."""
+        """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises: `slm.model.LoadError`."""
+        loaded = load(folder, adapter, dtype)
         try:
-            return cls(load(folder, adapter, dtype), cache_bytes=cache_bytes, slots=slots)
-        except PrecisionError as exc:
+            return cls(loaded, cache_bytes=cache_bytes, slots=slots, shortlist=shortlist_of(*shortlist, loaded))
+        except ValueError as exc:  # PrecisionError among them
             raise LoadError(f"cannot load {folder.name}: {exc}") from exc
 
     @property
@@ -102,8 +110,10 @@ class Engine:
         if command.max_tokens < 1:
             raise DraftError("bad_request", "max_tokens: must be at least 1")
         try:
-            offer = Offer.of(command.tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
-            segments = render_prompt(command.messages, command.tools, loaded.tokens.frame)
+            Offer.of(command.tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
+            tools = self._shown(command)
+            offer = Offer.of(tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
+            segments = render_prompt(command.messages, tools, loaded.tokens.frame)
         except (ToolError, PatternError) as exc:
             raise DraftError("bad_request", str(exc)) from exc
         room = loaded.context_tokens - command.max_tokens
@@ -132,6 +142,12 @@ class Engine:
         except GrammarError as exc:
             raise DraftError("schema_unsupported", str(exc)) from exc
 
+    def _shown(self, command: DraftCommand) -> Sequence[Mapping[str, Any]]:
+        """The tools that the model sees."""
+        if self._shortlist is None:
+            return command.tools
+        return self._shortlist.of(command.messages, command.tools, command.forced_tool)
+
     def step(self, drafts: Sequence[Drafting]) -> None:
         """One forward pass for the drafts that are not finished; what it brings is in their `events`.
 
@@ -154,6 +170,10 @@ class Engine:
         if not draft.failed:
             with torch.inference_mode():
                 self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
+
+    def forget(self) -> None:
+        """Let go of all shared prefixes: what follows does not depend on what came before, not even by rounding."""
+        self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
     def draft(self, command: DraftCommand) -> Iterator[Event]:
         """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""

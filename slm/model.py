@@ -43,6 +43,11 @@ class Loaded:
     info: Info
 
 
+def use_threads(count: int) -> None:
+    """CPU threads of this process from now on."""
+    torch.set_num_threads(count)
+
+
 def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32") -> Loaded:
     """Load a model for inference on the CPU.
 

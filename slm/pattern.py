@@ -41,7 +41,8 @@ _INSTRUCTION = (
     "Action Input: its arguments as JSON\n"
     "Tools:\n"
 )
-_TOOL_RESULT_CHARS = 2000
+TOOL_RESULT_CHARS = 2000
+"""Of a tool's result that the model is shown; a longer one loses its middle."""
 
 
 class Span(IntEnum):
@@ -218,7 +219,7 @@ def render_prompt(
         elif role == "assistant":
             segments += _turn("assistant", _assistant_text(message), frame)
         elif role in ("tool", "function"):
-            segments += _turn("tool", "Observation: " + middle_cut(_text(message), _TOOL_RESULT_CHARS), frame)
+            segments += _turn("tool", "Observation: " + middle_cut(_text(message), TOOL_RESULT_CHARS), frame)
         elif role not in ("system", "developer"):
             raise PatternError(f"cannot read a message of role {role!r}")
     segments += [Segment(frame.open_control, True), Segment(frame.open_text.format(role="assistant"))]

@@ -90,9 +90,10 @@ class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_on
 class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=True):
     """The draft ended. `steps` counts forward passes after the prefill; tokens that are forced or guessed need none.
 
-    `hidden`: the last layer's normed state, projected to 16 numbers of about unit size, in three rows: where the first
-    tool's name is chosen; the mean over the argument values' tokens; where the last token is chosen. A row is zero
-    where the draft has no such place. Empty where the model's insides cannot be read.
+    `hidden`: the last layer's normed state, projected to 16 numbers of about unit size, in five rows: where the first
+    token is chosen; where the first planned name is; where the first called name is; the mean over the argument values'
+    tokens; where the last token is chosen (`policies.policy.HiddenPlace`). A row has no numbers where the draft has no
+    such place. Empty where the model's insides cannot be read.
     """
 
     text: str

@@ -140,7 +140,8 @@ class Marks:
     """Hidden states at the marked places of a draft; see `slm.protocol.Done.hidden`."""
 
     def __init__(self) -> None:
-        self._name: torch.Tensor | None = None
+        self._first: torch.Tensor | None = None
+        self._starts: dict[Span, torch.Tensor] = {}
         self._values: torch.Tensor | None = None
         self._count = 0
         self._last: torch.Tensor | None = None
@@ -150,18 +151,21 @@ class Marks:
         if hidden is None:
             return
         self._last = hidden
-        if span is Span.NAME and self._name is None:
-            self._name = hidden
+        if self._first is None:
+            self._first = hidden
+        self._starts.setdefault(span, hidden)
         if span is Span.VALUE:
             self._values = hidden if self._values is None else self._values + hidden
             self._count += 1
 
     def rows(self) -> list[list[float]]:
-        """Name, mean of values, last: shape (3, HIDDEN_SIZE); empty where no state was added."""
+        """First, plan, name, mean of values, last: HIDDEN_SIZE numbers each, none for a place that the draft does not
+        have; no row at all where no state was added."""
         if self._last is None:
             return []
         mean = None if self._values is None else self._values / self._count
-        return [[0.0] * HIDDEN_SIZE if row is None else row.tolist() for row in (self._name, mean, self._last)]
+        places = (self._first, self._starts.get(Span.PLAN), self._starts.get(Span.NAME), mean, self._last)
+        return [[] if row is None else row.tolist() for row in places]
 
 
 def _share(firsts: Sequence[int], token: int) -> float:

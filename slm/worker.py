@@ -37,6 +37,7 @@ from slm.protocol import (
     encode,
 )
 from slm.scheduler import Job, Scheduler
+from slm.shortlist import KINDS
 
 COMMAND_TIMEOUT_S = 30.0
 """A connection that sends no command for so long is closed."""
@@ -192,6 +193,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="LoRA adapter folder to merge in")
     parser.add_argument("--threads", type=int, help="threads of a forward pass; default: torch's choice")
     parser.add_argument("--max-queue", type=int, default=64, help="drafts that may wait (default: %(default)s)")
+    parser.add_argument("--shortlist", choices=KINDS, default="none", help="how long lists of tools are cut down")
+    parser.add_argument("--shortlist-above", type=int, default=24, help="lists that are longer (default: %(default)s)")
+    parser.add_argument("--shortlist-keep", type=int, default=12, help="to so many tools (default: %(default)s)")
     parser.add_argument(
         "--cache-mb", type=int, default=CACHE_BYTES >> 20, help="MiB for shared prompts, 0: none (default: %(default)s)"
     )
@@ -216,7 +220,13 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        engine = Engine.load(arguments.model, arguments.adapter, arguments.dtype, cache_bytes=arguments.cache_mb << 20)
+        engine = Engine.load(
+            arguments.model,
+            arguments.adapter,
+            arguments.dtype,
+            cache_bytes=arguments.cache_mb << 20,
+            shortlist=(arguments.shortlist, arguments.shortlist_above, arguments.shortlist_keep),
+        )
         listening = listening_socket(arguments.socket)
     except (LoadError, OSError) as exc:
         log.error("cannot_start", error=str(exc))

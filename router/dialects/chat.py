@@ -40,6 +40,7 @@ class ChatRequest:
     """Whether the client is told the usage at a stream's end."""
     include_decision: bool = False
     include_signals: bool = False
+    include_explain: bool = False
     pin: Pin | None = None
     large_only: LargeOnly | None = None
     native_only: LargeOnly | None = None

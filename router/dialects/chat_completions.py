@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from policies.policy import Request, Tool
+from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.chat_answers import ChunkWriter
 from router.dialects.errors import ClientError, wrong
@@ -75,8 +76,13 @@ def read_request(raw: bytes) -> ChatRequest:
         include_usage=_include_usage(body.get("stream_options")),
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
-        large_only=unreadable_tool or unreadable_choice or _asks_for_more(body) or _unreadable_message(messages),
+        large_only=unreadable_tool
+        or unreadable_choice
+        or _asks_for_more(body)
+        or _unreadable_message(messages)
+        or unseen(messages),
         raw=raw,
         native=body,
     )

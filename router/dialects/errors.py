@@ -16,6 +16,7 @@ class ClientError(Exception):
         param: the field of the request that is wrong.
         type_: OpenAI's class of the error; by default it follows from the status.
         retry_after_s: when to come again.
+        headers: further ones of the response.
     """
 
     def __init__(
@@ -27,13 +28,14 @@ class ClientError(Exception):
         param: str | None = None,
         type_: str | None = None,
         retry_after_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.type = type_ or _type(status)
         self.retry_after_s = retry_after_s
-        self.told: Mapping[str, str] = {}
-        """Response headers that tell of the decision; set by the gateway once there is one."""
+        self.told: Mapping[str, str] = headers or {}
+        """Response headers; the gateway sets those that tell of the decision once there is one."""
         self.extras: Mapping[str, Any] | None = None
         """The `smallcall` object, where the request asked for it."""
 

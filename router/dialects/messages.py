@@ -14,6 +14,7 @@ from typing import Any
 import orjson
 
 from policies.policy import Request, Tool
+from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong
 from router.dialects.messages_answers import MessageWriter, error_body, message
@@ -102,8 +103,12 @@ def read_request(raw: bytes, headers: Mapping[str, str], *, counting: bool = Fal
         include_usage=True,
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
-        large_only=native_only or turns.large_only or _asks_for_more(native, body),
+        large_only=native_only
+        or turns.large_only
+        or _asks_for_more(native, body)
+        or unseen(turns.messages, "messages"),
         native_only=native_only,
         raw=raw,
         native=native,
@@ -185,6 +190,7 @@ class _Turns:
         if kind == "text":
             return [self._text(block, path)]
         if kind in ("thinking", "redacted_thinking"):
+            self.large_only = self.large_only or LargeOnly("reasoning_unseen", f"{path}.type")
             return []
         plain = _plain_document(block) if kind == "document" else None
         if plain is not None:

@@ -22,12 +22,13 @@ MAX_CONTAINERS = 500_000
 MAX_TOOLS = 4096
 MAX_NAME_CHARS = 256
 _PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
-_INCLUDES = frozenset({"decision", "signals"})
+_INCLUDES = frozenset({"decision", "explain", "signals"})
 
 
 def decoded(raw: bytes) -> dict[str, Any]:
     """The object in a body. Raises ClientError."""
-    if raw.count(b"{") + raw.count(b"[") > MAX_CONTAINERS:
+    containers = raw.count(b"{") + raw.count(b"[")
+    if containers > MAX_CONTAINERS:
         raise wrong(None, f"the body holds more than {MAX_CONTAINERS} objects and arrays")
     try:
         body = orjson.loads(raw)
@@ -35,6 +36,8 @@ def decoded(raw: bytes) -> dict[str, Any]:
         raise wrong(None, f"the body is not JSON: {error.msg} at character {error.pos}") from error
     if not isinstance(body, dict):
         raise wrong(None, "the body must be a JSON object")
+    if containers <= MAX_DEPTH:
+        return body
     level: list[Any] = [body]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _inside(outer) if type(inner) in (dict, list)]

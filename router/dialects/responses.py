@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.policy import Request, Tool
+from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong
 from router.dialects.reading import (
@@ -96,8 +97,9 @@ def read_request(raw: bytes) -> ChatRequest:
         include_usage=True,
         include_decision=bool(include),
         include_signals="signals" in include,
+        include_explain="explain" in include,
         pin=pin,
-        large_only=native_only or turns.large_only or _asks_for_more(native, body),
+        large_only=native_only or turns.large_only or _asks_for_more(native, body) or unseen(turns.messages, "input"),
         native_only=native_only,
         raw=raw,
         native=native,
@@ -132,7 +134,7 @@ class _Turns:
             case "function_call_output":
                 self._output(item, path)
             case "reasoning":
-                pass
+                self.large_only = self.large_only or LargeOnly("reasoning_unseen", f"{path}.type")
             case "item_reference":
                 raise wrong(path, "the gateway keeps no responses: send the item itself")
             case other:

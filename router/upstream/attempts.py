@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
@@ -18,6 +19,19 @@ from router.upstream.breaker import Breaker
 
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
+
+
+class Tries:
+    """How often the large model was asked for one request."""
+
+    __slots__ = ("made",)
+
+    def __init__(self) -> None:
+        self.made = 0
+
+
+TRIES: ContextVar[Tries | None] = ContextVar("tries", default=None)
+"""Where the tries of the request are counted that the current task works on."""
 
 MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
@@ -51,6 +65,8 @@ class Attempts:
         while True:
             try:
                 with self._breaker.attempt():
+                    if (tries := TRIES.get()) is not None:
+                        tries.made += 1
                     return await attempt()
             except UpstreamError as error:
                 pause_s = self._pause_s(number, error.retry_after_s)

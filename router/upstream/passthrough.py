@@ -30,6 +30,8 @@ from router.upstream.wires import WIRES, StreamState, Wire, request_body
 CONNECT_TIMEOUT_S = 10.0
 MAX_ANSWER_BYTES = 64 * 1024 * 1024
 MAX_EVENT_BYTES = 16 * 1024 * 1024
+_READ_BYTES = 64 * 1024
+"""At most so much of a stream is taken at once: it is what a client that does not read makes us hold, twice."""
 _COPIED_BYTES = 1024 * 1024
 """A larger body is sent piece by piece, so that the event loop serves others meanwhile."""
 
@@ -168,21 +170,23 @@ class Forwarded:
     ) -> None:
         self._response, self._state, self._chat = response, state, chat
         self._writer, self._settings = writer, settings
-        self._events = _events(response)
-        self._first: dict[str, Any] | None = None
-        self._usage: Usage | None = None
+        self._reading = response.content.iter_chunked(_READ_BYTES)
+        self._rest = b""
+        self._first: list[dict[str, Any]] | None = None
+        self._broken: UpstreamError | None = None
+        """What is wrong behind the events that were given last."""
 
     async def open(self) -> None:
-        """Wait for the first event, so that what fails can still be retried. Raises UpstreamError."""
+        """Wait for the first events, so that what fails can still be retried. Raises UpstreamError."""
         self._first = await self._next()
         if self._first is None:
             raise unreachable()
 
-    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
-        event = self._first
-        while event is not None:
-            yield event
-            event = await self._next()
+    async def __aiter__(self) -> AsyncIterator[list[dict[str, Any]]]:
+        events = self._first
+        while events is not None:
+            yield events
+            events = await self._next()
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """See `Source.ends`."""
@@ -190,7 +194,7 @@ class Forwarded:
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """See `Source.usage`."""
-        return self._usage
+        return self._state.see(piece)
 
     def told(self, piece: dict[str, Any]) -> Iterator[bytes]:
         """See `Source.told`."""
@@ -207,41 +211,54 @@ class Forwarded:
         """Close the connection: what nobody reads any more is not paid for."""
         self._response.close()
 
-    async def _next(self) -> dict[str, Any] | None:
-        """The next event, or None after the last. Raises UpstreamError."""
-        try:
-            event = await anext(self._events, None)
-        except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
-            if self._first is None or isinstance(error, TimeoutError):
-                raise _mapped(error, self._settings) from error
-            raise broken_off() from error
-        except orjson.JSONDecodeError as error:
-            raise unreachable() if self._first is None else broken_off() from error
-        if event is None:
-            if self._first is not None and not self._state.complete:
-                raise broken_off()
-            return None
-        failure = self._state.failure(event)
-        if failure is not None:
-            raise _failed(failure, self._settings)
-        self._usage = self._state.see(event)
-        return event
+    async def _next(self) -> list[dict[str, Any]] | None:
+        """The next events, at least one, or None after the last. Raises UpstreamError."""
+        while self._broken is None:
+            try:
+                piece = await anext(self._reading, None)
+            except (aiohttp.ClientError, TimeoutError, ConnectionError) as error:
+                if self._first is None or isinstance(error, TimeoutError):
+                    raise _mapped(error, self._settings) from error
+                raise broken_off() from error
+            if piece is None:
+                if self._first is not None and not self._state.complete:
+                    raise broken_off()
+                return None
+            events = self._events(piece)
+            if events:
+                return events
+        raise self._broken
 
-
-async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
-    """The objects of a server-sent event stream; `[DONE]`, comments and events without data are read over."""
-    buffer = b""
-    async for piece in response.content.iter_any():
-        buffer += piece.replace(b"\r", b"")
-        *blocks, buffer = buffer.split(b"\n\n")
-        if len(buffer) > MAX_EVENT_BYTES:
-            raise unreachable()
+    def _events(self, piece: bytes) -> list[dict[str, Any]]:
+        """The objects of the server-sent events that end in `piece`; `[DONE]`, comments and events without data are
+        read over. Those before one that is wrong are given."""
+        *blocks, self._rest = (self._rest + piece.replace(b"\r", b"")).split(b"\n\n")
+        events: list[dict[str, Any]] = []
         for block in blocks:
-            data = b"\n".join(line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:"))
-            if data and data != b"[DONE]":
+            data = _data(block)
+            if not data or data == b"[DONE]":
+                continue
+            try:
                 event = orjson.loads(data)
-                if isinstance(event, dict):
-                    yield event
+            except orjson.JSONDecodeError:
+                self._broken = unreachable() if self._first is None and not events else broken_off()
+                return events
+            if isinstance(event, dict):
+                failure = self._state.failure(event)
+                if failure is not None:
+                    self._broken = _failed(failure, self._settings)
+                    return events
+                events.append(event)
+        if len(self._rest) > MAX_EVENT_BYTES:
+            self._broken = unreachable()
+        return events
+
+
+def _data(block: bytes) -> bytes:
+    """The data of one server-sent event."""
+    if block.startswith(b"data:") and b"\n" not in block:
+        return block[5:].strip()
+    return b"\n".join(line[5:].strip() for line in block.split(b"\n") if line.startswith(b"data:"))
 
 
 async def _bounded(response: aiohttp.ClientResponse) -> bytes:

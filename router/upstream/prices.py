@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -46,15 +49,23 @@ class MappedPrices:
         self._litellm: Any = litellm
         self._model = model
         self._told = False
+        self._rates = _rates(lambda reported: self._by_litellm(reported, None))
 
     def cost_usd(self, usage: Usage) -> float | None:
         """None, said once in the log, where the map does not know the model, or has it for nothing: for some providers
         (Anthropic among them) litellm gives a name that it does not know a price of zero."""
+        if self._rates is not None and usage.service_tier in (None, "default"):
+            cost = self._rates.cost_usd(usage.reported)
+            if cost is not None:
+                return cost
+        return self._by_litellm(usage.reported, usage.service_tier)
+
+    def _by_litellm(self, reported: Mapping[str, Any], tier: str | None) -> float | None:
         try:
             prompt, completion = self._litellm.cost_per_token(
                 model=self._model,
-                usage_object=self._litellm.Usage(**usage.reported),
-                service_tier=usage.service_tier,
+                usage_object=self._litellm.Usage(**reported),
+                service_tier=tier,
             )
         # litellm raises bare exceptions of many kinds for a model that it cannot price.
         except Exception as error:  # noqa: BLE001
@@ -69,3 +80,68 @@ class MappedPrices:
         if not self._told:
             self._told = True
             _log.warning("price_unknown", model=self._model, error=why, set="large.price")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rates:
+    """USD a token of usage that tells nothing but prompt, cached, completion and reasoning tokens. litellm takes some
+    hundred microseconds to say the same."""
+
+    prompt: float
+    cached: float
+    completion: float
+    reasoning: float
+
+    def cost_usd(self, reported: Mapping[str, Any]) -> float | None:
+        """None where the usage tells of other tokens as well."""
+        cached = _only(reported, "prompt_tokens_details", "cached_tokens", 0)
+        reasoning = _only(reported, "completion_tokens_details", "reasoning_tokens", 0)
+        if cached is None or reasoning is None or any(reported[name] for name in reported.keys() - _PLAIN):
+            return None
+        prompt: int = reported["prompt_tokens"]
+        completion: int = reported.get("completion_tokens") or 0
+        return (
+            (prompt - cached) * self.prompt
+            + cached * self.cached
+            + (completion - reasoning) * self.completion
+            + reasoning * self.reasoning
+        )
+
+
+_PLAIN = frozenset(
+    """prompt_tokens completion_tokens total_tokens prompt_tokens_details completion_tokens_details
+    cache_read_input_tokens""".split()
+)
+
+
+def _only(reported: Mapping[str, Any], details: str, name: str, missing: int) -> int | None:
+    """The tokens of that name among the details; None where the details tell of others."""
+    told = reported.get(details)
+    if not told:
+        return missing
+    if not isinstance(told, dict) or any(value for key, value in told.items() if key not in (name, "text_tokens")):
+        return None
+    found = told.get(name) or 0
+    return found if isinstance(found, int) else None
+
+
+def _rates(litellm: Callable[[Mapping[str, Any]], float | None]) -> _Rates | None:
+    """litellm's rates, found by asking it for usages of one kind each; None where mixed ones, small and huge, do not
+    cost what the rates say: then its rules are others (steps by length, say), and it has to be asked."""
+    thousand = [litellm(_usage(*(1000 if kind == one else 0 for kind in range(4)))) for one in range(4)]
+    rates = _Rates(*((cost or 0.0) / 1000 for cost in thousand))
+    for mixed in ((700, 1100, 130, 90), (3, 0, 1, 0), (90_000, 410_000, 7_000, 60_000), (900_000, 0, 90_000, 0)):
+        asked, told = litellm(_usage(*mixed)), rates.cost_usd(_usage(*mixed))
+        if asked is None or told is None or not math.isclose(asked, told, rel_tol=1e-9):
+            return None
+    return rates
+
+
+def _usage(prompt: int, cached: int, completion: int, reasoning: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt + cached,
+        "completion_tokens": completion + reasoning,
+        "total_tokens": prompt + cached + completion + reasoning,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }

@@ -86,13 +86,19 @@ class LitellmModel:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[LitellmModel]:
         """Import litellm in a thread; at the end close its connections."""
-        self._loading = asyncio.create_task(asyncio.to_thread(_import), name="litellm-import")
+        self._loading = asyncio.create_task(asyncio.to_thread(self._load), name="litellm-import")
         try:
             yield self
         finally:
             litellm = await self._loading  # A thread cannot be broken off.
             await litellm.close_litellm_async_clients()
             litellm.in_memory_llm_clients_cache.flush_cache()  # It would hand the closed ones out again.
+
+    def _load(self) -> ModuleType:
+        litellm = _import()
+        if self._prices is None:
+            self._prices = MappedPrices(litellm, self.model)
+        return litellm
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """See `LargeModel.complete`."""
@@ -130,9 +136,7 @@ class LitellmModel:
     def cost_usd(self, usage: Usage) -> float | None:
         """See `LargeModel.cost_usd`."""
         if self._prices is None:
-            if self._loading is None or not self.ready:
-                return None
-            self._prices = MappedPrices(self._loading.result(), self.model)
+            return None
         return self._prices.cost_usd(usage)
 
     # ── one attempt ──────────────────────────────────────────────────────────────────────────────────────────────────

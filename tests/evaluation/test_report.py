@@ -112,7 +112,8 @@ def test_figures_are_those_of_the_recordings() -> None:
 def test_what_cannot_be_shown_is_said() -> None:
     """Without token signals there is no threshold curve; unpriced drafts and cases left out are told."""
     report = _report()
-    assert [curve.key for curve in report.curves] == ["oracle"]
+    assert [curve.key for curve in report.curves] == ["prompt_logistic", "prompt_mf", "oracle"]
+    assert report.reliability == []
     said = " ".join(report.remarks)
     for words in ("No curve for weakest token", "No curve for mean log-prob", "1,198 drafts have no", "2,293 cases"):
         assert words in said
@@ -121,7 +122,9 @@ def test_what_cannot_be_shown_is_said() -> None:
 def test_with_signals_thresholds_and_the_policy_are_shown() -> None:
     """Scores give curves and points at shares; a live policy is one more point, on its score's curve."""
     report = _signalled()
-    assert [curve.key for curve in report.curves] == ["weakest_token", "mean_logprob", "oracle"]
+    assert [curve.key for curve in report.curves] == [
+        "weakest_token", "mean_logprob", "prompt_logistic", "prompt_mf", "oracle",
+    ]  # fmt: skip
     points = {point.key: point for point in report.points}
     for share in (0.25, 0.5, 0.75):
         assert points[f"weakest_token@{share:g}"].escalated == pytest.approx(share, abs=0.01)

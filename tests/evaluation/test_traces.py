@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import signal
 import sys
@@ -21,6 +22,7 @@ from aiohttp.test_utils import TestServer
 
 from evaluation.cases import CallsGold, Case, GoldCall, NoCallGold, UnknownGold, data_hash
 from evaluation.chat_client import Endpoint, Timing, TokenPrices
+from evaluation.sharded import RayUnavailableError, collect_sharded, locally, with_ray
 from evaluation.trace_table import (
     Trace,
     TraceError,
@@ -33,7 +35,7 @@ from evaluation.trace_table import (
     write_trace,
 )
 from evaluation.traces import Progress, collect
-from policies.policy import DraftCall, Outcome, Span
+from policies.policy import HIDDEN_SIZE, DraftCall, Outcome, Span
 
 Handler = Callable[[web.Request, dict[str, Any], int], Awaitable[web.StreamResponse]]
 
@@ -243,7 +245,9 @@ SIGNALS = {
     "feasible_mass": [1.0, 0.5],
     "forced": [False, True],
     "span": [int(Span.PLAN), int(Span.VALUE)],
+    "layer_agreement": [0.75, None],
 }
+HIDDEN = [[0.5] * HIDDEN_SIZE, None, [0.25] * HIDDEN_SIZE, None, [-1.0] * HIDDEN_SIZE]
 SMALL = {
     "outcome": "calls",
     "plan": ["get_weather"],
@@ -256,7 +260,7 @@ SMALL = {
     "prefill_s": 0.25,
     "decode_s": 0.75,
     "steps": 1,
-    "signals": SIGNALS,
+    "signals": {**SIGNALS, "hidden": HIDDEN},
 }
 EXTRAS = {
     "decision_id": "d1",
@@ -295,7 +299,11 @@ async def test_a_draft_comes_back_from_the_table_as_a_policy_sees_it(upstream: S
     assert draft.signals is not None
     for name, values in SIGNALS.items():
         got = getattr(draft.signals, name)
-        assert got == pytest.approx(np.asarray(values, dtype=got.dtype))
+        assert got == pytest.approx(np.asarray(values, dtype=got.dtype), nan_ok=True)
+    assert draft.hidden is not None
+    assert [place[0] for place in draft.hidden.tolist()] == pytest.approx(
+        [0.5, np.nan, 0.25, np.nan, -1.0], nan_ok=True
+    )
     request = request_of(case)
     assert [(tool.name, tool.parameters["required"]) for tool in request.tools] == [("get_weather", ["city"])]
     assert request.messages == case.messages
@@ -534,6 +542,9 @@ def test_signals_that_differ_in_length_are_an_error() -> None:
     row = _row(small_outcome="calls", **{**SIGNALS, "margin": [0.5]})
     with pytest.raises(TraceError, match="differ in length"):
         draft_of(row)
+    for hidden in ([[0.5] * HIDDEN_SIZE], [[0.5]] * 5):
+        with pytest.raises(TraceError, match="hidden: not 5 rows"):
+            draft_of(_row(small_outcome="calls", hidden=hidden))
 
 
 @pytest.mark.parametrize(
@@ -544,3 +555,72 @@ def test_an_endpoint_needs_a_plain_http_url(url: str) -> None:
     with pytest.raises(ValueError, match="base_url must") as refused:
         Endpoint(url, "m")
     assert "hunter2" not in str(refused.value)
+
+
+async def test_several_endpoints_share_the_work(upstream: Start, tmp_path: Path) -> None:
+    """Each case is asked once, of one of them; both get work, and the table names both."""
+    servers = [await upstream(_slowly), await upstream(_slowly)]
+    endpoints = [Endpoint(server.url, "m") for server in servers]
+    cases = [_case(str(i)) for i in range(24)]
+    trace = await collect(cases, endpoints, tmp_path / "t.parquet", command="test", concurrency=2)
+    assert servers[0].seen + servers[1].seen == Counter(case.id for case in cases)
+    assert min(sum(server.seen.values()) for server in servers) >= 6
+    assert [row.case_id for row in trace.rows] == [case.id for case in cases]
+    assert trace.info.endpoint["base_urls"] == [server.url for server in servers]
+
+
+async def test_an_endpoint_that_cannot_be_reached_costs_no_row(upstream: Start, tmp_path: Path) -> None:
+    """Its cases go to the other one; where none can be reached, failures are rows."""
+    server = await upstream(_slowly)
+    gone = Endpoint("http://127.0.0.1:9/v1", "m")
+    cases = [_case(str(i)) for i in range(12)]
+    both = [gone, Endpoint(server.url, "m")]
+    trace = await collect(cases, both, tmp_path / "a.parquet", command="test", concurrency=2, retries=0)
+    assert [row.error for row in trace.rows] == [None] * 12
+    trace = await collect(cases, [gone, gone], tmp_path / "b.parquet", command="test", concurrency=2, retries=0)
+    assert [row.error for row in trace.rows] == ["connection"] * 12
+
+
+async def test_endpoints_that_would_be_asked_something_else_are_refused(tmp_path: Path) -> None:
+    """A table holds one model's answers."""
+    two = [Endpoint("http://127.0.0.1:9/v1", "m"), Endpoint("http://127.0.0.1:9/v1", "n")]
+    for endpoints in (two, []):
+        with pytest.raises(ValueError, match="endpoint"):
+            await collect([_case("a")], endpoints, tmp_path / "t.parquet", command="test")
+
+
+async def test_shards_give_the_table_of_one_run_and_go_on_where_they_stopped(upstream: Start, tmp_path: Path) -> None:
+    """Rows equal those of a plain run but for their times; a second run asks only what has no row."""
+    server = await upstream(_by_name)
+    cases = [_case(name) for name in ("right", "wrong", "c", "d", "e")]
+    endpoint = Endpoint(server.url, "m", api_key="secret-key")
+    plain = await collect(cases, endpoint, tmp_path / "plain.parquet", command="test")
+    out = tmp_path / "sharded.parquet"
+
+    def sharded(given: list[Case]) -> Trace:
+        return collect_sharded(given, [endpoint], out, command="test", shard_size=2, executor=locally)
+
+    await asyncio.to_thread(sharded, cases[:3])
+    server.seen.clear()
+    trace = await asyncio.to_thread(sharded, cases)
+    assert server.seen == Counter(["d", "e"])
+    assert [_timeless(row) for row in trace.rows] == [_timeless(row) for row in plain.rows]
+    assert read_trace(out) == trace
+    assert b"secret-key" not in out.read_bytes()
+
+
+def test_without_ray_the_message_says_how_to_get_it() -> None:
+    """Ray is an extra; nothing of it is imported before it is asked for."""
+    assert "ray" not in sys.modules
+    if importlib.util.find_spec("ray") is None:
+        with pytest.raises(RayUnavailableError, match=r"smallcall\[ray\]"):
+            with_ray(bytes, [b"shard"])
+
+
+async def _slowly(request: web.Request, body: dict[str, Any], seen: int) -> web.StreamResponse:
+    await asyncio.sleep(0.01)
+    return await _by_name(request, body, seen)
+
+
+def _timeless(row: TraceRow) -> TraceRow:
+    return msgspec.structs.replace(row, started_at=None, latency_s=None)

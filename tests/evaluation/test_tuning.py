@@ -55,6 +55,18 @@ def made(goal: Goal, target: float, **fields: float) -> Tuning:
     return tune(CASES, SMALL, large, goal=goal, target=target, delta=0.1, small_usd_per_hour=0.1, **fields)  # type: ignore[arg-type]
 
 
+def test_goals_are_told_between_a_better_and_a_worse_one() -> None:
+    """The better first, so that shares answered small never fall; quality is over the large model's pass rate."""
+    for goal, target in (("max_harm", 0.05), ("min_pass_rate", 0.9), ("quality_of_large", 0.9), ("max_cost", 0.5)):
+        tuning = made(goal, target)  # type: ignore[arg-type]
+        shares = [choice.operating.share_small for choice in tuning.choices]
+        assert len(shares) == 3
+        assert shares == sorted(shares), goal
+        assert tuning.chosen is tuning.choices[1]
+    same = [made(goal, 0.9).chosen.operating.threshold for goal in ("min_pass_rate", "quality_of_large")]  # type: ignore[arg-type]
+    assert same[0] == same[1], "the large model is always right here"
+
+
 def test_a_certified_threshold_keeps_its_promise_on_the_other_part() -> None:
     """A looser goal answers more, the bound holds, and pass rate, harm and cost are those of one replay."""
     tuning = made("max_harm", 0.05)
@@ -65,7 +77,7 @@ def test_a_certified_threshold_keeps_its_promise_on_the_other_part() -> None:
     certificate, at = tuning.chosen.certificate, tuning.chosen.operating
     assert certificate is not None
     assert certificate.bound <= 0.05
-    assert certificate.rows == tuning.certifying_rows <= tuning.choosing_rows
+    assert certificate.rows == len(tuning.certifying.one_each) <= len(tuning.choosing)
     assert at.harmed.value is not None
     assert at.harmed.value < 0.08
     assert at.passed.value == pytest.approx(1 - at.harmed.value)
@@ -79,13 +91,20 @@ def test_the_parts_share_no_tool() -> None:
     names = [{name for case in parts[part] for name in case.gold_names} for part in ("choose", "tell")]
     assert not names[0] & names[1]
     tuning = made("max_harm", 0.05)
-    assert (tuning.choosing_rows, tuning.telling_rows) == (len(parts["choose"]), len(parts["tell"]))
+    assert (len(tuning.choosing), len(tuning.telling)) == (len(parts["choose"]), len(parts["tell"]))
 
 
-def test_goals_as_observed_carry_no_certificate() -> None:
-    """The pass rate or the cost asked for holds on the choosing part, about, and is told without a promise."""
+def test_goals_as_observed_are_told_with_a_bound_on_their_harm() -> None:
+    """The pass rate or cost asked for holds on the choosing part, about; the harm is bounded from the other part."""
     by_rate, by_cost = made("min_pass_rate", 0.9), made("max_cost", 0.5)
-    assert by_rate.chosen.certificate is by_cost.chosen.certificate is None
+    for tuning in (by_rate, by_cost):
+        shown, at = tuning.chosen.certificate, tuning.chosen.operating
+        assert shown is not None
+        assert tuning.certifying is tuning.telling
+        accepted = tuning.telling.accepted(at.threshold)[tuning.telling.one_each]
+        wrong = tuning.telling.harmed_if_accepted[tuning.telling.one_each]
+        assert shown.errors == (accepted & wrong).sum()
+        assert shown.alpha == shown.bound > shown.errors / shown.rows
     assert by_rate.chosen.operating.passed.value == pytest.approx(0.9, abs=0.04)
     assert by_cost.chosen.operating.cost == pytest.approx(0.5, abs=0.08)
 

@@ -1,5 +1,6 @@
 """The guarantee, by simulation and by exact enumeration; and what is returned where nothing can be shown."""
 
+import functools
 from itertools import product
 
 import numpy as np
@@ -8,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from policies.certificate import certify_harm, certify_risk, fixed_sequence, one_of_each, upper_bound
+from policies.certificate import (
+    certify_along,
+    certify_classes,
+    certify_harm,
+    certify_risk,
+    fixed_sequence,
+    one_of_each,
+    upper_bound,
+)
 
 DRAWS = 2000
 
@@ -21,8 +30,14 @@ def draw(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray, np.n
 
 def true_harm(threshold: float) -> float:
     """P(score ≥ threshold, small wrong, large right) in `draw`, by numbers."""
-    scores = np.random.default_rng(0).beta(2, 1, 1_000_000).round(2)
+    scores = population()
     return float(np.mean((scores >= threshold) * (1 - scores)) * 0.9)
+
+
+@functools.cache
+def population() -> np.ndarray:
+    """Very many scores of `draw`."""
+    return np.random.default_rng(0).beta(2, 1, 400_000).round(2)
 
 
 def test_harm_exceeds_its_bound_in_no_more_than_delta_of_the_draws() -> None:
@@ -146,3 +161,91 @@ def test_one_row_of_each_cluster(clusters: list[str], seed: int) -> None:
     chosen = one_of_each(clusters, np.random.default_rng(seed))
     assert sorted(clusters[index] for index in chosen) == sorted(set(clusters))
     assert list(chosen) == sorted(chosen)
+
+
+def test_all_classes_hold_together_in_all_but_delta_of_the_draws() -> None:
+    """2,000 draws of three classes with their own rates: a draw counts as violated where any class breaks its own."""
+    rng, delta = np.random.default_rng(4), 0.1
+    alphas = {"delete_*": 0.04, "get_*": 0.1, "*": 0.06}
+    harm_at = {threshold: true_harm(threshold) for threshold in np.arange(0, 101) / 100}
+    violations = certified = 0
+    for _ in range(DRAWS):
+        scores, small, large = draw(rng, 900)
+        classes = rng.choice(list(alphas), 900).tolist()
+        made = certify_classes(scores, small, large, classes, alphas, delta=delta)
+        found = {name: shown for name, shown in made.items() if shown is not None}
+        certified += len(found)
+        violations += any(harm_at[round(shown.threshold, 2)] > alphas[name] for name, shown in found.items())
+        assert all(shown.delta == pytest.approx(delta / 3) for shown in found.values())
+    assert certified > 0.9 * 3 * DRAWS
+    assert violations <= DRAWS * delta + 3 * (DRAWS * delta * (1 - delta)) ** 0.5
+    assert violations > 0.2 * DRAWS * delta, "a guarantee that is never used up is wasteful"
+
+
+def test_a_class_counts_its_own_rows_only() -> None:
+    """A hundred clean rows of one class certify it, whatever the other does."""
+    scores, right = np.ones(200), np.arange(200) < 100
+    classes = ["a"] * 100 + ["b"] * 100
+    made = certify_classes(scores, right, np.ones(200), classes, {"a": 0.05, "b": 0.05}, delta=0.1)
+    assert made["b"] is None
+    assert made["a"] is not None
+    assert (made["a"].rows, made["a"].errors) == (100, 0)
+
+
+def test_several_thresholds_along_a_learned_order_hold_in_all_but_delta_of_the_draws() -> None:
+    """2,000 draws: gate and threshold pairs, ordered on 200 rows, certified on 300 others (certificate C)."""
+    rng, alpha, delta = np.random.default_rng(5), 0.06, 0.1
+    pairs = list(product((0.0, 0.3, 0.5, 0.7), np.arange(0.4, 1.0, 0.05)))
+
+    def drawn(n: int) -> tuple[np.ndarray, np.ndarray]:
+        """(pairs, n) accepted, (n,) harmed: a plan's doubt and a draft's, both of which tell of errors."""
+        plan, last = rng.beta(3, 1, n), rng.beta(3, 1, n)
+        accepted = np.array([(plan >= gate) & (last >= threshold) for gate, threshold in pairs])
+        return accepted, rng.random(n) < 0.6 * (1 - plan * last)
+
+    accepted, harmed = drawn(400_000)
+    truth = (accepted & harmed).mean(axis=1)
+    violations = certified = 0
+    for _ in range(DRAWS):
+        learned, wrong = drawn(200)
+        harms, shares = (learned & wrong).mean(axis=1), learned.mean(axis=1)
+        best, order = -1.0, []
+        for index in np.lexsort((-shares, harms)):
+            if shares[index] > best:
+                best = shares[index]
+                order.append(int(index))
+        accepted, harmed = drawn(300)
+        found = certify_along(
+            [accepted[i] for i in order], harmed, [pairs[i][1] for i in order], alpha=alpha, delta=delta
+        )
+        if found is not None:
+            certified += 1
+            violations += truth[order[found[0]]] > alpha
+            assert found[1].errors == (accepted[order[found[0]]] & harmed).sum()
+    assert certified > 0.9 * DRAWS
+    assert violations <= DRAWS * delta + 3 * (DRAWS * delta * (1 - delta)) ** 0.5
+    assert violations > 0.1 * DRAWS * delta
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_mapie_certifies_the_same_threshold(seed: int) -> None:
+    """An independent implementation of Learn then Test, given our loss: its p-value of a binary loss is the exact
+    binomial one, so its loosest valid threshold is ours. Harm only: of a risk that does not rise steadily, such as that
+    among the accepted, it walks no fixed sequence."""
+    from mapie.risk_control import BinaryClassificationController, BinaryRisk, FWERFixedSequenceTesting
+
+    scores, small, large = draw(np.random.default_rng(seed), 600)
+    made = certify_harm(scores, small, large, alpha=0.06, delta=0.1)
+    risk = BinaryRisk(lambda y, p: (p == 1) & (y == 0), lambda y, p: np.ones_like(p, dtype=bool), False)
+    controller = BinaryClassificationController(
+        lambda x: np.column_stack([1 - x[:, 0], x[:, 0]]),
+        risk,
+        0.06,
+        confidence_level=0.9,
+        best_predict_param_choice=risk,
+        list_predict_params=np.unique(scores),
+        fwer_method=FWERFixedSequenceTesting(),
+    )
+    controller.calibrate(scores[:, None], (small | ~large).astype(int))
+    assert made is not None
+    assert np.min(controller.valid_predict_params) == pytest.approx(made.threshold)

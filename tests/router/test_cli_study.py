@@ -1,41 +1,90 @@
-"""`smallcall study slm`: a gateway for each arm, real answers of a tiny model, and a table of them."""
+"""`smallcall study`: the offline commands through their public door."""
 
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from evaluation.price_list import GPT_4O, trace_of
+from evaluation.recordings import StudyData
+from evaluation.trace_table import write_trace
 from router.cli import app
+from tests.evaluation.drafts import of_recording
 
 
-@pytest.mark.slow
-def test_the_small_model_is_scored_and_a_second_run_asks_nothing(
-    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every case has an answer or a reason; the table of a second run is the same and needs no gateway's answer."""
-    monkeypatch.setenv("SMALLCALL_SMALL__MODEL", str(llama_folder))
-    monkeypatch.setenv("SMALLCALL_SMALL__MAX_TOKENS", "24")
-    command = [
-        "study", "slm", "--per-group", "1", "--only", "heldout_tools", "--arm", "zero-shot",
-        "--folder", str(tmp_path / "traces"), "--out", str(tmp_path / "out"),
-    ]  # fmt: skip
-    results = []
-    for _ in range(2):
-        outcome = CliRunner().invoke(app, command)
+def test_the_cascade_study_is_one_command(tmp_path: Path) -> None:
+    """A trace in, cascade.md and cascade.json out; sets that no trace holds are named as missing."""
+    trace = tmp_path / "small.parquet"
+    write_trace(trace, of_recording(StudyData.of_checkout().bfcl()[::5]))
+    command = ["study", "cascade", "--small", str(trace), "--out", str(tmp_path / "out"), "--draws", "20"]
+    outcome = CliRunner().invoke(app, [*command, "--large", "gpt-4o-2024-08-06"])
+    assert outcome.exit_code == 0, outcome.output
+    assert "missing: in_domain: no trace holds a case of it" in outcome.output
+    study = json.loads((tmp_path / "out" / "cascade.json").read_text(encoding="utf-8"))
+    assert study["command"] == "smallcall study cascade --small small.parquet --large gpt-4o-2024-08-06 --draws 20"
+    assert [table["protocol"] for table in study["tables"]] == ["split"]
+    assert "bfcl, gpt-4o-2024-08-06, cold: no trace of training sources was given" in study["missing"]
+    assert "## BFCL, cases with recorded answers" in (tmp_path / "out" / "cascade.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--small", "absent.parquet"], 1, "absent.parquet"),
+        (["--small", "absent.parquet", "--large", "gpt-9"], 2, "gpt-9"),
+        (["--small", "absent.parquet", "--quality-of-large", "1.5"], 2, "quality-of-large"),
+    ],
+)
+def test_the_cascade_study_says_what_is_wrong(options: list[str], code: int, said: str) -> None:
+    """An absent trace, an unknown model and an impossible rate are errors that name them."""
+    outcome = CliRunner().invoke(app, ["study", "cascade", *options])
+    assert outcome.exit_code == code
+    assert said in outcome.output
+
+
+def test_the_report_is_one_command(tmp_path: Path) -> None:
+    """Of a trace and a recorded model, of two traces over own cases, with pictures: page, figures and PNG files."""
+    cases = StudyData.of_checkout().bfcl()[::6]
+    small, large, own = tmp_path / "small.parquet", tmp_path / "large.parquet", tmp_path / "own.jsonl"
+    write_trace(small, of_recording(cases))
+    write_trace(large, trace_of(GPT_4O, cases, StudyData.of_checkout(), command="recorded"))
+    own.write_bytes(b"\n".join(msgspec.json.encode(case) for case in cases) + b"\n")
+    reports = []
+    for name, options in (
+        ("a", ["--png"]),
+        ("b", ["--cases", str(own), "--large", str(large), "--on-no-call", "answer"]),
+    ):
+        out = tmp_path / name
+        outcome = CliRunner().invoke(app, ["report", str(small), "--out", str(out), *options])
         assert outcome.exit_code == 0, outcome.output
-        results.append(json.loads((tmp_path / "out" / "slm.json").read_text(encoding="utf-8")))
-    assert results[0]["sets"] == results[1]["sets"]
-    cells = {cell["group"]: cell for cell in results[0]["sets"][0]["cells"]}
-    assert {name: cell["n"] for name, cell in cells.items()} == {
-        "hwu64": 1, "seal-tools": 1, "sgd": 1, "star": 1, "all": 4,
-    }  # fmt: skip
-    assert "http_500" not in cells["all"]["reasons"]
-    assert "| all |" in (tmp_path / "out" / "slm.md").read_text(encoding="utf-8")
+        assert "report.html" in outcome.output
+        reports.append(json.loads((out / "report.json").read_text(encoding="utf-8")))
+        assert (out / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert reports[0]["command"] == "smallcall report small.parquet --cases bfcl --large gpt-4o-2024-08-06-FC"
+    assert [report["on_no_call"] for report in reports] == ["escalate", "answer"]
+    assert reports[0]["cases"] == reports[1]["cases"] > 150
+    assert all(report["curves"][0]["key"] == "classifier" for report in reports)
+    assert all(report["tools"] and report["reliability"] and report["risk"] for report in reports)
+    for picture in ("curve", "reliability", "risk"):
+        assert (tmp_path / "a" / f"{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_an_unknown_arm_is_refused(tmp_path: Path) -> None:
-    """The message names the arms."""
-    outcome = CliRunner().invoke(app, ["study", "slm", "--arm", "best", "--folder", str(tmp_path)])
-    assert outcome.exit_code == 2
-    assert "zero-shot" in outcome.output
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["absent.parquet"], 1, "absent.parquet"),
+        (["absent.parquet", "--on-no-call", "shrug"], 2, "on-no-call"),
+        (["SMALL", "--large", "gpt-3.5-turbo-0125-FC"], 1, "give --input-price"),
+        (["SMALL", "--cases", "elsewhere"], 1, "no set 'elsewhere'"),
+        (["no-such-recording"], 1, "no recording of 'no-such-recording'"),
+    ],
+)
+def test_the_report_says_what_is_wrong(options: list[str], code: int, said: str, tmp_path: Path) -> None:
+    """An absent trace, a model without a price, an unknown set: errors that name them."""
+    small = tmp_path / "small.parquet"
+    write_trace(small, of_recording(StudyData.of_checkout().bfcl()[:40]))
+    outcome = CliRunner().invoke(app, ["report", *(str(small) if word == "SMALL" else word for word in options)])
+    assert outcome.exit_code == code
+    assert said in outcome.output

@@ -1,11 +1,9 @@
 """Experiments through the gateway's door: who gets which arm, what is kept, how it ends, what is told of it."""
 
 import asyncio
-import contextlib
 import hashlib
 import io
 import json
-import sqlite3
 import subprocess
 import sys
 from collections import Counter
@@ -20,18 +18,21 @@ import alembic.config
 import numpy as np
 import pytest
 from scipy.stats import binom
-from sqlalchemy import create_engine, inspect
+from sqlalchemy import Connection, inspect
+from sqlalchemy.ext.asyncio import create_async_engine
 from typer.testing import CliRunner
 
 from policies.policy import Request
 from router.cli import app as cli
 from router.dialects.chat import ChatRequest, LargeOnly
-from router.experiment_state import Watch
+from router.experiment_state import Watch, experiment_state
 from router.experiments import Assignment
 from router.ledger import DecisionRow, Ledger, store
+from router.ledger.outcomes import record
 from router.settings import Experiment, Settings, SettingsError, load_settings
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.test_gateway import CALL, Scripted, ask, rows_of
+from tests.router.test_outcomes import outcome
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
@@ -230,8 +231,9 @@ def _rows(units: int, *, invalid: dict[str, float]) -> list[DecisionRow]:
     return rows
 
 
-async def _written(folder: Path, rows: list[DecisionRow]) -> str:
-    url = f"sqlite+aiosqlite:///{folder / 'ledger.db'}"
+async def _written(where: Path | str, rows: list[DecisionRow]) -> str:
+    """The ledger at that URL, or in that folder."""
+    url = where if isinstance(where, str) else f"sqlite+aiosqlite:///{where / 'ledger.db'}"
     async with Ledger.open(url) as ledger:
         await asyncio.gather(*(ledger.write(row) for row in rows))
     return url
@@ -264,53 +266,56 @@ async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None
         assert not app.state.assignment.stopped
 
 
-async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(tmp_path: Path) -> None:
+async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger_url: str) -> None:
     """Rows of an arm that is not configured cannot be judged; once they are gone, harm is seen."""
     rows = _rows(1500, invalid={"control": 0.02, "bold": 0.4})
     stranger = replace(rows[0], decision_id="stranger", arm="stranger", unit_sha256="f" * 64)
-    url = await _written(tmp_path, [*rows, stranger])
+    await _written(ledger_url, [*rows, stranger])
     assignment = _assignment()
-    watch = Watch(url, Experiment.model_validate({**TWO_ARMS, "check_every_s": 0.01}), assignment)
+    watch = Watch(ledger_url, Experiment.model_validate({**TWO_ARMS, "check_every_s": 0.01}), assignment)
     await watch.look()
     assert not assignment.stopped
     running = asyncio.create_task(watch.run())
     await asyncio.sleep(0.1)
     assert not running.done()
-    with contextlib.closing(sqlite3.connect(tmp_path / "ledger.db")) as connection:
-        connection.execute("DELETE FROM decisions WHERE decision_id = 'stranger'")
-        connection.commit()
+    async with Ledger.open(ledger_url) as ledger, ledger.engine.begin() as connection:
+        await connection.exec_driver_sql("DELETE FROM decisions WHERE decision_id = 'stranger'")
     async with asyncio.timeout(120):
         await running
     assert assignment.stopped
 
 
-async def test_a_ledger_from_before_experiments_is_migrated_with_its_rows(tmp_path: Path) -> None:
+async def test_a_ledger_from_before_experiments_is_migrated_with_its_rows(ledger_url: str) -> None:
     (row,) = _rows(1, invalid={"control": 0.0, "bold": 0.0})
     old = replace(row, experiment=None, arm=None, arm_propensity=None, unit_sha256=None)
-    url = await _written(tmp_path, [old])
+    await _written(ledger_url, [old])
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(store.__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
-    engine = create_engine(f"sqlite:///{tmp_path / 'ledger.db'}")
-    with engine.begin() as connection:
+
+    def downgraded(connection: Connection) -> set[str]:
         config.attributes["connection"] = connection
         alembic.command.downgrade(config, "0001")
-        names = {column["name"] for column in inspect(connection).get_columns("decisions")}
-    engine.dispose()
+        return {column["name"] for column in inspect(connection).get_columns("decisions")}
+
+    engine = create_async_engine(ledger_url)
+    async with engine.begin() as connection:
+        names = await connection.run_sync(downgraded)
+    await engine.dispose()
     assert "findings" in names
     assert "experiment" not in names
-    async with Ledger.open(url) as ledger:
+    async with Ledger.open(ledger_url) as ledger:
         assert await ledger.page() == [old]
         await ledger.write(replace(row, decision_id="new"))
         assert [found.decision_id for found in await ledger.exposures("trial")] == ["new"]
 
 
-async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(tmp_path: Path) -> None:
+async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(ledger_url: str) -> None:
     rows = _rows(7, invalid={"control": 0.0, "bold": 0.0})
     others = [replace(rows[0], decision_id="x", experiment="other"), replace(rows[0], decision_id="y", experiment=None)]
-    url = await _written(tmp_path, [*rows, *others])
+    await _written(ledger_url, [*rows, *others])
     found, page = [], []
-    async with Ledger.open(url) as ledger:
+    async with Ledger.open(ledger_url) as ledger:
         while page := await ledger.exposures("trial", limit=3, after=page[-1].decision_id if page else ""):
             found += page
     assert [row.decision_id for row in found] == [row.decision_id for row in rows]
@@ -357,6 +362,31 @@ def test_the_status_tells_arms_intervals_sample_ratio_guardrails_and_the_ship_ru
     assert bold["cost_usd"]["upper"] < 0
     assert bold["pass_rate"]["lower"] > -0.05
     assert told["stopped"] is False
+
+
+async def test_outcomes_of_the_ledger_label_an_experiment(ledger_url: str) -> None:
+    """Feedback tells passes; calls that tools refused trip the guardrail by themselves, without a file of labels."""
+    rows = _rows(1500, invalid={"control": 0.02, "bold": 0.02})
+    await _written(ledger_url, rows)
+    async with Ledger.open(ledger_url) as ledger:
+        refused = [row for i, row in enumerate(rows) if row.arm == "bold" and i % 3 == 0]
+        seen = {"strength": "strong", "reason": "status_422", "fault": "call", "label": 0}
+        fine = {"strength": "weak", "reason": "progress", "fault": "none", "label": 1}
+        made = [
+            outcome(decision_id=row.decision_id, at=row.created_at, **(seen if row in refused else fine))
+            for row in rows
+        ]
+        told = [replace(one, source="feedback", label=1, strength="strong") for one in made[:50]]
+        await record(ledger.engine, [*made, *told])
+    assignment = _assignment()
+    watch = Watch(ledger_url, Experiment.model_validate(TWO_ARMS), assignment)
+    await watch.look()
+    assert assignment.stopped
+    async with Ledger.open(ledger_url) as ledger:
+        found = await experiment_state(ledger, "trial", Experiment.model_validate(TWO_ARMS), {}, 4e9)
+    assert sum(arm.judged for arm in found.arms) == 50
+    (bold,) = found.treatments
+    assert {rail.name for rail in bold.guardrails if rail.tripped_at} == {"tool_errors"}
 
 
 def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> None:

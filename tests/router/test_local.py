@@ -3,9 +3,11 @@
 import asyncio
 from pathlib import Path
 
+import msgspec
+import numpy as np
 import pytest
 
-from policies.policy import Outcome, Span
+from policies.policy import HIDDEN_SIZE, Outcome, Span
 from router.local import DraftBuilder, SmallModelError, WorkerClient
 from slm import protocol
 from tests.router.fake_worker import INFO, FakeWorker, Step, draft_events
@@ -32,6 +34,30 @@ async def test_events_become_a_draft(tmp_path: Path) -> None:
     assert len(draft.signals) == len(CALL)
     assert set(draft.signals.logprob.tolist()) == {-0.5}
     assert draft.signals.span[CALL.index("Paris")] == Span.VALUE
+
+
+async def test_what_the_engine_sees_inside_arrives_or_is_missing(tmp_path: Path) -> None:
+    """Layer agreement and hidden states of a draft; a place that it does not have is NaN, an engine without is None."""
+    events = list(draft_events(CALL))
+    seen = [
+        msgspec.structs.replace(event, layer_agreement=None if event.id else 0.5)
+        if isinstance(event, protocol.Token)
+        else event
+        for event in events
+    ]
+    assert isinstance(events[-1], protocol.Done)
+    places = [[0.5] * HIDDEN_SIZE, [], [0.25] * HIDDEN_SIZE, [], [1.0] * HIDDEN_SIZE]
+    seen[-1] = msgspec.structs.replace(events[-1], hidden=places)
+    draft = (await drafted(tmp_path / "s", list(seen))).draft()
+    assert draft.signals is not None
+    assert draft.signals.layer_agreement is not None
+    assert draft.signals.layer_agreement[0] == 0.5
+    assert np.isnan(draft.signals.layer_agreement[1:]).all()
+    assert draft.hidden is not None
+    assert np.isfinite(draft.hidden).all(axis=1).tolist() == [True, False, True, False, True]
+    blind = (await drafted(tmp_path / "b", list(events))).draft()
+    assert blind.signals is not None
+    assert (blind.signals.layer_agreement, blind.hidden) == (None, None)
 
 
 @pytest.mark.parametrize(

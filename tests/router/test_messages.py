@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.faults import Cut, Status, always
+from router.dialects.chat import LargeOnly
 from router.dialects.errors import ClientError
 from router.dialects.messages import read_request
 from tests.router.conftest import Make, ScriptedSmall, served
@@ -251,7 +252,8 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
         "temperature": 0.5,
     }
     assert (request.view.tool_choice, request.view.parallel_tool_calls) == ("required", False)
-    assert (request.large_only, request.include_decision) == (None, True)
+    reasoned = LargeOnly("reasoning_unseen", "messages[1].content[0].type")
+    assert (request.large_only, request.include_decision) == (reasoned, True)
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AAAA"}}

@@ -16,10 +16,13 @@ import pytest
 
 from evaluation.demo.rows import load_demo
 from evaluation.recorded import RecordedServer
+from policies.bundle import save
+from policies.bundle_format import Gate, Manifest, ScoreJudge, Stages
 from router.app import create_app
 from router.ledger import Ledger
 from router.settings import Settings
 from tests.router.conftest import served
+from tests.router.test_gateway import Scripted, ask
 
 ROWS = load_demo()
 
@@ -146,6 +149,30 @@ def test_the_gateway_imports_neither_torch_nor_litellm_to_start() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+async def test_a_draft_given_up_at_its_plan_frees_its_slot_at_once(tmp_path: Path, llama_folder: Path) -> None:
+    """Thirty drafts of up to 1,500 tokens, escalated when their plan stands: one may wait and none is refused, none
+    waits for another's arguments, and no row has tokens beyond a plan's."""
+    policy = Stages(threshold=0.0, plan_gate=Gate(judge=ScoreJudge(score="weakest_token"), threshold=2.0))
+    save(tmp_path / "bundle", Manifest(judge=ScoreJudge(score="weakest_token"), policy=policy))
+    base = settings(tmp_path, "http://127.0.0.1:9").model_dump(mode="json", exclude={"large", "policy"})
+    small = {**base["small"], "max_tokens": 1500, "max_queue": 1, "deadline_s": 120.0}
+    policy_section = {"kind": "bundle", "path": str(tmp_path / "bundle")}
+    configured = Settings.model_validate({**base, "small": small, "policy": policy_section})
+    app = create_app(configured, model_folder=llama_folder, large=Scripted())
+    async with served(app) as url, aiohttp.ClientSession() as session:
+        await until(lambda: app.state.small.info is not None, 120.0)
+        for index in range(30):
+            body = ask(messages=[{"role": "user", "content": f"Paris {index}?"}], tool_choice="required")
+            async with session.post(url + "/chat/completions", json=body) as response:
+                assert response.status == 200, await response.text()
+                assert response.headers["x-smallcall-reason"] == "unsure_plan"
+        rows = await app.state.ledger.page()
+    assert {(row.stage, row.side, row.small_steps) for row in rows} == {("during", "large", None)}
+    assert max(row.small_queue_s or 0.0 for row in rows) < 1.0
+    assert max(row.small_completion_tokens or 0 for row in rows) < 500
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.faults import Cut, Status, always
+from router.dialects.chat import LargeOnly
 from router.dialects.errors import ClientError
 from router.dialects.responses import read_request
 from tests.router.conftest import Make, ScriptedSmall, served
@@ -210,7 +211,7 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
         "service_tier": "flex",
     }
     assert (request.view.tool_choice, request.view.forced_tool) == ("named", "get_weather")
-    assert request.large_only is None
+    assert request.large_only == LargeOnly("reasoning_unseen", "input[1].type")
 
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}

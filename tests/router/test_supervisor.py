@@ -92,14 +92,18 @@ async def test_a_worker_that_cannot_be_started_is_tried_again_and_told(tmp_path:
 
 def test_the_command_line_carries_every_setting(tmp_path: Path) -> None:
     """And isolates the worker from the folder that the gateway was started in."""
-    line = WorkerCommand(tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64).arguments()
+    line = WorkerCommand(tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 20, 5)).arguments()
     assert line[1:4] == ["-P", "-m", "slm.worker"]
     for option in (
         ["--max-queue", "9"],
         ["--threads", "3"],
         ["--dtype", "bfloat16"],
         ["--cache-mb", "64"],
+        ["--shortlist", "bm25"],
+        ["--shortlist-above", "20"],
+        ["--shortlist-keep", "5"],
         ["--adapter", str(tmp_path / "a")],
     ):
         assert option == line[line.index(option[0]) :][:2]
-    assert "--threads" not in WorkerCommand(tmp_path, tmp_path, None, 0, 9, "float32", 0).arguments()
+    plain = WorkerCommand(tmp_path, tmp_path, None, 0, 9, "float32", 0).arguments()
+    assert not {"--threads", "--shortlist"} & {*plain}

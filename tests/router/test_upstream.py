@@ -11,6 +11,7 @@ from aiohttp import web
 
 from evaluation.demo.rows import load_demo
 from evaluation.faults import Cut, Disconnect, Garbage, Hang, Schedule, Status, always, in_turn, never
+from evaluation.price_list import LARGE_MODELS
 from evaluation.recorded import RecordedServer
 from router.demo import GPT_4O
 from router.settings import Large, Price
@@ -366,3 +367,16 @@ def test_a_cancelled_probe_does_not_lock_the_circuit() -> None:
     fail(breaker, asyncio.CancelledError())
     with breaker.attempt():
         pass
+
+
+async def test_the_studys_prices_are_litellms() -> None:
+    """Where litellm's map has a model of the price list, both say the same."""
+    known = 0
+    for listed in LARGE_MODELS:
+        async with model("http://127.0.0.1:9", model=f"openai/{listed.name}") as (large, _, _):
+            await loaded(large)
+            cost = large.cost_usd(usage(1000, 100))
+            if cost is not None:
+                known += 1
+                assert cost == pytest.approx(listed.prices.cost_usd(1000, 100)), listed.name
+    assert known >= 3

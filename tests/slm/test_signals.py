@@ -37,23 +37,24 @@ def test_without_states_there_are_no_such_signals(opt: Engine) -> None:
     assert {event.layer_agreement for event in events if isinstance(event, Token)} == {None}
 
 
-def test_the_marks_are_the_name_the_values_and_the_last_token() -> None:
-    """First state of a name, mean of the values' states, last state; zero where there is none."""
-    marks, states = Marks(), drawn(6, HIDDEN_SIZE)
+def test_the_marks_are_the_first_token_the_names_the_values_and_the_last_token() -> None:
+    """First state of all, of the plan and of a name, mean of the values' states, last state; no numbers where there is
+    none."""
+    marks, states = Marks(), drawn(7, HIDDEN_SIZE)
     assert marks.rows() == []
-    spans = [Span.PLAN, Span.NAME, Span.NAME, Span.VALUE, Span.VALUE, Span.SYNTAX]
+    spans = [Span.SYNTAX, Span.PLAN, Span.NAME, Span.NAME, Span.VALUE, Span.VALUE, Span.SYNTAX]
     marks.add(states[0], spans[0])
-    assert marks.rows() == [[0.0] * HIDDEN_SIZE, [0.0] * HIDDEN_SIZE, states[0].tolist()]
+    assert marks.rows() == [states[0].tolist(), [], [], [], states[0].tolist()]
     for state, span in zip(states[1:], spans[1:], strict=True):
         marks.add(state, span)
-    name, values, last = marks.rows()
-    assert name == states[1].tolist()
-    assert values == pytest.approx(((states[3] + states[4]) / 2).tolist())
-    assert last == states[5].tolist()
+    first, plan, name, values, last = marks.rows()
+    assert (first, plan, name) == (states[0].tolist(), states[1].tolist(), states[2].tolist())
+    assert values == pytest.approx(((states[4] + states[5]) / 2).tolist())
+    assert last == states[6].tolist()
 
 
 def test_a_draft_tells_its_inner_signals(llama: Engine) -> None:
-    """Every token has a share between 0 and 1, and the end holds three rows that any process computes alike."""
+    """Every token has a share between 0 and 1, and the end holds five rows that any process computes alike."""
     asked = command(tools=[WEATHER], tool_choice="required", max_tokens=60)
     first, again = (list(engine.draft(asked)) for engine in (llama, Engine(llama._loaded, lookahead=False)))
     shares = [event.layer_agreement for event in first if isinstance(event, Token)]
@@ -61,6 +62,6 @@ def test_a_draft_tells_its_inner_signals(llama: Engine) -> None:
     assert len(set(shares)) == 2
     ends = [events[-1] for events in (first, again)]
     rows = [torch.tensor(end.hidden) for end in ends if isinstance(end, Done)]
-    assert rows[0].shape == (3, HIDDEN_SIZE)
+    assert rows[0].shape == (5, HIDDEN_SIZE)
     assert rows[0].abs().sum(dim=1).min() > 0
     torch.testing.assert_close(rows[0], rows[1], atol=1e-4, rtol=1e-3)

@@ -1,0 +1,181 @@
+"""The gateways that are measured: their environments, how each is started, and how it wants to be asked.
+
+Each peer has the settings that its documentation names for speed, and no store and no key check: whatever ours does
+beyond that is at our expense.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from shutil import which
+
+INSTALL_TIMEOUT_S = 900
+_LARGE = "openai/gpt-4o-2024-08-06"
+_CHAT = "/v1/chat/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one gateway is to run."""
+
+    port: int
+    upstream: int
+    """Port of the upstream."""
+    folder: Path
+    """Of its own, for configuration and files; exists."""
+    home: Path
+    """Its environment; its own folder where it needs none."""
+
+    @property
+    def base(self) -> str:
+        """The upstream as a provider."""
+        return f"http://127.0.0.1:{self.upstream}/v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One gateway."""
+
+    name: str
+    start: Callable[[Place], list[str]]
+    """Writes what configuration it needs and gives its command."""
+    model: str = "gpt-4o"
+    path: str = _CHAT
+    packages: tuple[str, ...] = ()
+    """Of its environment; the first is the one whose version is told. None: it runs in ours."""
+    kind: str = "pip"
+    ready: str = "/"
+    """A path that answers below 500 once it can work."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    headers: Callable[[Place], Mapping[str, str]] = lambda place: {}
+    url_file: str = ""
+    """Below its folder: it chooses its own port and writes its URL there."""
+
+
+def made(peer: Peer, cache: Path) -> Path:
+    """The peer's environment, made once. Raises subprocess.SubprocessError, OSError."""
+    folder = cache / peer.name.lower().replace(" ", "-")
+    if not peer.packages:
+        return folder
+    stamp, wanted = folder / "installed.json", json.dumps(peer.packages)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if peer.kind == "npm":
+        (folder / "package.json").write_text('{"type": "module", "private": true}')
+        line = [_program("npm"), "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", *peer.packages]
+    else:
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=INSTALL_TIMEOUT_S)
+        line = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.packages]
+    got = subprocess.run(line, cwd=folder, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True, check=False)
+    if got.returncode != 0:
+        raise subprocess.SubprocessError((got.stderr or got.stdout).strip()[-400:])
+    stamp.write_text(wanted)
+    return folder
+
+
+def _program(name: str) -> str:
+    found = which(name)
+    if found is None:
+        raise OSError(f"{name} is not installed")
+    return found
+
+
+def _smallcall(place: Place) -> list[str]:
+    config = {
+        "server": {"port": place.port},
+        "small": {"enabled": False},
+        "large": {"model": _LARGE, "api_base": place.base, "api_key": "upstream"},
+        "ledger": {"url": f"sqlite+aiosqlite:///{place.folder / 'ledger.db'}"},
+    }
+    file = place.folder / "smallcall.yaml"
+    file.write_text(json.dumps(config))
+    return [sys.executable, "-m", "router.cli", "serve", "--config", str(file)]
+
+
+def _bare(place: Place) -> list[str]:
+    return [sys.executable, "-m", "bench.gateway_bare", str(place.port), str(place.upstream)]
+
+
+def _raw(place: Place) -> list[str]:
+    return [*_bare(place), "raw"]
+
+
+def _litellm(place: Place) -> list[str]:
+    config = {
+        "model_list": [
+            {
+                "model_name": "gpt-4o",
+                "litellm_params": {"model": _LARGE, "api_base": place.base, "api_key": "upstream"},
+            }
+        ],
+        "litellm_settings": {"set_verbose": False, "telemetry": False, "num_retries": 0},
+        "general_settings": {"disable_spend_logs": True},
+    }
+    file = place.folder / "litellm.yaml"
+    file.write_text(json.dumps(config))
+    line = [str(place.home / "bin/litellm"), "--config", str(file), "--port", str(place.port)]
+    return [*line, "--host", "127.0.0.1", "--num_workers", "1", "--telemetry", "False"]
+
+
+def _portkey(place: Place) -> list[str]:
+    script = place.home / "node_modules/@portkey-ai/gateway/build/start-server.js"
+    return [_program("node"), str(script), f"--port={place.port}", "--headless"]
+
+
+def _portkey_headers(place: Place) -> Mapping[str, str]:
+    return {"x-portkey-provider": "openai", "x-portkey-custom-host": place.base, "authorization": "Bearer upstream"}
+
+
+def _tensorzero(place: Place) -> list[str]:
+    file = place.folder / "tensorzero.toml"
+    file.write_text(
+        "[gateway]\nobservability.enabled = false\n\n[models.bench]\nrouting = ['up']\n\n"
+        "[models.bench.providers.up]\ntype = 'openai'\nmodel_name = 'gpt-4o'\n"
+        f"api_base = '{place.base}/'\napi_key_location = 'none'\n"
+    )
+    script = Path(__file__).parent / "gateway_tensorzero.py"
+    return [str(place.home / "bin/python"), str(script), str(file), str(place.folder / "url")]
+
+
+def _smg(place: Place) -> list[str]:
+    line = [str(place.home / "bin/python"), "-m", "smg.launch_router", "--host", "127.0.0.1", "--port", str(place.port)]
+    worker = f"http://127.0.0.1:{place.upstream}"
+    return [*line, "--worker-urls", worker, "--policy", "round_robin", "--log-level", "warn"]
+
+
+PEERS = (
+    Peer("smallcall", _smallcall, model="smallcall/large", ready="/readyz"),
+    Peer("bare FastAPI", _bare, ready="/docs"),
+    Peer("bare ASGI", _raw, ready=""),
+    Peer(
+        "LiteLLM",
+        _litellm,
+        packages=("litellm[proxy]==1.106.2", "uvloop"),
+        ready="/health/liveliness",
+        environment={
+            "LITELLM_MODE": "PRODUCTION",
+            "LITELLM_LOG": "ERROR",
+            # It then checks no key, which is in its favour.
+            "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
+            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+            "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
+        },
+    ),
+    Peer("Portkey", _portkey, packages=("@portkey-ai/gateway@1.15.2",), kind="npm", headers=_portkey_headers),
+    Peer(
+        "TensorZero",
+        _tensorzero,
+        model="tensorzero::model_name::bench",
+        path="/openai/v1/chat/completions",
+        packages=("tensorzero==2026.6.0",),
+        ready="/health",
+        url_file="url",
+    ),
+    Peer("SGLang gateway", _smg, packages=("smg==1.13.0",), ready="/health"),
+)

@@ -1,0 +1,50 @@
+"""How often the large model would have said the same as the small one, from shadow audits of some of its answers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.offpolicy import Estimate, doubly_robust, importance_weights, ips, snips
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEstimates:
+    """Agreement among all answers that could have been audited."""
+
+    eligible: int
+    audited: int
+    """With a comparison; audits that failed or could not be compared are among the eligible only."""
+    agreed: int
+    estimates: tuple[Estimate, ...]
+    """IPS, SNIPS and doubly robust; empty where nothing was eligible."""
+
+    @property
+    def reliable(self) -> bool:
+        """Whether there are enough effective rows for a figure."""
+        return bool(self.estimates) and all(one.reliable for one in self.estimates)
+
+
+def audit_estimates(
+    propensity: npt.ArrayLike, audited: npt.ArrayLike, agreed: npt.ArrayLike, predicted: npt.ArrayLike
+) -> AuditEstimates:
+    """Of n answers that could have been audited; all arguments (n,).
+
+    Args:
+        propensity: e(x) as it was when the audit was drawn, in (0, 1].
+        audited: whether a comparison came of it. agreed: what it showed; anything where there is none.
+        predicted: the judge's own probability that the answer passes, by which the doubly robust estimate is steadied.
+
+    Raises:
+        MetricError: a propensity of 0, or lengths that differ.
+    """
+    e, seen = np.asarray(propensity, dtype=np.float64), np.asarray(audited, dtype=np.bool_)
+    if not len(e):
+        return AuditEstimates(0, 0, 0, ())
+    same = np.where(seen, np.asarray(agreed, dtype=np.float64), 0.0)
+    weights = importance_weights(np.ones(len(e)), e) * seen
+    p = np.asarray(predicted, dtype=np.float64)
+    found = (ips(same, weights), snips(same, weights), doubly_robust(same, weights, p, p))
+    return AuditEstimates(len(e), int(seen.sum()), int(same.sum()), found)

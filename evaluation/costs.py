@@ -1,0 +1,214 @@
+"""What was spent, and what it would have cost to ask the large model always.
+
+Spent is measured: the large model's reported usage by its price, the small model's seconds by its machine's price,
+shadow audits by theirs; whole nano-dollars, so sums are exact. What answers must have cost that were cut short is an
+estimate, and stands by itself.
+
+**Always large** is an estimate wherever the small model answered. Such a request costs P·(p(1 − s) + c·s) + O·q, where
+- P is its prompt in the large model's tokens: the body's bytes by the tokens a byte of the tenant's own large requests
+  of that day;
+- s is the share of cached prompt tokens in those, p and c the prices of uncached and cached ones;
+- O is the mean number of tokens in which the tenant's large answers *that made a call* were written, q their price.
+Prices are those that stood when the request was answered. A tenant with fewer than `MIN_ROWS` such answers that day is
+reckoned by all tenants' of the day; without any, a token is four bytes, nothing is cached, and the answer is as long as
+the draft. Requests that the large model answered cost what they cost. Everything needed stands in the rows of one day,
+so a day tells the same before and after its rows are rolled up.
+
+Not guaranteed: that the large model would have been as brief; that the provider's cache would have held as much.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from datetime import date
+from typing import Literal
+
+By = Literal["day", "key", "tool", "arm"]
+MIN_ROWS = 20
+"""Large answers with a call from which a tenant's own means are taken."""
+_TOKENS_PER_BYTE = 0.25
+_NANO_PER_USD_PER_MTOK = 1_000
+"""A dollar per million tokens is so many nano-dollars a token."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """Decisions of one day that agree in all of this, summed. Empty text: none."""
+
+    day: date
+    key_id: str
+    tool: str
+    experiment: str
+    arm: str
+    side: str
+    reason: str
+    requests: int
+    failed: int
+    """With an HTTP status of 400 or more."""
+    unpriced: int
+    """Of unknown cost: the large model was asked and its usage or price is not known; or, answered small, its price."""
+    estimated: int
+    """Cut short, with an estimate of what was not told."""
+    large_prompt_tokens: int
+    large_cached_tokens: int
+    large_completion_tokens: int
+    small_prompt_tokens: int
+    small_completion_tokens: int
+    large_nusd: int
+    large_estimate_nusd: int
+    small_nusd: int
+    audit_nusd: int
+    always_large_nusd: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """One line before its alternative is reckoned, and the sums from which that is done."""
+
+    line: Line
+    """`always_large_nusd` is what the large model was paid."""
+    priced_small: int = 0
+    """Requests that the small model answered while the large one's price was known."""
+    bytes_by_input: float = 0.0
+    """Σ bytes·p over those, in bytes·USD/Mtok."""
+    bytes_by_cached: float = 0.0
+    output_prices: float = 0.0
+    """Σ q over those, USD/Mtok."""
+    draft_tokens_by_output: float = 0.0
+    """Σ tokens of the draft·q over those."""
+    told: int = 0
+    """Requests that the large model answered and told usage of; the sums below are theirs."""
+    told_bytes: int = 0
+    told_prompt_tokens: int = 0
+    told_cached_tokens: int = 0
+    called: int = 0
+    """Of those, with a call."""
+    called_tokens: int = 0
+    """Their completion tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What the large model's answers of one day were like; None where there are too few."""
+
+    tokens_per_byte: float = _TOKENS_PER_BYTE
+    cached_share: float = 0.0
+    answer_tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """Lines under one label, summed. Money in whole nano-dollars."""
+
+    label: str
+    requests: int = 0
+    small: int = 0
+    """Answered by the small model."""
+    large: int = 0
+    failed: int = 0
+    unpriced: int = 0
+    estimated: int = 0
+    large_prompt_tokens: int = 0
+    large_cached_tokens: int = 0
+    large_completion_tokens: int = 0
+    small_prompt_tokens: int = 0
+    small_completion_tokens: int = 0
+    large_nusd: int = 0
+    large_estimate_nusd: int = 0
+    small_nusd: int = 0
+    audit_nusd: int = 0
+    always_large_nusd: int = 0
+
+    @property
+    def spent_nusd(self) -> int:
+        """All that was paid, estimates included."""
+        return self.large_nusd + self.large_estimate_nusd + self.small_nusd + self.audit_nusd
+
+    @property
+    def saved_nusd(self) -> int:
+        """Against always asking the large model; negative where this cost more. An estimate."""
+        return self.always_large_nusd - self.spent_nusd
+
+    @property
+    def share_small(self) -> float | None:
+        """Of the answered requests."""
+        answered = self.small + self.large
+        return self.small / answered if answered else None
+
+
+_SUMMED = [field.name for field in fields(Total) if field.name not in ("label", "small", "large")]
+
+
+def lines(groups: Sequence[Group]) -> list[Line]:
+    """The groups of one or more whole days, each with what always asking the large model would have cost."""
+    own: dict[tuple[date, str], list[Group]] = {}
+    all_of: dict[date, list[Group]] = {}
+    for group in groups:
+        own.setdefault((group.line.day, group.line.key_id), []).append(group)
+        all_of.setdefault(group.line.day, []).append(group)
+    of_day = {day: means(found, minimum=1) for day, found in all_of.items()}
+    of_key = {key: means(found, minimum=MIN_ROWS) for key, found in own.items()}
+    return [
+        replace(
+            group.line,
+            always_large_nusd=group.line.always_large_nusd
+            + alternative_nusd(group, of_key[group.line.day, group.line.key_id] or of_day[group.line.day] or Means()),
+        )
+        for group in groups
+    ]
+
+
+def means(groups: Iterable[Group], *, minimum: int) -> Means | None:
+    """Of all these groups; None where fewer than `minimum` large answers made a call."""
+    told_bytes = prompt = cached = called = tokens = 0
+    for group in groups:
+        told_bytes += group.told_bytes
+        prompt += group.told_prompt_tokens
+        cached += group.told_cached_tokens
+        called += group.called
+        tokens += group.called_tokens
+    if called < minimum or not told_bytes or not prompt:
+        return None
+    return Means(prompt / told_bytes, cached / prompt, tokens / called)
+
+
+def alternative_nusd(group: Group, typical: Means) -> int:
+    """What the large model would have charged for what the small one answered. See the module."""
+    share = typical.cached_share
+    prompt = typical.tokens_per_byte * ((1 - share) * group.bytes_by_input + share * group.bytes_by_cached)
+    tokens = typical.answer_tokens
+    answer = group.draft_tokens_by_output if tokens is None else tokens * group.output_prices
+    return round((prompt + answer) * _NANO_PER_USD_PER_MTOK)
+
+
+def totals(found: Iterable[Line], by: By) -> list[Total]:
+    """Sums by label, in the order of the labels."""
+    sums: dict[str, dict[str, int]] = {}
+    for line in found:
+        into = sums.setdefault(_label(line, by), dict.fromkeys((*_SUMMED, "small", "large"), 0))
+        for name in _SUMMED:
+            into[name] += getattr(line, name)
+        if line.side in ("small", "large") and line.requests:
+            into[line.side] += line.requests
+    return [Total(label, **into) for label, into in sorted(sums.items())]
+
+
+def total(parts: Iterable[Total]) -> Total:
+    """All of it."""
+    into: Mapping[str, int] = dict.fromkeys((*_SUMMED, "small", "large"), 0)
+    for part in parts:
+        into = {name: value + getattr(part, name) for name, value in into.items()}
+    return Total("total", **into)
+
+
+def _label(line: Line, by: By) -> str:
+    match by:
+        case "day":
+            return line.day.isoformat()
+        case "key":
+            return line.key_id or "(no key)"
+        case "tool":
+            return line.tool or "(no call)"
+        case "arm":
+            return f"{line.experiment}:{line.arm}" if line.experiment else "(no experiment)"

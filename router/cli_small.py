@@ -1,0 +1,191 @@
+"""`smallcall study slm | curve | tools`: the small model alone, what it learned when, and among how many tools."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from router.checkout import commit
+
+if TYPE_CHECKING:
+    from router.small_scores import Arm
+
+console = Console()
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads; part of what makes answers the same")]
+Answers = Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")]
+
+
+SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench")
+MODELS = ("gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r")
+VERDICTS = "slm_bfcl_verdicts.json.gz"
+
+
+def slm(
+    per_group: Annotated[int, typer.Option(min=0, help="cases of each group of a set, drawn by hash; 0: all")] = 60,
+    only: Annotated[list[str] | None, typer.Option(help=f"one set of {', '.join(SETS)}; repeat for more")] = None,
+    arm: Annotated[list[str] | None, typer.Option(help="one arm; repeat for more")] = None,
+    adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
+    model: Annotated[list[str] | None, typer.Option(help="recorded models to stand beside; repeat for more")] = None,
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+    check: Annotated[
+        int | None,
+        typer.Option(min=1, help="draft so many BFCL cases of each arm again and compare with the committed verdicts"),
+    ] = None,
+) -> None:
+    """Score the small model alone, with and without grammar and adapter: slm.md, slm.json, verdicts case by case."""
+    from evaluation.small_scores import render_markdown, write
+    from evaluation.verdicts import write_verdicts
+    from router.cli_progress import progress_bar
+    from router.settings import load_settings
+    from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of, verdicts_of
+    from slm.folders import read_adapter
+    from slm.weights import resolve_model
+
+    if unknown := [name for name in arm or () if name not in ARMS]:
+        raise typer.BadParameter(f"no arm {unknown[0]!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
+    if unknown := [name for name in only or () if name not in SETS]:
+        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(SETS)}", param_hint="--only")
+    settings = load_settings()
+    small = settings.small.model_copy(update={"adapter": adapter})
+    base = resolve_model(small.model, settings.cache_folder)
+    arms = [arm_of(name, small, base) for name in ARMS]
+    chosen = [one for one in arms if arm is None or one.name in arm]
+    if check is not None:
+        _check([one.name for one in chosen] if arm else None, arms, out / VERDICTS, check)
+        return
+    sets = dict.fromkeys(only or SETS, per_group or None)
+    with progress_bar(console) as tell:
+        for one in chosen:
+            asyncio.run(collect_arm(one, sets, folder, tell, threads=threads))
+    options = [
+        f"--per-group {per_group}",
+        *(f"--only {name}" for name in only or ()),
+        *(f"--arm {name!r}" for name in arm or ()),
+        f"--threads {threads}",
+    ]
+    facts = {"command": " ".join((COMMAND, *options)), "commit": commit()}
+    if small.adapter_folder is not None:
+        facts["adapter"] = read_adapter(small.adapter_folder).sha256
+    scores = scores_of(arms, sets, folder, model or MODELS)
+    for path in write(scores, out, facts):
+        console.print(f"wrote {path}", highlight=False)
+    if "bfcl" in sets:
+        made = verdicts_of(arms, "bfcl", sets["bfcl"], folder, threads=threads, commit=facts["commit"])
+        write_verdicts(out / VERDICTS, made)
+        console.print(f"wrote {out / VERDICTS}", highlight=False)
+    console.print(render_markdown(scores, facts), markup=False, highlight=False)
+
+
+def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> None:
+    """Exit code 1 where an answer differs, 2 where nothing can be compared."""
+    import msgspec
+
+    from evaluation.verdicts import read_verdicts
+    from router.cli_progress import progress_bar
+    from router.small_scores import check_arm
+
+    try:
+        committed = read_verdicts(path)
+    except (OSError, msgspec.MsgspecError) as error:
+        console.print(f"no verdicts to compare with: {error}", markup=False, highlight=False)
+        raise typer.Exit(2) from None
+    differ = False
+    for arm in arms:
+        if arm.name not in committed.arms or (names is not None and arm.name not in names):
+            continue
+        try:
+            with progress_bar(console) as tell:
+                count, found = asyncio.run(check_arm(arm, committed, least, tell))
+        except ValueError as error:
+            console.print(str(error), markup=False, highlight=False)
+            raise typer.Exit(2) from None
+        console.print(f"{arm.name}: {count} cases drafted again, {len(found)} differ", highlight=False)
+        for line in found:
+            console.print(f"  {line}", markup=False, highlight=False)
+        differ = differ or bool(found)
+    if differ:
+        raise typer.Exit(1)
+
+
+def curve(
+    run: Annotated[Path, typer.Argument(help="run folder of `smallcall train`", exists=True)],
+    rows: Annotated[int, typer.Option(min=1, help="cases of each set, about")] = 60,
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Pass rates in domain and on held-out tools by rows seen: learning_curve.md, .json and .png."""
+    from evaluation.learning_curve import render_curve, write_curve
+    from router.cli_progress import progress_bar
+    from router.learning_curve import curve_points
+    from router.settings import load_settings
+    from slm.folders import FolderError
+    from slm.recipe import RecipeError, load_recipe
+    from slm.weights import resolve_model
+
+    settings = load_settings()
+    try:
+        base = resolve_model(load_recipe(str(run / "recipe.yaml")).base, settings.cache_folder)
+        with progress_bar(console) as tell:
+            points = asyncio.run(curve_points(run, base, settings.small, rows, folder, tell, threads=threads))
+    except (FolderError, RecipeError) as error:
+        console.print(str(error), markup=False, highlight=False)
+        raise typer.Exit(1) from None
+    facts = {
+        "command": f"smallcall study curve {run.name} --rows {rows} --threads {threads}",
+        "commit": commit(),
+        "base": base.weights_sha256,
+    }
+    for path in write_curve(points, out, facts):
+        console.print(f"wrote {path}", highlight=False)
+    console.print(render_curve(points, facts), markup=False, highlight=False)
+
+
+def tools(
+    rows: Annotated[int, typer.Option(min=1, help="requests of each set")] = 40,
+    count: Annotated[list[int] | None, typer.Option(min=1, help="tools offered; repeat for more")] = None,
+    shortlist: Annotated[
+        list[str] | None, typer.Option(help="what the model is shown: none, bm25, embedding; repeat for more")
+    ] = None,
+    adapter: Annotated[str, typer.Option(help="shipped, none, or a folder")] = "shipped",
+    drafts: Annotated[bool, typer.Option(help="--no-drafts: recall of the shortlists only")] = True,
+    threads: Threads = 1,
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Pass rate by number of tools offered, and the recall of shortlists: slm_tools.md and slm_tools.json."""
+    import msgspec
+
+    from evaluation.tool_counts import COUNTS, render_tool_counts
+    from router.cli_progress import progress_bar
+    from router.settings import Shortlist, load_settings
+    from router.small_scores import Arm
+    from router.tool_counts import COMMAND, crowded_cases, recalls, tool_rates
+    from slm.model import load
+    from slm.weights import resolve_model
+
+    kinds = shortlist or ["none", "bm25", "embedding"]
+    settings = load_settings()
+    small = settings.small.model_copy(update={"adapter": adapter, "dtype": "float32"})
+    base = resolve_model(small.model, settings.cache_folder)
+    cases = crowded_cases(rows, tuple(count or COUNTS))
+    rates = []
+    with progress_bar(console) as tell:
+        for kind in kinds if drafts else ():
+            own = small.model_copy(update={"shortlist": Shortlist.model_validate({"kind": kind})})
+            arm = Arm("all shown" if kind == "none" else kind, own, base)
+            rates += asyncio.run(tool_rates(arm, cases, folder, tell, threads=threads))
+        found = recalls(load(base.path, small.adapter_folder), cases, tell)
+    facts = {"command": f"{COMMAND} --rows {rows} --threads {threads}", "commit": commit()}
+    out.mkdir(parents=True, exist_ok=True)
+    page = render_tool_counts(rates, found, facts)
+    (out / "slm_tools.md").write_text(page, encoding="utf-8")
+    content = {**facts, "rates": rates, "recalls": found}
+    (out / "slm_tools.json").write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=1) + b"\n")
+    console.print(page, markup=False, highlight=False)

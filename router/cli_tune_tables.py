@@ -1,0 +1,99 @@
+"""What `smallcall tune` prints."""
+
+from __future__ import annotations
+
+from rich.markup import escape
+from rich.table import Table
+
+from evaluation.class_tuning import ClassTuning
+from evaluation.report_text import percent
+from evaluation.staged_tuning import Combination, StagedTuning
+from evaluation.tuning import Tuning
+from evaluation.tuning_rows import Operating
+from policies.certificate import Certificate
+
+_FIGURES = ("answered small", "pass rate", "always large", "cost", "latency", "harm", "certificate")
+
+
+def choices_table(made: Tuning) -> Table:
+    """The choice with its neighbours: what a stricter and a looser goal would bring."""
+    table = _table(f"threshold on {made.judge.name}", "goal", "threshold")
+    for choice in made.choices:
+        missing = "nothing could be certified" if choice.goal == "max_harm" else "nothing could be chosen"
+        table.add_row(
+            f"{choice.goal} {choice.target:g}" + (" ◀" if choice is made.chosen else ""),
+            _threshold(choice.operating.threshold),
+            *_figures(choice.operating),
+            _certified(choice.certificate) or missing,
+        )
+    return table
+
+
+def classes_table(made: ClassTuning) -> Table:
+    """One line a class, and all together."""
+    table = _table("thresholds by tool class", "class", "at most", "threshold")
+    for one in made.classes:
+        threshold = one.certificate.threshold if one.certificate else None
+        figures = _figures(one.operating) if one.operating is not None else ["–"] * (len(_FIGURES) - 1)
+        missing = f"nothing could be certified from {one.rows} rows"
+        table.add_row(
+            escape(one.pattern),
+            f"{one.alpha:.2%}",
+            _threshold(threshold),
+            *figures,
+            _certified(one.certificate) or missing,
+        )
+    table.add_row("all", "", "", *_figures(made.together), "each class its own")
+    return table
+
+
+def stages_table(made: StagedTuning) -> Table:
+    """The single threshold beside the gates."""
+    table = _table("thresholds by stage", "policy", "request ≥", "plan ≥", "draft ≥")
+    for name, at, operating, certificate in (
+        ("single", made.single, made.single_operating, made.single_certificate),
+        ("staged", made.staged, made.staged_operating, made.staged_certificate),
+    ):
+        if at is None or operating is None:
+            table.add_row(name, *["–"] * (len(_FIGURES) + 2), "nothing could be certified")
+        else:
+            mark = " ◀" if made.pays == (name == "staged") else ""
+            table.add_row(name + mark, *_thresholds(at), *_figures(operating), _certified(certificate))
+    return table
+
+
+def _table(title: str, *first: str) -> Table:
+    table = Table(title=title)
+    for header in (*first, *_FIGURES):
+        table.add_column(header)
+    return table
+
+
+def _figures(at: Operating) -> list[str]:
+    latency = "–"
+    if at.latency_s is not None:
+        latency = f"{at.latency_s:.2f} s"
+        if at.large_latency_s is not None:
+            latency += f" ({at.large_latency_s:.2f})"
+    return [
+        f"{at.share_small:.1%}",
+        percent(at.passed),
+        f"{at.large_passed:.1%}",
+        f"{at.cost:.1%}",
+        latency,
+        percent(at.harmed),
+    ]
+
+
+def _certified(shown: Certificate | None) -> str:
+    if shown is None:
+        return ""
+    return f"harm ≤ {shown.alpha:.1%} with {1 - shown.delta:.0%} ({shown.errors} of {shown.rows})"
+
+
+def _threshold(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _thresholds(at: Combination) -> list[str]:
+    return ["–" if value == float("-inf") else f"{value:.4f}" for value in (at.request, at.plan, at.draft)]

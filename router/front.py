@@ -1,0 +1,129 @@
+"""Requests for answers over ASGI: read, let in, and handed to a delivery, without routing and middleware."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import Headers, State
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from router.access.door import Access
+from router.access.keys import VirtualKey
+from router.delivery import Admission, Delivery, error_response
+from router.dialects.chat import ChatRequest, Dialect
+from router.dialects.errors import ClientError
+from router.drafting import OFFLOAD_BYTES
+from router.experiments import Assignment, Exposure
+from router.settings import Settings
+from router.stickiness import Stickiness
+from router.terms import Terms
+
+BODY_TIMEOUT_S = 60.0
+"""A client that takes longer to send its body gets a 408."""
+
+
+class Front(FastAPI):
+    """The application; requests for answers do not go through its routing, which takes longer than all else that the
+    gateway does with a body that is forwarded."""
+
+    def __init__(self, answering: Mapping[str, ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._answering = answering
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] == "http" and scope["method"] == "POST":
+            answering = self._answering.get(scope["path"])
+            if answering is not None:
+                scope["app"] = self
+                await answering(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+class Completion:
+    """Answers requests of one dialect. An ASGI application: behind it stands no routing and no middleware."""
+
+    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect) -> None:
+        self._admission, self._dialect = admission, dialect
+        self._keep_alive_s, self._limit = settings.server.keep_alive_s, body_limit(settings)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        headers = Headers(scope=scope)
+        try:
+            access: Access = scope["app"].state.access
+            key = access.caller(headers)
+            self._admission.enter()
+        except ClientError as error:
+            await error_response(error, self._dialect)(scope, receive, send)
+            return
+        try:
+            delivery = await self._asked(scope["app"].state, key, headers, receive)
+            await delivery.send(receive, send)
+        except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
+            await error_response(error, self._dialect)(scope, receive, send)
+        except ClientDisconnect:
+            pass  # nobody reads an answer
+        finally:
+            self._admission.leave()
+
+    async def _asked(self, state: State, key: VirtualKey | None, headers: Headers, receive: Receive) -> Delivery:
+        """Raises ClientError, ClientDisconnect."""
+        raw = await _body(headers, receive, self._limit)
+        assigned: Assignment | None = state.assignment
+        stickiness: Stickiness = state.stickiness
+
+        def read() -> tuple[ChatRequest, Exposure | None, str | None]:
+            chat = self._dialect.read(raw, headers)
+            exposure = assigned.exposure(chat, headers) if assigned is not None else None
+            return chat, exposure, stickiness.digest(chat, headers)
+
+        chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+        sticky = await stickiness.turn(chat, digest)
+        grant = await state.access.admit(key, chat)
+        state.outcomes.see(chat, key.key_id if key is not None else None)
+        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, Terms(exposure, grant, sticky))
+
+
+def owner(request: Request) -> str | None:
+    """The id of the key that asks; None without keys. Raises ClientError: 401."""
+    access: Access = request.app.state.access
+    key = access.caller(request.headers)
+    return key.key_id if key is not None else None
+
+
+def body_limit(settings: Settings) -> int:
+    """Bytes that a body may have."""
+    return int(settings.server.max_body_mb * 1024 * 1024)
+
+
+async def whole_body(request: Request, limit: int) -> bytes:
+    """A request's whole body. Raises ClientError: 413, 408; ClientDisconnect."""
+    return await _body(request.headers, request.receive, limit)
+
+
+async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
+    """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
+    too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
+    declared = headers.get("content-length", "")
+    if declared.isdecimal() and int(declared) > limit:
+        raise too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                body += message.get("body", b"")
+                if len(body) > limit:
+                    raise too_large
+                if not message.get("more_body", False):
+                    return bytes(body)
+    except TimeoutError as error:
+        raise ClientError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", "body_timeout") from error

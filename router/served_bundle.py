@@ -1,0 +1,142 @@
+"""A bundle in service: its policy, and whether what it was made for is what the gateway runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import structlog
+
+from policies.bundle import Bundle, differences
+from policies.judge import Contribution
+from policies.policy import Action, Draft, Policy, Request, Stage, TokenSignals, Verdict
+from policies.pricing import BudgetController
+from policies.tools import tool_sha256
+from slm.protocol import Info
+
+_log = structlog.get_logger("judge")
+OnVoid = Literal["escalate", "warn"]
+State = Literal["in_force", "void", "uncertified", "waiting"]
+MAX_NAME = 128
+"""Of a policy, in the ledger."""
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """What the gateway runs, as far as its configuration says."""
+
+    loaded: Callable[[], Info | None]
+    """What the worker said of itself; None while none is ready."""
+    grammar: bool
+    large_model: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a bundle's certificates hold."""
+
+    state: State
+    """`uncertified`: the bundle has none. `waiting`: the worker has not said yet what it is."""
+    differences: tuple[str, ...] = ()
+    """The fields that are not what the bundle was made for."""
+
+
+class ServedBundle:
+    """A `Policy`: the bundle's while its standing is good, and what `on_void` says while it is not."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        policy: Policy,
+        controller: BudgetController | None,
+        on_void: OnVoid,
+        running: Running,
+    ) -> None:
+        self.bundle, self.controller = bundle, controller
+        self._policy, self._on_void, self._running = policy, on_void, running
+        self._known: tuple[Info | None, Standing] | None = None
+        made_for = bundle.manifest.made_for
+        self._tools = made_for.tools if made_for is not None else None
+
+    @property
+    def name(self) -> str:
+        return f"bundle {self.bundle.digest[:12]}: {self._policy.name}"[:MAX_NAME]
+
+    @property
+    def standing(self) -> Standing:
+        """Whether the certificates hold, now; a change is told in the log."""
+        info = self._running.loaded()
+        if self._known is None or self._known[0] is not info:
+            found = self._judged(info)
+            if self._known is None or self._known[1] != found:
+                self._tell(found)
+            self._known = (info, found)
+        return self._known[1]
+
+    def before(self, request: Request) -> Verdict:
+        if self.standing.state == "void" and self._on_void == "escalate":
+            return Verdict(Action.ESCALATE, Stage.BEFORE, "certificate_void")
+        return self._covered(self._policy.before(request))
+
+    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+        return self._covered(self._policy.during(request, plan, signals))
+
+    def after(self, request: Request, draft: Draft) -> Verdict:
+        verdict = self._covered(self._policy.after(request, draft))
+        if verdict.action is Action.ANSWER and not self._tools_known(request, draft):
+            verdict = replace(verdict, certificate=None)
+            if self._on_void == "escalate":
+                return replace(verdict, action=Action.ESCALATE, reason="tool_not_certified")
+        return verdict
+
+    def explain(self, request: Request, draft: Draft) -> Sequence[Contribution]:
+        """The judge's three loudest signals."""
+        return self.bundle.judge.explain(request, draft)
+
+    def view(self) -> dict[str, object]:
+        """What the list of models shows."""
+        standing = self.standing
+        return {
+            "kind": "bundle",
+            "name": self.name,
+            "state": standing.state,
+            "differences": list(standing.differences),
+            "on_void": self._on_void,
+            **self.bundle.summary(),
+        }
+
+    def _covered(self, verdict: Verdict) -> Verdict:
+        if verdict.certificate is None or self.standing.state == "in_force":
+            return verdict
+        return replace(verdict, certificate=None)
+
+    def _tools_known(self, request: Request, draft: Draft) -> bool:
+        """Whether each tool that is called was there, and the same, when the classes were certified."""
+        if self._tools is None:
+            return True
+        by_name = {tool.name: tool for tool in request.tools}
+        called = {call.name for call in draft.calls}
+        known = self._tools.keys() & by_name.keys()
+        return all(name in known and self._tools[name] == tool_sha256(by_name[name]) for name in called)
+
+    def _judged(self, info: Info | None) -> Standing:
+        manifest, running = self.bundle.manifest, self._running
+        if manifest.made_for is None:
+            return Standing("uncertified")
+        if info is None:
+            return Standing("waiting")
+        found = differences(manifest.made_for, info, grammar=running.grammar, large_model=running.large_model)
+        if found:
+            return Standing("void", found)
+        return Standing("in_force" if manifest.certificates else "uncertified")
+
+    def _tell(self, standing: Standing) -> None:
+        digest, certificates = self.bundle.digest, self.bundle.manifest.certificates
+        if standing.state == "void":
+            _log.warning("certificates_void", bundle=digest, differences=standing.differences, on_void=self._on_void)
+        elif standing.state == "in_force":
+            says = [f"{shown.id}: {shown.sentence()}" for shown in certificates]
+            _log.info("certificates_in_force", bundle=digest, certificates=says)
+        else:
+            _log.info("certificates_" + standing.state, bundle=digest)

@@ -1,0 +1,117 @@
+"""Real databases and a real Redis for the tests of keys and limits.
+
+PostgreSQL: SMALLCALL_TEST_POSTGRES_URL, else 127.0.0.1:5432. Redis: SMALLCALL_TEST_REDIS_URL, else a server of our own
+on a free port. In CI a missing server is a failure; elsewhere such tests are skipped.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import asyncpg
+import pytest
+import redis
+
+_USUAL_POSTGRES = "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres"
+
+
+def missing(what: str) -> NoReturn:
+    """Fail in CI, skip elsewhere."""
+    if os.environ.get("CI"):
+        pytest.fail(f"no {what}")
+    pytest.skip(f"no {what}")
+
+
+def _executed(url: str, statement: str) -> None:
+    async def run() -> None:
+        connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=5)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    asyncio.run(run())
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database, once of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
+        return
+    server = os.environ.get("SMALLCALL_TEST_POSTGRES_URL") or _USUAL_POSTGRES
+    name = f"smallcall_access_{secrets.token_hex(6)}"
+    try:
+        _executed(server, f"CREATE DATABASE {name}")
+    except (OSError, TimeoutError):
+        missing("PostgreSQL: set SMALLCALL_TEST_POSTGRES_URL")
+    try:
+        yield f"{server.rpartition('/')[0]}/{name}"
+    finally:
+        _executed(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+class RedisServer:
+    """A Redis of our own, which can be stopped and started again on the same port."""
+
+    def __init__(self, program: str, folder: Path) -> None:
+        self._program, self._folder = program, folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Return when it answers."""
+        options = ["--port", str(self._port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        self._process = subprocess.Popen(
+            [self._program, *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=self._folder
+        )
+        client, until = redis.Redis.from_url(self.url), time.monotonic() + 10
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            else:
+                client.close()
+                return
+
+    def stop(self) -> None:
+        """It is gone, and what it held too."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of our own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        missing("redis-server")
+    server = RedisServer(program, tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """A Redis that stays up."""
+    told = os.environ.get("SMALLCALL_TEST_REDIS_URL")
+    if told:
+        return told
+    server: RedisServer = request.getfixturevalue("redis_server")
+    return server.url
