@@ -329,3 +329,21 @@ def test_policies_are_made_by_name_and_errors_name_the_field() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             make_policy(config)
+
+
+@pytest.mark.parametrize("score", sorted(SCORES))
+def test_a_signal_that_is_missing_is_no_confidence(score: str) -> None:
+    """Where an engine tells no log-probabilities or margins (NaN), a valid draft escalates, at a threshold of 0 too."""
+    missing = np.full(3, np.nan, np.float32)
+    signals = TokenSignals(
+        logprob=missing,
+        margin=missing,
+        entropy=missing,
+        feasible_mass=missing,
+        forced=np.zeros(3, np.bool_),
+        span=np.full(3, Span.VALUE, np.uint8),
+    )
+    policy = make_policy({"kind": "threshold", "score": score, "threshold": 0.0})
+    verdict = policy.after(request(), draft(("t0", '{"city": "Paris"}'), signals=signals))
+    assert verdict.action is Action.ESCALATE
+    assert verdict.reason == "low_confidence"
