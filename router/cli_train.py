@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -34,6 +35,9 @@ def train(
         Path | None, typer.Option(help="Run folder; an unfinished run in it goes on.", show_default="runs/<recipe>")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
+    score_rows: Annotated[
+        int, typer.Option(min=0, help="Validation rows to be drafted at the end, for a pass rate; 0: none.")
+    ] = 32,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="the configured cache")] = None,
 ) -> None:
     """Train by a recipe: an adapter (or a whole model) and what it was made of, in a run folder."""
@@ -45,6 +49,8 @@ def train(
         files = data or [shipped_data()]
         folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
         result = _run(chosen, folder, files, start, run or Path("runs") / chosen.name, threads, errors)
+        if score_rows:
+            _score(chosen, folder, files, result, score_rows, errors)
     except (WeightsError, ValueError, OSError) as exc:
         errors.print(f"error: {exc}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from exc
@@ -61,6 +67,16 @@ def shipped_data() -> Path:
     if not path.is_file():
         raise FileNotFoundError("the training rows come with a clone of the repository only: give --data")
     return path
+
+
+def _score(recipe: Recipe, base: Path, files: list[Path], trained: Path, rows: int, errors: Console) -> None:
+    from router.cli_progress import progress_bar
+    from router.train_scores import score_run
+
+    small = load_settings().small
+    with progress_bar(errors) as tell:
+        passed, drafted = score_run(recipe, base, files, trained, small, rows, partial(tell, "validation rows"))
+    errors.print(f"{passed} of {drafted} validation rows right", highlight=False)
 
 
 def _run(
