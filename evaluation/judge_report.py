@@ -162,7 +162,7 @@ def figures(
         auroc=value if value == value else None,
         auroc_low=low,
         auroc_high=high,
-        aurc=aurc(raw, passed),
+        aurc=float(aurc(raw, passed)),
         ece=None if probability is None else ece(probability, passed, bins=BINS),
         brier=None if probability is None else brier(probability, passed),
     )

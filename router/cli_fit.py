@@ -36,7 +36,7 @@ def fit(
     from evaluation.trace_table import TraceError, read_trace
     from policies.estimator import save_estimator
     from policies.fitting import FitError, fit_and_check
-    from router.cli_study import commit
+    from router.checkout import commit
 
     try:
         known = [case for name in dict.fromkeys(cases) for case in case_set(name)]
