@@ -64,7 +64,8 @@ def environment(package: Package, folder: Path) -> Path:
     """The rival's Python, installed if need be. Raises CalledProcessError where pip fails."""
     home = folder / package.name
     python = home / "bin" / "python"
-    if not (home / ".installed").exists():
+    marker = home / ".installed"
+    if not marker.exists() or marker.read_text(encoding="utf-8") != package.requirement:
         subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
         options = ["--no-deps"] if package.lent else []
         command = [str(python), "-m", "pip", "install", "--quiet", "--progress-bar", "off", *options]
@@ -73,7 +74,7 @@ def environment(package: Package, folder: Path) -> Path:
             version = f"python{sys.version_info.major}.{sys.version_info.minor}"
             lent = home / "lib" / version / "site-packages" / "lent.pth"
             lent.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        (home / ".installed").touch()
+        marker.write_text(package.requirement, encoding="utf-8")
     return python
 
 
