@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from shutil import which
 
+from bench.gateway_process import free_port
+
 INSTALL_TIMEOUT_S = 900
 _LARGE = "openai/gpt-4o-2024-08-06"
 _CHAT = "/v1/chat/completions"
@@ -146,7 +148,7 @@ def _tensorzero(place: Place) -> list[str]:
 def _smg(place: Place) -> list[str]:
     line = [str(place.home / "bin/python"), "-m", "smg.launch_router", "--host", "127.0.0.1", "--port", str(place.port)]
     worker = f"http://127.0.0.1:{place.upstream}"
-    return [*line, "--worker-urls", worker, "--policy", "round_robin", "--log-level", "warn"]
+    return [*line, "--worker-urls", worker, "--policy", "round_robin", "--prometheus-port", str(free_port())]
 
 
 PEERS = (

@@ -24,7 +24,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"Python {result['python']}; {result['seconds_a_point']:g} s a point; a request of {result['request_bytes']} "
         "bytes with five tools. Each gateway on one core, load and upstream on the other. Compare within a table only.",
         "",
-        "Ours commits a ledger row before an answer ends (`ledger.flush`), prices its usage, counts and logs it; the "
+        "Ours commits a ledger row with fsync before an answer ends, prices its usage, counts and logs it; the "
         "others have neither a store nor keys here. Bare FastAPI and bare ASGI, with aiohttp, forward bytes and do "
         "nothing else.",
         "",
