@@ -37,7 +37,7 @@ def train(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
     score_rows: Annotated[
         int, typer.Option(min=0, help="Validation rows to be drafted at the end, for a pass rate; 0: none.")
-    ] = 32,
+    ] = 0,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="the configured cache")] = None,
 ) -> None:
     """Train by a recipe: an adapter (or a whole model) and what it was made of, in a run folder."""

@@ -131,8 +131,10 @@ class Engine(_Section):
     def _whole(self) -> Self:
         if self.kind == "remote" and not (self.api_base and self.model):
             raise ValueError("small.engine: a remote one needs api_base and model")
-        if self.kind == "worker" and self.model_fields_set - {"kind"}:
-            raise ValueError(f"small.engine: {min(self.model_fields_set - {'kind'})} is for kind remote")
+        if self.kind == "worker":
+            for name, field in type(self).model_fields.items():
+                if name != "kind" and getattr(self, name) != field.default:
+                    raise ValueError(f"small.engine: {name} is for kind remote")
         return self
 
 

@@ -105,13 +105,11 @@ def train(
     course, validation, facts = _courses(recipe, loaded, files)
     facts["base_weights_sha256"] = loaded.info.weights_sha256
     facts["pattern_version"] = loaded.info.pattern_version
-    if start is not None:
+    if start is not None and recipe.lora is not None:
         facts["start_weights_sha256"] = file_sha256(start / ADAPTER_WEIGHTS)
     resumable = _prepare_folder(run, recipe, facts)
     try:
-        model = (
-            loaded.model if recipe.lora is None else trainable(loaded.model, recipe.lora, start, seed=recipe.run.seed)
-        )
+        model = _model(recipe, loaded, start)
     except AdapterStartError as error:
         raise TrainingError(str(error)) from error
     trainer = _trainer(recipe, base, model, course, validation, run)
@@ -196,6 +194,15 @@ def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | 
             raise TrainingError(f"the run folder holds another {name}: choose another folder")
     done = [path for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
     return max(done, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _model(recipe: Recipe, loaded: Loaded, start: Path | None) -> Any:
+    """What is trained. Raises AdapterStartError, TrainingError."""
+    if recipe.lora is not None:
+        return trainable(loaded.model, recipe.lora, start, seed=recipe.run.seed)
+    if start is not None:
+        raise TrainingError("start: the recipe trains every weight, no adapter")
+    return loaded.model.requires_grad_(True)
 
 
 def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation: Course, run: Path) -> TreeTrainer:
