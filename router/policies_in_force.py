@@ -102,7 +102,7 @@ class PoliciesInForce:
             return made
 
         try:
-            bundle = load(config.path.expanduser(), config.digest)
+            bundle = load(config.folder, config.digest)
             policy = bundle.policy(controller)
         except BundleError as error:
             raise SettingsError(f"policy.path: {error}") from error

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+import policies
 import slm
 from policies.baselines import make_policy
 from slm.weights import DEFAULT_MODEL
@@ -275,7 +276,7 @@ class BundlePolicy(_Section):
 
     kind: Literal["bundle"]
     path: Path
-    """The bundle's folder, as `smallcall tune --out` writes it."""
+    """The bundle's folder, as `smallcall tune --out` writes it; `shipped`: the one made for the shipped adapter."""
     digest: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     """The digest that the bundle must have; None: any."""
     on_void: Literal["escalate", "warn"] = "escalate"
@@ -283,6 +284,13 @@ class BundlePolicy(_Section):
     a certificate."""
     usd_per_hour: float | None = Field(default=None, gt=0)
     """Of the large model, in this process, for a bundle that keeps a budget; None: as the bundle says."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the bundle lies."""
+        if str(self.path) == "shipped":
+            return Path(policies.__file__).parent / "bundles" / SHIPPED_ADAPTERS[DEFAULT_MODEL]
+        return self.path.expanduser()
 
 
 def checked_policy(value: dict[str, Any]) -> dict[str, Any]:
@@ -362,7 +370,7 @@ class Settings(_Section):
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
     audits: Audits = Audits()
-    policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.955}
+    policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.957}
     """See `policies.baselines.make_policy` and `BundlePolicy`."""
     conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}

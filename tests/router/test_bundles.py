@@ -14,11 +14,12 @@ import structlog
 from evaluation.chat_client import Endpoint
 from evaluation.trace_table import TraceError, read_trace
 from evaluation.traces import collect
-from policies.bundle import save
+from policies.bundle import load, save
 from policies.bundle_format import Budget, Classes, OneClass, Threshold
 from policies.policy import Tool
 from policies.tools import tool_sha256
-from router.settings import Settings, SettingsError
+from router.settings import BundlePolicy, Settings, SettingsError
+from slm.folders import read_adapter
 from tests.policies.test_bundle import MADE_FOR, SCORE, SHOWN, manifest
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.fake_worker import INFO
@@ -264,3 +265,17 @@ async def test_a_trace_keeps_what_its_drafts_were_made_with(gateway: Make, tmp_p
         small.info = msgspec.structs.replace(INFO, adapter_sha256="3" * 64)
         with pytest.raises(TraceError, match="another adapter"):
             await collect([case], endpoint, tmp_path / "t.parquet", command="test")
+
+
+async def test_the_shipped_bundle_is_made_for_the_shipped_adapter_and_void_for_another(gateway: Make) -> None:
+    """`path: shipped` loads; its hashes are the adapter's that comes with it; before another worker it is void."""
+    policy = {"kind": "bundle", "path": "shipped"}
+    loaded = load(BundlePolicy.model_validate(policy).folder)
+    folder = Settings().small.adapter_folder
+    assert folder is not None
+    made_for = loaded.manifest.made_for
+    assert made_for is not None
+    assert made_for.adapter_sha256 == read_adapter(folder).sha256
+    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), policy=policy)
+    async with served(app) as url:
+        assert (await told(url, "/readyz"))["certificates"] == "void"
