@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from bench.engine import ADAPTER, MAX_TOKENS, RESULTS
+from bench.engine import ADAPTER, RESULTS
+from bench.requests import MAX_TOKENS
 from evaluation.case_sets import case_set, sample
 from slm.engine import Engine
 from slm.model import load
