@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium, driven by Playwright. Where SMALLCALL_REQUIRE_BROWSER is set it must be there."""
+"""A real browser: Debian's Chromium, driven by Playwright. Where SMALLCALL_TEST_REQUIRE_BROWSER is set it must be there."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def chromium() -> Path:
     """The browser's program; CI fails without it."""
     if not CHROMIUM.exists():
         missing = f"{CHROMIUM} is not there: apt-get install chromium"
-        if os.environ.get("SMALLCALL_REQUIRE_BROWSER"):
+        if os.environ.get("SMALLCALL_TEST_REQUIRE_BROWSER"):
             pytest.fail(missing)
         pytest.skip(missing)
     return CHROMIUM
