@@ -1,4 +1,4 @@
-"""A real browser: Debian's Chromium, driven by Playwright. Where SMALLCALL_TEST_REQUIRE_BROWSER is set it must be there."""
+"""A real browser: Debian's Chromium, driven by Playwright. With SMALLCALL_TEST_REQUIRE_BROWSER it must be there."""
 
 from __future__ import annotations
 
