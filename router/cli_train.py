@@ -83,11 +83,12 @@ def _run(
     recipe: Recipe, base: Path, files: list[Path], start: Path | None, run: Path, threads: int | None, errors: Console
 ) -> Path:
     try:
-        from slm.train import set_threads, train
+        from slm.model import use_threads
+        from slm.train import train
     except ImportError as exc:
         raise ValueError(TRAIN_EXTRA) from exc
     if threads is not None:
-        set_threads(threads)
+        use_threads(threads)
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=errors) as bars:
         task = bars.add_task("reading rows", total=None)

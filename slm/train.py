@@ -29,11 +29,13 @@ from slm.adapter_training import AdapterStartError, trainable
 from slm.curriculum import Course, training_course, validation_course
 from slm.dataset import Example, split_by_conversation
 from slm.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
+from slm.heap import keep_pages
 from slm.model import Loaded, load
 from slm.packing import Tree, digest
 from slm.recipe import Recipe
 from slm.rows import read_rows
 from slm.sft import TreeTrainer, collate
+from slm.tree_attention import use_tree_attention
 
 CHECKPOINTS_KEPT = 2
 CURVE = "curve"
@@ -71,11 +73,6 @@ class Result:
     validation_loss: float | None
 
 
-def set_threads(count: int) -> None:
-    """CPU threads of this process from now on."""
-    torch.set_num_threads(count)
-
-
 def train(
     recipe: Recipe,
     base: Path,
@@ -101,6 +98,7 @@ def train(
         slm.model.LoadError: the base cannot be loaded.
         OSError: a file cannot be read or written.
     """
+    keep_pages()
     loaded = load(base, dtype=recipe.run.base_dtype)
     course, validation, facts = _courses(recipe, loaded, files)
     facts["base_weights_sha256"] = loaded.info.weights_sha256
@@ -108,6 +106,7 @@ def train(
     if start is not None and recipe.lora is not None:
         facts["start_weights_sha256"] = file_sha256(start / ADAPTER_WEIGHTS)
     resumable = _prepare_folder(run, recipe, facts)
+    use_tree_attention(loaded.model)
     try:
         model = _model(recipe, loaded, start)
     except AdapterStartError as error:

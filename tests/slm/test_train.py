@@ -133,9 +133,14 @@ def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder
 # ── the loss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize("block", [None, 7, 192])
 @pytest.mark.parametrize("base", ["llama_folder", "opt_folder"])
-def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(base: str, request: pytest.FixtureRequest) -> None:
-    """Shared beginnings, no padding and the head on taught tokens give what the model's own loss gives row by row."""
+def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(
+    base: str, block: int | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shared beginnings, no padding, the head on taught tokens and attention in blocks (`block` queries; None: the
+    model's own) give what the model's own loss gives row by row."""
+    from slm import tree_attention
     from slm.sft import collate, tree_loss
 
     loaded = load(request.getfixturevalue(base))
@@ -150,6 +155,9 @@ def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(base: str, 
     wanted = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     (tree,) = planted([encoded], 10_000)
+    if block is not None:
+        monkeypatch.setattr(tree_attention, "BLOCK", block)
+        assert tree_attention.use_tree_attention(model)
     assert len(tree) < 0.7 * sum(len(one.ids) for one in encoded)
     batch = collate(
         [{"input_ids": tree.ids, "labels": tree.labels, "parents": tree.parents, "position_ids": tree.depths}]
