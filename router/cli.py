@@ -22,7 +22,7 @@ from router.cli_lab import ablations, ranks
 from router.cli_ledger import ledger_app
 from router.cli_models import models_app
 from router.cli_report import report
-from router.cli_small import curve, slm, tools
+from router.cli_small import curve, failures, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -44,7 +44,7 @@ app.command()(fit)
 app.command()(tune)
 app.command()(report)
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
-for _command in (slm, curve, tools, ablations, ranks):
+for _command in (slm, failures, curve, tools, ablations, ranks):
     study_app.command()(_command)
 console = Console()
 

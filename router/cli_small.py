@@ -1,4 +1,5 @@
-"""`smallcall study slm | curve | tools`: the small model alone, what it learned when, and among how many tools."""
+"""`smallcall study slm | failures | curve | tools`: the small model alone, how it fails, what it learned when, and
+among how many tools."""
 
 from __future__ import annotations
 
@@ -49,8 +50,7 @@ def slm(
 
     if unknown := [name for name in arm or () if name not in ARMS]:
         raise typer.BadParameter(f"no arm {unknown[0]!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
-    if unknown := [name for name in only or () if name not in SETS]:
-        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(SETS)}", param_hint="--only")
+    _known_sets(only)
     settings = load_settings()
     small = settings.small.model_copy(update={"adapter": adapter})
     base = resolve_model(small.model, settings.cache_folder)
@@ -80,6 +80,52 @@ def slm(
         write_verdicts(out / VERDICTS, made)
         console.print(f"wrote {out / VERDICTS}", highlight=False)
     console.print(render_markdown(scores, facts), markup=False, highlight=False)
+
+
+def failures(
+    only: Annotated[list[str] | None, typer.Option(help=f"one set of {', '.join(SETS)}; repeat for more")] = None,
+    rows: Annotated[int, typer.Option(min=0, help="failures of each set to be told, drawn by hash")] = 50,
+    arm: Annotated[str, typer.Option(help="an arm of `study slm`")] = "tuned",
+    adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
+    folder: Answers = Path("var/slm"),
+    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
+) -> None:
+    """Sort the failures that `study slm` left in its tables by kind, and tell a sample of each set: failures.md."""
+    from evaluation.case_sets import case_set
+    from evaluation.failures import render_failures, set_failures
+    from evaluation.trace_table import read_trace
+    from router.settings import load_settings
+    from router.small_scores import ARMS, arm_of
+    from slm.folders import read_adapter
+    from slm.weights import resolve_model
+
+    if arm not in ARMS:
+        raise typer.BadParameter(f"no arm {arm!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
+    _known_sets(only)
+    settings = load_settings()
+    small = settings.small.model_copy(update={"adapter": adapter})
+    chosen = arm_of(arm, small, resolve_model(small.model, settings.cache_folder))
+    tables = {name: chosen.table(folder, name) for name in only or SETS}
+    found = {name: path for name, path in tables.items() if path.is_file()}
+    if not found:
+        missing = ", ".join(map(str, tables.values()))
+        console.print(f"no answers to read: run `smallcall study slm --arm {arm!r}` first ({missing})", markup=False)
+        raise typer.Exit(1)
+    made = [set_failures(name, case_set(name), read_trace(path).rows) for name, path in found.items()]
+    options = " ".join((f"--arm {arm!r}", f"--rows {rows}", *(f"--only {name}" for name in only or ())))
+    facts = {"command": f"smallcall study failures {options}", "commit": commit()}
+    if chosen.small.adapter_folder is not None:
+        facts["adapter"] = read_adapter(chosen.small.adapter_folder).sha256
+    out.mkdir(parents=True, exist_ok=True)
+    page = render_failures(made, rows, facts)
+    (out / "failures.md").write_text(page, encoding="utf-8")
+    console.print(render_failures(made, 0, facts), markup=False, highlight=False)
+    console.print(f"wrote {out / 'failures.md'}", highlight=False)
+
+
+def _known_sets(only: list[str] | None) -> None:
+    if unknown := [name for name in only or () if name not in SETS]:
+        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(SETS)}", param_hint="--only")
 
 
 def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> None:

@@ -11,14 +11,17 @@ from typer.testing import CliRunner
 from evaluation.case_sets import case_set, sample
 from evaluation.cases import Case
 from evaluation.chat_client import Endpoint
-from evaluation.trace_table import TraceRow, signals_of
+from evaluation.trace_table import TraceRow, signals_of, write_trace
 from evaluation.traces import collect
 from router.ablations import drafted_rows
 from router.batch import PINNED, Batch
 from router.cli import app
 from router.gateway_process import gateway_process
-from router.settings import Settings
+from router.settings import Settings, load_settings
+from router.small_scores import arm_of
 from slm.engine import Engine
+from slm.weights import resolve_model
+from tests.evaluation.drafts import of_recording
 
 SAME = (
     "case_id", "arm", "request_sha256", "status", "error", "outcome", "calls", "text", "finish_reason", "prompt_tokens",
@@ -121,3 +124,29 @@ def test_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, ["study", "slm", "--arm", "best", "--folder", str(tmp_path)])
     assert outcome.exit_code == 2
     assert "zero-shot" in outcome.output
+
+
+def test_failures_are_read_where_the_scores_left_them(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets without a table are left out; without any table it says what to run."""
+    monkeypatch.setenv("SMALLCALL_SMALL__MODEL", str(llama_folder))
+    command = [
+        "study", "failures", "--arm", "zero-shot", "--rows", "3", "--only", "bfcl", "--only", "toolbench",
+        "--folder", str(tmp_path / "traces"), "--out", str(tmp_path / "out"),
+    ]  # fmt: skip
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 1
+    assert "study slm --arm 'zero-shot'" in outcome.output.replace("\n", " ")
+    arm = arm_of("zero-shot", load_settings().small, resolve_model(str(llama_folder), tmp_path))
+    table = arm.table(tmp_path / "traces", "bfcl")
+    table.parent.mkdir(parents=True)
+    write_trace(table, of_recording(case_set("bfcl")[:400]))
+    outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 0, outcome.output
+    page = (tmp_path / "out" / "failures.md").read_text(encoding="utf-8")
+    assert "command: `smallcall study failures --arm 'zero-shot' --rows 3 --only bfcl --only toolbench`" in page
+    assert page.count("- draft: ") == 3
+    assert "| kind | bfcl |" in page
+    outcome = CliRunner().invoke(app, [*command, "--arm", "best"])
+    assert outcome.exit_code == 2
