@@ -36,8 +36,8 @@ def train(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default.")] = None,
     score_rows: Annotated[
-        int, typer.Option(min=0, help="Validation rows to be drafted at the end, for a pass rate; 0: none.")
-    ] = 0,
+        int, typer.Option(min=0, help="Validation rows to be drafted at the end, on the CPU, for a pass rate; 0: none.")
+    ] = 32,
     cache: Annotated[Path | None, typer.Option(help="Cache folder.", show_default="the configured cache")] = None,
 ) -> None:
     """Train by a recipe: an adapter (or a whole model) and what it was made of, in a run folder."""
@@ -49,12 +49,12 @@ def train(
         files = data or [shipped_data()]
         folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
         result = _run(chosen, folder, files, start, run or Path("runs") / chosen.name, threads, errors)
+        print(result)
         if score_rows:
             _score(chosen, folder, files, result, score_rows, errors)
     except (WeightsError, ValueError, OSError) as exc:
         errors.print(f"error: {exc}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from exc
-    print(result)
 
 
 def shipped_data() -> Path:
