@@ -12,13 +12,15 @@ from router.checkout import commit
 
 console = Console()
 
+ABLATED = "smollm2-135m-third"
+"""The recipe that is taken apart: the newest of the shipped adapter's, every augmentation on."""
 Recipes = Annotated[str, typer.Option(help="a recipe's name, or a YAML file")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default")]
 LossRows = Annotated[int, typer.Option(min=2, help="rows of each set that the loss is measured on")]
 
 
 def ablations(
-    recipe: Recipes = "smollm2-135m",
+    recipe: Recipes = ABLATED,
     base: Annotated[str | None, typer.Option(help="another base: a known model, or a folder")] = None,
     data: Annotated[Path | None, typer.Option(help="rows of your own in the project's format", exists=True)] = None,
     tokens: Annotated[int, typer.Option(min=1, help="of each arm")] = 40_000,

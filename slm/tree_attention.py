@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "smallcall_tree"
+NOT_COMPUTED = ("position_bias", "s_aux", "sliding_window", "softcap")
+"""What some models add to their attention, and this one does not have."""
 BLOCK = 192
 """Queries of a block. Fewer read fewer keys in vain, more make better use of a core."""
 
@@ -39,7 +41,7 @@ def tree_attention(
     attention_mask: torch.Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
-    **_: Any,
+    **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """As transformers calls its attention functions.
 
@@ -51,7 +53,12 @@ def tree_attention(
 
     Returns:
         (1, tokens, heads, head_dim), and no weights.
+
+    Raises:
+        NotImplementedError: the model asks for more than a mask (`NOT_COMPUTED`), which must not be left out silently.
     """
+    if asked := [name for name in NOT_COMPUTED if more.get(name) is not None]:
+        raise NotImplementedError(f"attention with {', '.join(asked)} is not trained on trees")
     shared = query.shape[1] // key.shape[1]
     parts = []
     for start in range(0, query.shape[2], BLOCK):

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from evaluation.loss_table import ArmLoss, SetLoss, loss_cells, render_losses
 from router.cli import app
+from router.cli_lab import ABLATED
 from slm.ablations import NOTHING_VARIED, SHIPPED, ablation_rows, arms_of, budgeted, unseen_tool
 from slm.recipe import Augment, load_recipe
 from slm.rows import read_rows
@@ -76,7 +77,8 @@ def test_what_is_measured_is_not_taught(data: Path, tmp_path: Path) -> None:
 
 def test_the_arms_change_one_thing_each() -> None:
     """Every augmentation of the recipe is off in one arm; ranks and learning rates differ from the recipe's own."""
-    recipe = load_recipe("smollm2-135m")
+    recipe = load_recipe(ABLATED)
+    assert recipe.run.precision == recipe.run.base_dtype == "float32"
     arms = arms_of(recipe)
     for name in Augment.model_fields:
         assert getattr(recipe.augment, name), "an augmentation that is off cannot be ablated"
