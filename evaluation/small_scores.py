@@ -11,14 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 
 from evaluation.case_sets import group_of
 from evaluation.cases import Case, data_hash
 from evaluation.intervals import wilson
 from evaluation.recordings import RecordedAnswer
 from evaluation.scoring import score
-from evaluation.trace_table import Trace, TraceRow
-from evaluation.traces import INVALID_DRAFT
+from evaluation.trace_table import Trace, TraceRow, calls_of, calls_text
+from evaluation.traces import INVALID_DRAFT, scored
 
 ALL = "all"
 
@@ -34,7 +35,9 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     """Of the pass rate: 95 % interval, in [0, 1]."""
     high: float
     valid: int | None
-    """Answers that follow the pattern and fit the schemas, or make no call; None where that is not known."""
+    """Drafts that follow the pattern and fit the schemas, or make no call; None where that is not known."""
+    drafted: int | None
+    """Cases that were drafted at all; the others were refused, or failed on the way."""
     reasons: dict[str, int]
     """Answers by what the scorer says of them."""
 
@@ -74,17 +77,31 @@ def set_scores(
             if answered:
                 verdicts = [score(case, answer.answer) for case, answer in answered]
                 reasons = Counter(str(verdict.reason) for verdict in verdicts)
-                cells.append(_cell(model, group, [verdict.passed for verdict in verdicts], None, reasons))
+                cells.append(_cell(model, group, [verdict.passed for verdict in verdicts], None, None, reasons))
     return SetScores(name=name, data_sha256=data_hash(cases), cells=cells)
+
+
+def first_calls(cases: Sequence[Case], trace: Trace) -> Trace:
+    """The answers cut down to their first call and scored again: what can stand beside a recorded next action."""
+    by_id = {case.id: case for case in cases}
+    rows = []
+    for row in trace.rows:
+        if row.case_id in by_id:
+            first = None if row.calls is None else calls_text(calls_of(row.calls)[:1])
+            rows.append(scored(by_id[row.case_id], replace(row, calls=first)))
+    return Trace(trace.info, rows)
 
 
 def _of_rows(arm: str, group: str, rows: Sequence[TraceRow]) -> Cell:
     reasons = Counter(row.error or row.fail_reason or "passed" for row in rows)
     valid = sum(row.error is None for row in rows)
-    return _cell(arm, group, [row.passed is True for row in rows], valid, reasons)
+    drafted = valid + sum(row.error == INVALID_DRAFT for row in rows)
+    return _cell(arm, group, [row.passed is True for row in rows], valid, drafted, reasons)
 
 
-def _cell(arm: str, group: str, passed: Sequence[bool], valid: int | None, reasons: Counter[str]) -> Cell:
+def _cell(
+    arm: str, group: str, passed: Sequence[bool], valid: int | None, drafted: int | None, reasons: Counter[str]
+) -> Cell:
     low, high = wilson(sum(passed), len(passed))
     return Cell(
         arm=arm,
@@ -94,6 +111,7 @@ def _cell(arm: str, group: str, passed: Sequence[bool], valid: int | None, reaso
         low=low,
         high=high,
         valid=valid,
+        drafted=drafted,
         reasons=dict(reasons.most_common()),
     )
 
@@ -103,8 +121,8 @@ def render_markdown(sets: Sequence[SetScores], facts: Mapping[str, str]) -> str:
     parts = ["# The small model alone", "\n".join(f"{name}: `{value}`  " for name, value in facts.items())]
     parts.append(
         "Pass rate in %, AST match by BFCL's rules (`toolbench`: the tools called are relevant ones), its 95 % "
-        "interval and n. *valid*: drafts that follow the pattern and fit the schemas, or make no call; an invalid one "
-        f"(`{INVALID_DRAFT}`) counts as failed. Recorded models did not answer all cases: mind their n."
+        "interval and n. *valid*: share of the drafts that follow the pattern and fit the schemas, or make no call; an "
+        f"invalid one (`{INVALID_DRAFT}`) counts as failed. Recorded models did not answer all cases: mind their n."
     )
     for scores in sets:
         parts.append(_table(scores))
@@ -137,7 +155,15 @@ def _table(scores: SetScores) -> str:
 
 def _pass_rate(cell: Cell) -> str:
     rate = f"{100 * cell.passed / cell.n:.1f} ({100 * cell.low:.0f}–{100 * cell.high:.0f}) of {cell.n}"
-    return rate if cell.valid is None else f"{rate}, valid {100 * cell.valid / cell.n:.0f}"
+    return rate if not cell.drafted else f"{rate}, valid {100 * (cell.valid or 0) / cell.drafted:.0f}"
+
+
+def _validity(cell: Cell) -> str:
+    if cell.valid is None or not cell.drafted:
+        return ""
+    low, high = wilson(cell.valid, cell.drafted)
+    share = f"{100 * cell.valid / cell.drafted:.1f} % ({100 * low:.1f}–{100 * high:.1f})"
+    return f"{share} of {cell.drafted} drafts valid; "
 
 
 def _failures(scores: SetScores) -> str:
@@ -145,5 +171,5 @@ def _failures(scores: SetScores) -> str:
     told = []
     for cell in whole:
         kinds = ", ".join(f"{reason} {count}" for reason, count in cell.reasons.items())
-        told.append(f"- {cell.arm}: {kinds}")
+        told.append(f"- {cell.arm}: {_validity(cell)}{kinds}")
     return f"What came of the answers to `{scores.name}`:\n\n" + "\n".join(told)

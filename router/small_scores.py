@@ -19,7 +19,7 @@ from evaluation.cases import Case, data_hash
 from evaluation.chat_client import Endpoint
 from evaluation.recordings import StudyData
 from evaluation.serving import Serving
-from evaluation.small_scores import SetScores, set_scores
+from evaluation.small_scores import SetScores, first_calls, set_scores
 from evaluation.trace_table import Trace, TraceRow, read_trace
 from evaluation.traces import Keep, Progress, collect_by
 from evaluation.verdicts import ArmVerdicts, Conditions, Verdicts, differing, verdict_of
@@ -144,12 +144,14 @@ def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[st
     made = []
     for name, per_group in sets.items():
         cases = sample(name, case_set(name), per_group)
-        recordings = None
+        traces, recordings = _answered(arms, name, folder, cases), None
         if name == "bfcl":
             recordings = {model: data.recording(model) for model in models}
         elif name == "toolbench":
             recordings = {"gpt-3.5-turbo CoT, first call": data.toolbench_first_calls()}
-        made.append(set_scores(name, cases, _answered(arms, name, folder, cases), recordings))
+            for arm, trace in list(traces.items()):
+                traces[f"{arm}, first call"] = first_calls(cases, trace)
+        made.append(set_scores(name, cases, traces, recordings))
     return made
 
 

@@ -3,14 +3,16 @@
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
+from evaluation.cases import Case, ToolNamesGold
+from evaluation.chat_wire import TextCall
 from evaluation.recordings import StudyData
-from evaluation.small_scores import ALL, render_markdown, set_scores, write
-from evaluation.trace_table import Trace, TraceInfo, TraceRow
-from evaluation.traces import INVALID_DRAFT
+from evaluation.small_scores import ALL, first_calls, render_markdown, set_scores, write
+from evaluation.trace_table import Trace, TraceInfo, TraceRow, calls_text
+from evaluation.traces import INVALID_DRAFT, scored
 
 MODEL = "gpt-4o-2024-08-06-FC"
 CASES = [case for case in sample("bfcl", case_set("bfcl"), 8) if case.category in ("multiple", "simple_python")]
@@ -41,6 +43,27 @@ def test_counts_by_group_add_up_and_invalid_drafts_are_failures() -> None:
     assert [sum(getattr(cell, name) or 0 for cell in parts) for name in ("n", "passed", "valid")] == [16, 5, 15]
     assert whole.reasons == {"passed": 5, "wrong_value": 10, INVALID_DRAFT: 1}
     assert whole.low < 5 / 16 < whole.high
+
+
+def test_what_was_not_drafted_is_no_invalid_draft() -> None:
+    """A refused request lowers the pass rate and leaves the share of valid drafts alone."""
+    whole = trace(CASES, 5)
+    rows = [msgspec.structs.replace(row, error="no_tools", passed=None) if row.error else row for row in whole.rows]
+    (cell,) = (c for c in set_scores("bfcl", CASES, {"small": Trace(whole.info, rows)}).cells if c.group == ALL)
+    assert (cell.n, cell.passed, cell.drafted, cell.valid) == (16, 5, 15, 15)
+    page = render_markdown([set_scores("bfcl", CASES, {"small": whole})], {})
+    assert "- small: 93.8 % (71.7–98.9) of 16 drafts valid; wrong_value 10, passed 5" in page
+
+
+def test_a_first_call_is_scored_by_itself() -> None:
+    """ToolBench's recordings hold one call: so does what stands beside them."""
+    case = next(case for case in case_set("toolbench") if isinstance(case.gold, ToolNamesGold))
+    assert isinstance(case.gold, ToolNamesGold)
+    other = next(name for name in case.tool_names if name not in case.gold.names)
+    calls = calls_text([TextCall(name=name, arguments="{}") for name in (case.gold.names[0], other)])
+    row = TraceRow(case_id=case.id, source="t", category="c", arm="a", outcome="calls", calls=calls)
+    both = Trace(TraceInfo(arm="a", command="test", data_sha256=""), [scored(case, row)])
+    assert [one.rows[0].passed for one in (both, first_calls([case], both))] == [False, True]
 
 
 def test_a_recorded_model_is_scored_on_the_cases_that_it_answered() -> None:

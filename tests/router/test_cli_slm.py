@@ -97,7 +97,8 @@ def test_the_small_model_is_scored_and_a_second_run_asks_nothing(
     cells = {(cell["arm"], cell["group"]): cell for cell in bfcl["cells"]}
     assert cells["zero-shot", "all"]["n"] == 11
     assert "http_500" not in cells["zero-shot", "all"]["reasons"]
-    assert len({cell["group"] for cell in toolbench["cells"] if cell["arm"] == "zero-shot"}) == 7
+    for arm in ("zero-shot", "zero-shot, first call"):
+        assert len({cell["group"] for cell in toolbench["cells"] if cell["arm"] == arm}) == 7
     assert "| all |" in (tmp_path / "out" / "slm.md").read_text(encoding="utf-8")
 
     check = [*command[:2], "--check", "1", "--out", str(tmp_path / "out")]
