@@ -3,6 +3,8 @@
 `bfcl` by category, `toolbench` by its six groups, `in_domain` (other conversations, known tools) and `heldout_tools`
 (tools that no training row offers as the right one) by source. `validation` holds conversations of the training sources
 that no recipe trains on (`slm.splits`): it is there to fit a judge on, and no score is told for it.
+`toolbench_recorded` holds ToolBench's queries without a gold, with the tool that the recorded model called first in its
+place: what is told there is agreement with that model, not correctness.
 """
 
 from __future__ import annotations
@@ -13,12 +15,16 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from msgspec.structs import replace
+
 import slm
-from evaluation.cases import Case, load_cases
+from evaluation.cases import Case, ToolNamesGold, load_cases
 from evaluation.recordings import StudyData
 from slm.splits import held_out
 
-SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench", "validation")
+SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench", "toolbench_recorded", "validation")
+TOOLBENCH = ("toolbench", "toolbench_recorded")
+"""The sets that are told by ToolBench's six groups."""
 
 
 def training_file() -> Path:
@@ -38,9 +44,21 @@ def case_set(name: str) -> list[Case]:
         return StudyData.of_checkout().bfcl()
     if name == "toolbench":
         return [case for case in StudyData.of_checkout().toolbench() if case.scorable]
+    if name == "toolbench_recorded":
+        return _recorded_toolbench(StudyData.of_checkout())
     if name not in SETS:
         raise LookupError(f"no set {name!r}; there are: {', '.join(SETS)}")
     return list(_training_sets(training_file())[name])
+
+
+def _recorded_toolbench(data: StudyData) -> list[Case]:
+    """Cases without a gold whose recorded first call is of an offered tool."""
+    called = {answer.id: answer.calls[0].name for answer in data.toolbench_first_calls() if answer.calls}
+    return [
+        replace(case, gold=ToolNamesGold([called[case.id]]))
+        for case in data.toolbench()
+        if not case.scorable and called.get(case.id) in case.tool_names
+    ]
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +75,7 @@ def _training_sets(path: Path) -> dict[str, list[Case]]:
 
 def group_of(name: str, case: Case) -> str:
     """What a case of this set is told under."""
-    return case.category if name in ("bfcl", "toolbench") else case.source
+    return case.category if name in ("bfcl", *TOOLBENCH) else case.source
 
 
 def sample(name: str, cases: Sequence[Case], per_group: int | None) -> list[Case]:

@@ -96,14 +96,14 @@ def _kinds(sets: Sequence[SetFailures]) -> str:
 
 
 def _told(number: int, one: Failed) -> str:
-    row, failure = one.row, one.failure
+    row, failure, last = one.row, one.failure, one.case.messages[-1]
     where = f" (`{failure.parameter}`)" if failure.parameter else ""
     word = row.error or row.fail_reason or "failed"
     return "\n".join(
         [
             f"**{number}.** `{one.case.id}`, {one.group}: **{failure.kind}**{where}, by the scorer `{word}`",
             "",
-            f"- asked: {_code(message_text(one.case.messages[-1]), _REQUEST_CHARS)}",
+            f"- {'asked' if last['role'] == 'user' else 'tool said'}: {_code(message_text(last), _REQUEST_CHARS)}",
             f"- gold: {_code(_gold(one.case), _ANSWER_CHARS)}",
             f"- draft: {_code(_draft(row), _ANSWER_CHARS)}",
         ]

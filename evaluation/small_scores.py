@@ -120,8 +120,9 @@ def render_markdown(sets: Sequence[SetScores], facts: Mapping[str, str]) -> str:
     """Tables: pass rates by group with arms side by side, valid drafts, kinds of failure."""
     parts = ["# The small model alone", "\n".join(f"{name}: `{value}`  " for name, value in facts.items())]
     parts.append(
-        "Pass rate in %, AST match by BFCL's rules (`toolbench`: the tools called are relevant ones), its 95 % "
-        "interval and n. *valid*: share of the drafts that follow the pattern and fit the schemas, or make no call; an "
+        "Pass rate in %, AST match by BFCL's rules, its 95 % interval and n. In `toolbench` the tools called must be "
+        "relevant ones; in `toolbench_recorded` the one that gpt-3.5-turbo called first, which is agreement and not "
+        "correctness. *valid*: share of the drafts that follow the pattern and fit the schemas, or make no call; an "
         f"invalid one (`{INVALID_DRAFT}`) counts as failed. Recorded models did not answer all cases: mind their n."
     )
     for scores in sets:

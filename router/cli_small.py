@@ -21,13 +21,17 @@ Answers = Annotated[Path, typer.Option(help="tables of answers; a run that was c
 
 
 SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench")
+ON_DEMAND = ("toolbench_recorded",)
+"""Sets that are taken where `--only` names them."""
 MODELS = ("gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r")
 VERDICTS = "slm_bfcl_verdicts.json.gz"
 
 
 def slm(
     per_group: Annotated[int, typer.Option(min=0, help="cases of each group of a set, drawn by hash; 0: all")] = 60,
-    only: Annotated[list[str] | None, typer.Option(help=f"one set of {', '.join(SETS)}; repeat for more")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"one set of {', '.join((*SETS, *ON_DEMAND))}; repeat for more")
+    ] = None,
     arm: Annotated[list[str] | None, typer.Option(help="one arm; repeat for more")] = None,
     adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
     model: Annotated[list[str] | None, typer.Option(help="recorded models to stand beside; repeat for more")] = None,
@@ -83,7 +87,9 @@ def slm(
 
 
 def failures(
-    only: Annotated[list[str] | None, typer.Option(help=f"one set of {', '.join(SETS)}; repeat for more")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help=f"one set of {', '.join((*SETS, *ON_DEMAND))}; repeat for more")
+    ] = None,
     rows: Annotated[int, typer.Option(min=0, help="failures of each set to be told, drawn by hash")] = 50,
     arm: Annotated[str, typer.Option(help="an arm of `study slm`")] = "tuned",
     adapter: Annotated[str, typer.Option(help="the tuned arms' adapter: shipped, or a folder")] = "shipped",
@@ -124,8 +130,9 @@ def failures(
 
 
 def _known_sets(only: list[str] | None) -> None:
-    if unknown := [name for name in only or () if name not in SETS]:
-        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(SETS)}", param_hint="--only")
+    known = (*SETS, *ON_DEMAND)
+    if unknown := [name for name in only or () if name not in known]:
+        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(known)}", param_hint="--only")
 
 
 def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> None:

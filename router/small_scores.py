@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from evaluation.case_sets import case_set, sample
+from evaluation.case_sets import TOOLBENCH, case_set, sample
 from evaluation.cases import Case, data_hash
 from evaluation.chat_client import Endpoint
 from evaluation.recordings import StudyData
@@ -149,8 +149,8 @@ def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[st
             recordings = {model: data.recording(model) for model in models}
         elif name == "toolbench":
             recordings = {"gpt-3.5-turbo CoT, first call": data.toolbench_first_calls()}
-            for arm, trace in list(traces.items()):
-                traces[f"{arm}, first call"] = first_calls(cases, trace)
+        if name in TOOLBENCH:
+            traces |= {f"{arm}, first call": first_calls(cases, trace) for arm, trace in traces.items()}
         made.append(set_scores(name, cases, traces, recordings))
     return made
 

@@ -7,7 +7,13 @@ from evaluation.case_sets import SETS, case_set, group_of, sample
 
 @pytest.mark.parametrize(
     ("name", "cases", "groups"),
-    [("bfcl", 3491, 11), ("in_domain", 2785, 10), ("heldout_tools", 1856, 4), ("toolbench", 764, 6)],
+    [
+        ("bfcl", 3491, 11),
+        ("in_domain", 2785, 10),
+        ("heldout_tools", 1856, 4),
+        ("toolbench", 764, 6),
+        ("toolbench_recorded", 582, 6),
+    ],
 )
 def test_a_set_has_the_cases_that_its_source_says(name: str, cases: int, groups: int) -> None:
     """Counts as in the data's README; every case can be scored."""
@@ -15,6 +21,13 @@ def test_a_set_has_the_cases_that_its_source_says(name: str, cases: int, groups:
     assert len(found) == cases
     assert len({group_of(name, case) for case in found}) == groups
     assert all(case.scorable and case.split == "test" for case in found)
+
+
+def test_what_a_model_called_first_stands_in_for_a_gold_that_nobody_gave() -> None:
+    """The tool is an offered one, and no case whose right tools are known is among them."""
+    cases = case_set("toolbench_recorded")
+    assert not {case.id for case in cases} & {case.id for case in case_set("toolbench")}
+    assert all(len(case.gold_names) == 1 and set(case.gold_names) < {*case.tool_names, ""} for case in cases)
 
 
 def test_no_set_shares_a_conversation_with_what_is_trained_on() -> None:

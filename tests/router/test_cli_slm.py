@@ -80,7 +80,8 @@ def test_the_small_model_is_scored_and_a_second_run_asks_nothing(
     monkeypatch.setenv("SMALLCALL_SMALL__MODEL", str(llama_folder))
     monkeypatch.setenv("SMALLCALL_SMALL__MAX_TOKENS", "16")
     command = [
-        "study", "slm", "--per-group", "1", "--only", "bfcl", "--only", "toolbench", "--arm", "zero-shot",
+        "study", "slm", "--per-group", "1", "--only", "bfcl", "--only", "toolbench", "--only", "toolbench_recorded",
+        "--arm", "zero-shot",
         "--folder", str(tmp_path / "traces"), "--out", str(tmp_path / "out"),
     ]  # fmt: skip
     results = []
@@ -93,12 +94,13 @@ def test_the_small_model_is_scored_and_a_second_run_asks_nothing(
     monkeypatch.setenv("SMALLCALL_SMALL__MODEL", str(llama_folder))
     monkeypatch.setenv("SMALLCALL_SMALL__MAX_TOKENS", "16")
     assert results[0]["sets"] == results[1]["sets"]
-    bfcl, toolbench = results[0]["sets"]
+    bfcl, toolbench, recorded = results[0]["sets"]
     cells = {(cell["arm"], cell["group"]): cell for cell in bfcl["cells"]}
     assert cells["zero-shot", "all"]["n"] == 11
     assert "http_500" not in cells["zero-shot", "all"]["reasons"]
-    for arm in ("zero-shot", "zero-shot, first call"):
-        assert len({cell["group"] for cell in toolbench["cells"] if cell["arm"] == arm}) == 7
+    for one in (toolbench, recorded):
+        for arm in ("zero-shot", "zero-shot, first call"):
+            assert len({cell["group"] for cell in one["cells"] if cell["arm"] == arm}) == 7
     assert "| all |" in (tmp_path / "out" / "slm.md").read_text(encoding="utf-8")
 
     check = [*command[:2], "--check", "1", "--out", str(tmp_path / "out")]
