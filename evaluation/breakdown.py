@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 import numpy as np
 
-from evaluation.cases import AnyCallGold, CallsGold, Case, ToolNamesGold
+from evaluation.cases import AnyCallGold, CallsGold, Case, ToldGold, ToolNamesGold
 from evaluation.intervals import wilson
 from evaluation.plans import Plan, Score
 from evaluation.replay import Arms
@@ -46,7 +46,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     """How often drafts of one outcome came, and were right, for one kind of gold."""
 
     gold: str
-    """`calls`, `no_call`, `any_call` or `tool_names`."""
+    """`calls`, `no_call`, `any_call`, `tool_names` or `told`."""
     outcome: str
     """`calls` (servable), `invalid_calls`, `no_call`, `ask`, `unparsable`, or `failed` where the request did."""
     n: int
@@ -164,6 +164,8 @@ def _gold(case: Case) -> str:
             return "a call of " + " or ".join(names)
         case AnyCallGold():
             return "some call"
+        case ToldGold():
+            return "not written down: somebody said, or the large model's answer"
         case _:
             return _NO_CALL
 

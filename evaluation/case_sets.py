@@ -61,6 +61,16 @@ def _recorded_toolbench(data: StudyData) -> list[Case]:
     ]
 
 
+def cases_of(name: str) -> list[Case]:
+    """A set by its name, or the cases of a file of one's own (`.jsonl`, `.jsonl.gz`).
+
+    Raises as `case_set` and `evaluation.cases.load_cases` do.
+    """
+    if name not in SETS and Path(name).suffix in (".jsonl", ".gz"):
+        return load_cases(Path(name))
+    return case_set(name)
+
+
 @lru_cache(maxsize=1)
 def _training_sets(path: Path) -> dict[str, list[Case]]:
     """The three sets that stand among the training rows: reading them takes seconds."""

@@ -52,7 +52,11 @@ class UnknownGold(msgspec.Struct, tag="none", tag_field="kind", frozen=True):
     """The source says nothing about the right answer: the case can be run and cannot be scored."""
 
 
-Gold = CallsGold | NoCallGold | AnyCallGold | ToolNamesGold | UnknownGold
+class ToldGold(msgspec.Struct, tag="told", tag_field="kind", frozen=True):
+    """Nobody wrote down what is right, but answers come with the word of somebody who knows: a decision of a ledger."""
+
+
+Gold = CallsGold | NoCallGold | AnyCallGold | ToolNamesGold | UnknownGold | ToldGold
 
 
 class Case(msgspec.Struct, frozen=True, kw_only=True):
@@ -83,7 +87,7 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scorable(self) -> bool:
-        """Whether the gold says what is right."""
+        """Whether it can be known what is right."""
         return not isinstance(self.gold, UnknownGold)
 
     @property

@@ -14,7 +14,7 @@ import numpy as np
 
 from evaluation.tuning_rows import Operating, Rows
 from policies.certificate import Certificate, certify_classes
-from policies.tool_classes import PerToolClass, ToolClass, strictest_first
+from policies.tool_classes import ToolClass, check_classes, class_of, strictest_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,8 @@ def tune_classes(choosing: Rows, telling: Rows, alphas: Mapping[str, float], *, 
         ValueError: a pattern or rate that cannot be.
     """
     classes = tuple(ToolClass(pattern, alpha, None) for pattern, alpha in alphas.items())
-    grouping = PerToolClass(choosing.judge, classes)
-    of_choosing, of_telling = _classes_of(choosing, grouping), _classes_of(telling, grouping)
+    check_classes(classes)
+    of_choosing, of_telling = _classes_of(choosing, classes), _classes_of(telling, classes)
     each, arms = choosing.one_each, choosing.arms
     certificates = certify_classes(
         choosing.scores[each],
@@ -76,5 +76,6 @@ def tune_classes(choosing: Rows, telling: Rows, alphas: Mapping[str, float], *, 
     return ClassTuning(made, telling.operating(accepted, None))
 
 
-def _classes_of(rows: Rows, grouping: PerToolClass) -> np.ndarray:
-    return np.array([grouping.class_of(call.name for call in draft.calls).pattern for draft in rows.arms.drafts])
+def _classes_of(rows: Rows, classes: Sequence[ToolClass]) -> np.ndarray:
+    drafts = rows.arms.drafts
+    return np.array([class_of(classes, [call.name for call in draft.calls]).pattern for draft in drafts])

@@ -63,20 +63,26 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
+class Priced:
+    """Sums over requests that the small model answered while the large one's price was known."""
+
+    bytes_by_input: float = 0.0
+    """Σ bytes·p, in bytes·USD/Mtok."""
+    bytes_by_cached: float = 0.0
+    output_prices: float = 0.0
+    """Σ q, USD/Mtok."""
+    draft_tokens_by_output: float = 0.0
+    """Σ tokens of the draft·q."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group(Priced):
     """One line before its alternative is reckoned, and the sums from which that is done."""
 
     line: Line
     """`always_large_nusd` is what the large model was paid."""
     priced_small: int = 0
-    """Requests that the small model answered while the large one's price was known."""
-    bytes_by_input: float = 0.0
-    """Σ bytes·p over those, in bytes·USD/Mtok."""
-    bytes_by_cached: float = 0.0
-    output_prices: float = 0.0
-    """Σ q over those, USD/Mtok."""
-    draft_tokens_by_output: float = 0.0
-    """Σ tokens of the draft·q over those."""
+    """How many requests the sums of `Priced` are over."""
     told: int = 0
     """Requests that the large model answered and told usage of; the sums below are theirs."""
     told_bytes: int = 0
@@ -173,7 +179,7 @@ def means(groups: Iterable[Group], *, minimum: int) -> Means | None:
     return Means(prompt / told_bytes, cached / prompt, tokens / called)
 
 
-def alternative_nusd(group: Group, typical: Means) -> int:
+def alternative_nusd(group: Priced, typical: Means) -> int:
     """What the large model would have charged for what the small one answered. See the module."""
     share = typical.cached_share
     prompt = typical.tokens_per_byte * ((1 - share) * group.bytes_by_input + share * group.bytes_by_cached)

@@ -60,11 +60,11 @@ def matrix_factorisation() -> Judge:
         texts = [_last_user_text(case) for case in part.arms.cases]
         grams = _ngrams()
         try:
-            width = grams.fit_transform(texts).shape[1]
+            counted = grams.fit_transform(texts)
         except ValueError as error:  # no word occurs twice
             raise CannotJudge(f"{label}: {error}") from error
-        dimensions = min(MAX_DIMENSIONS, width - 1, len(texts) - 1)
-        if dimensions < 1:
+        dimensions = min(MAX_DIMENSIONS, counted.shape[1] - 1, len(texts) - 1)
+        if dimensions < 1 or not (counted.max(axis=0) - counted.min(axis=0)).nnz:
             raise CannotJudge(f"{label}: too few words to embed")
         reduce = TruncatedSVD(dimensions, random_state=0)
         model = make_pipeline(grams, reduce, Normalizer(), LogisticRegression(max_iter=2000))

@@ -62,6 +62,8 @@ class Options:
     draws: int = 1000
     seed: int = 0
     max_mistakes: int = 20
+    remarks: Sequence[str] = ()
+    """What else a reader must know before believing a figure."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.scores) - set(SCORES))
@@ -165,7 +167,7 @@ def report_of(
         small=_facts(small, arms.small_failed),
         large=_facts(large, arms.large_failed),
         gateway=None if gateway is None else _facts(gateway, sum(row.passed is None for row in gateway.rows)),
-        remarks=[*_remarks(arms, clusters), *absent],
+        remarks=[*options.remarks, *_remarks(arms, clusters), *absent],
         points=points,
         curves=curves,
         categories=by_category(arms, shown),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from evaluation.answers import Answer, Call
-from evaluation.cases import AnyCallGold, CallsGold, Case, GoldCall, NoCallGold, ToolNamesGold, UnknownGold
+from evaluation.cases import AnyCallGold, CallsGold, Case, GoldCall, NoCallGold, ToldGold, ToolNamesGold, UnknownGold
 from evaluation.values import has_type, is_acceptable, may_be_absent
 
 
@@ -61,10 +61,10 @@ _MATCHED = Score(True, Reason.MATCHED)
 
 
 def score(case: Case, answer: Answer) -> Score:
-    """Score one answer. Raises ValueError for a case whose gold is unknown (`case.scorable` is False)."""
+    """Score one answer. Raises ValueError for a case whose gold says nothing of answers (unknown, told)."""
     undecodable = any(call.arguments is None for call in answer.calls)
     match case.gold:
-        case UnknownGold():
+        case UnknownGold() | ToldGold():
             raise ValueError(f"case {case.id!r} has no gold to score against")
         case NoCallGold():
             if not answer.calls:

@@ -17,10 +17,10 @@ import numpy as np
 from evaluation.cases import Case
 from evaluation.splits import split
 from evaluation.trace_table import Trace, TraceInfo, TraceRow
-from evaluation.tuning_rows import Operating, Rows
+from evaluation.tuning_rows import Operating, Rows, Scoring
 from policies.cascade import OnOther
 from policies.certificate import Certificate, certify_harm, upper_bound
-from policies.judge import Judge, NamedScore
+from policies.judge import NamedScore
 
 Goal = Literal["max_harm", "min_pass_rate", "max_cost", "quality_of_large"]
 SHARES = {"choose": 0.5, "tell": 0.5}
@@ -45,7 +45,7 @@ class Choice:
 class Tuning:
     """The choice that was asked for, its neighbours among `choices`, and on what all rests."""
 
-    judge: Judge
+    judge: Scoring
     choices: Sequence[Choice]
     """From the next better one, which answers less small, to the next worse."""
     chosen: Choice
@@ -66,7 +66,7 @@ def tune(
     goal: Goal,
     target: float,
     delta: float,
-    judge: Judge | None = None,
+    judge: Scoring | None = None,
     on_no_call: OnOther = "escalate",
     on_ask: OnOther = "escalate",
     small_usd_per_hour: float,

@@ -51,11 +51,20 @@ class Operating:
 
 
 @dataclass(frozen=True, slots=True)
+class AsDecided:
+    """In place of a judge: the score that a gateway gave when it decided, which stands in the small arm's rows."""
+
+    name: str
+
+
+Scoring = Judge | AsDecided
+
+
+@dataclass(frozen=True, slots=True)
 class Rows:
     """n cases of one part, judged."""
 
     arms: Arms
-    judge: Judge
     scores: Floats
     """(n,) −inf where the draft may not be served, or has no score."""
     one_each: Ints
@@ -67,7 +76,7 @@ class Rows:
         cases: Sequence[Case],
         small: Trace,
         large: Trace,
-        judge: Judge,
+        judge: Scoring,
         *,
         on_no_call: OnOther,
         on_ask: OnOther,
@@ -79,12 +88,15 @@ class Rows:
         servable = servable_drafts(arms, on_no_call, on_ask)
         scores = np.full(len(arms), -np.inf)
         for index in map(int, np.flatnonzero(servable)):
-            score = judge.score(arms.requests[index], arms.drafts[index])
+            if isinstance(judge, AsDecided):
+                score = arms.small_rows[index].score
+            else:
+                score = judge.score(arms.requests[index], arms.drafts[index])
             scores[index] = -np.inf if score is None else score
         if not np.isfinite(scores).any():
             raise ReplayError("no draft that may be served has signals: collect with signals")
         one_each = one_of_each([case.conversation for case in arms.cases], np.random.default_rng(seed))
-        return cls(arms, judge, scores, one_each)
+        return cls(arms, scores, one_each)
 
     def __len__(self) -> int:
         return len(self.arms)

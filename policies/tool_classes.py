@@ -53,6 +53,20 @@ def strictest_first(alphas: Iterable[tuple[str, float]]) -> tuple[str, ...]:
     return tuple(ordered)
 
 
+def check_classes(classes: Sequence[ToolClass]) -> None:
+    """Raises ValueError for patterns or rates that cannot be, and where there is no class `REST`."""
+    if REST not in strictest_first((one.pattern, one.alpha) for one in classes):
+        raise ValueError(f"classes: one must be {REST!r}")
+
+
+def class_of(classes: Sequence[ToolClass], names: Iterable[str]) -> ToolClass:
+    """The class of a draft that calls these tools: of theirs the one with the least α."""
+    patterns = strictest_first((one.pattern, one.alpha) for one in classes)
+    by_pattern = {one.pattern: one for one in classes}
+    found = {pattern_of(patterns, name) for name in names} or {REST}
+    return min((by_pattern[pattern] for pattern in found), key=lambda one: (one.alpha, one.pattern))
+
+
 @dataclass(frozen=True, slots=True)
 class PerToolClass:
     """`Judged`, with the threshold of the draft's class. There is a class `REST`."""
@@ -63,19 +77,15 @@ class PerToolClass:
     on_ask: OnOther = "escalate"
 
     def __post_init__(self) -> None:
-        if REST not in strictest_first((one.pattern, one.alpha) for one in self.classes):
-            raise ValueError(f"classes: one must be {REST!r}")
+        check_classes(self.classes)
 
     @property
     def name(self) -> str:
         return f"{self.judge.name} by {len(self.classes)} tool classes"
 
     def class_of(self, names: Iterable[str]) -> ToolClass:
-        """The class of a draft that calls these tools: of theirs the one with the least α."""
-        patterns = strictest_first((one.pattern, one.alpha) for one in self.classes)
-        by_pattern = {one.pattern: one for one in self.classes}
-        found = {pattern_of(patterns, name) for name in names} or {REST}
-        return min((by_pattern[pattern] for pattern in found), key=lambda one: (one.alpha, one.pattern))
+        """See `class_of`."""
+        return class_of(self.classes, names)
 
     def before(self, request: Request) -> Verdict:
         return before_draft(request)

@@ -7,6 +7,9 @@ average (`evaluation.offpolicy.plan_audits`). e(x) stands in the decision's row.
 budget, over the rate limit, no large model), the row has no propensity, and estimates leave it out: that hangs on what
 was before, not on the request.
 
+Where a whole draft went large, the large model's answer is there already: both are compared, at no cost, and kept as an
+audit of propensity 1. So thresholds below the one in force can be judged as well (`evaluation.observed`).
+
 Not guaranteed: the day's budget to the last cent. Audits under way when it runs out are finished, `MAX_INFLIGHT` of
 them at most in each gateway; where the price is not known, only the rate limits.
 """
@@ -17,18 +20,19 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from datetime import datetime
 from random import Random
 from typing import Any
 
 import structlog
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evaluation.agreement import agreement
 from evaluation.answers import Answer, Call
 from evaluation.offpolicy import AuditPlan, plan_audits
-from policies.policy import Action, Draft
+from policies.policy import Action, Draft, Outcome, Stage
 from router.decision import Decision
 from router.ledger.audits import Audit, record_audit, spent_nusd
 from router.ledger.outcomes import now
@@ -40,6 +44,8 @@ from router.upstream import LargeModel, UpstreamError, usage_of
 
 _log = structlog.get_logger("audits")
 MAX_INFLIGHT = 4
+MAX_COMPARING = 64
+"""Comparisons that are being written; where there are more, the next ones are let be."""
 _PLAN_EVERY = 200
 _REMEMBERED = 2_000
 _REST_S = 0.05
@@ -69,6 +75,7 @@ class Auditor:
         self._drawn_at: deque[float] = deque()
         self._day, self._spent_nusd = clock().date(), 0
         self._asking: set[asyncio.Task[None]] = set()
+        self._comparing: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Auditor]:
@@ -79,7 +86,7 @@ class Auditor:
         finally:
             for task in self._asking:
                 task.cancel()
-            await asyncio.gather(*self._asking, return_exceptions=True)
+            await asyncio.gather(*self._asking, *self._comparing, return_exceptions=True)
 
     def draw(self, decision: Decision) -> bool:
         """Whether to audit this answer; its propensity stands in the decision then, drawn or not."""
@@ -98,9 +105,19 @@ class Auditor:
 
     def ask(self, decision: Decision) -> None:
         """Ask the large model, in the background."""
-        task = asyncio.create_task(self._audit(decision), name="audit")
-        self._asking.add(task)
-        task.add_done_callback(self._asking.discard)
+        self._behind(self._audit(decision), self._asking)
+
+    def compare(self, decision: Decision) -> None:
+        """Hold a whole draft that went large against the answer that came in its place, in the background."""
+        judged = decision.verdict.stage is Stage.AFTER and decision.chat.pin is None and decision.draft is not None
+        room = len(self._comparing) < MAX_COMPARING
+        if judged and room and decision.side == "large" and decision.status == 200:
+            self._behind(self._compared(decision), self._comparing)
+
+    def _behind(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
+        task = asyncio.create_task(work, name="audit")
+        among.add(task)
+        task.add_done_callback(among.discard)
 
     def _possible(self) -> bool:
         at, today = self._monotonic(), self._clock().date()
@@ -146,19 +163,44 @@ class Auditor:
             latency_s=self._monotonic() - began,
             answer=seen.message() if self._store_content else None,
         )
-        try:
-            await record_audit(self._engine, audit)
+        await self._record(audit)
+        with contextlib.suppress(SQLAlchemyError, OSError):
             # What the other replicas spent counts as well.
             self._spent_nusd = max(self._spent_nusd, await spent_nusd(self._engine, self._day))
+
+    async def _compared(self, decision: Decision) -> None:
+        try:
+            agreed, why = compared(decision.chat.tools, decision.seen, decision.draft)
+        except Exception as error:  # noqa: BLE001 - as above
+            _log.warning("audit_failed", decision_id=decision.decision_id, where=where(error))
+            agreed, why = None, "failed"
+        await self._record(
+            Audit(
+                decision_id=decision.decision_id,
+                at=self._clock(),
+                propensity=1.0,
+                agreed=agreed,
+                reason=why,
+                large_model=decision.large_model or "",
+                prompt_tokens=None,
+                completion_tokens=None,
+                cost_nusd=None,
+                latency_s=0.0,
+                answer=None,
+            )
+        )
+
+    async def _record(self, audit: Audit) -> None:
+        try:
+            await record_audit(self._engine, audit)
         except Exception as error:  # noqa: BLE001 - the audit is lost, and nothing else
-            _log.warning("audit_not_recorded", decision_id=decision.decision_id, where=where(error))
+            _log.warning("audit_not_recorded", decision_id=audit.decision_id, where=where(error))
 
 
 def probability_of(decision: Decision) -> float:
     """The judge's probability that the draft is right; else its score, where it lies in [0, 1]; else a half."""
     verdict = decision.verdict
-    told = getattr(verdict, "probability", None)
-    p = told if told is not None else verdict.score
+    p = verdict.probability if verdict.probability is not None else verdict.score
     return float(p) if p is not None and 0.0 <= p <= 1.0 else 0.5
 
 
@@ -166,6 +208,8 @@ def compared(
     tools: list[Mapping[str, Any]] | list[dict[str, Any]], seen: Seen, draft: Draft | None
 ) -> tuple[bool | None, str]:
     """Whether the large model said the same, and the scorer's word for how it did or did not."""
+    if draft is not None and draft.outcome is Outcome.UNPARSABLE:
+        return False, "unparsable"
     large = Answer(tuple(Call.from_text(call.tool, call.arguments or "{}") for call in seen.calls))
     small = Answer(tuple(Call.from_text(call.name, call.arguments) for call in draft.calls) if draft else ())
     found = agreement(tools, large, small)

@@ -21,7 +21,7 @@ from router.cli_keys import keys_app
 from router.cli_lab import ablations, ranks
 from router.cli_ledger import ledger_app
 from router.cli_models import models_app
-from router.cli_report import report
+from router.cli_report import report_app
 from router.cli_small import curve, failures, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
@@ -42,7 +42,7 @@ app.command()(harvest)
 app.command()(train)
 app.command()(fit)
 app.command()(tune)
-app.command()(report)
+app.add_typer(report_app, name="report")
 app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
 for _command in (slm, failures, curve, tools, ablations, ranks):
     study_app.command()(_command)

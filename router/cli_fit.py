@@ -21,7 +21,7 @@ console = Console()
 
 def fit(
     trace: Annotated[list[Path], typer.Argument(help="traces of the small arm, with signals", exists=True)],
-    cases: Annotated[list[str], typer.Option(help="a set that the traces are of; repeat for more")],
+    cases: Annotated[list[str], typer.Option(help="a set that the traces are of, or a file of cases; repeat for more")],
     out: Annotated[Path, typer.Option(help="the folder to write the judge and its report into")],
     stage: Annotated[Stage, typer.Option(help="judge by what stands before, during or after the draft")] = Stage.AFTER,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1)] = 0,
@@ -29,7 +29,7 @@ def fit(
     """Fit a classifier on scored drafts, calibrate it out of fold, and say how good it is on known and unseen tools."""
     import numpy as np
 
-    from evaluation.case_sets import case_set
+    from evaluation.case_sets import cases_of
     from evaluation.feature_table import label
     from evaluation.judge_report import fit_report
     from evaluation.judge_report_text import write_report
@@ -39,7 +39,7 @@ def fit(
     from router.checkout import commit
 
     try:
-        known = [case for name in dict.fromkeys(cases) for case in case_set(name)]
+        known = [case for name in dict.fromkeys(cases) for case in cases_of(name)]
         traces = [read_trace(path) for path in trace]
         labelled = label(known, traces)
         with console.status(f"fitting on {len(labelled.table)} drafts"):

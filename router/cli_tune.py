@@ -12,31 +12,31 @@ import typer
 import yaml
 from rich.console import Console
 
+from router.cli_observed import LEDGER_HELP
+from router.cli_tune_ledger import tune_ledger
+from router.tune_given import Judging, cases_asked, judging, judging_request, large_arm
+
 if TYPE_CHECKING:
     from evaluation.bundle_making import Money, Origin
     from evaluation.cases import Case
     from evaluation.trace_table import Trace
-    from evaluation.tuning import Tuning
+    from evaluation.tuning import Goal, Tuning
     from evaluation.tuning_rows import Rows
-    from policies.bundle_format import JudgeSpec, Manifest
+    from policies.bundle_format import Manifest
     from policies.judge import Judge
 
 console = Console()
 
 
-@dataclass(frozen=True)
-class _Judging:
-    """A judge, as it is used and as a bundle names it; `folder` of a classifier."""
-
-    judge: Judge
-    spec: JudgeSpec
-    folder: Path | None = None
-
-
 def tune(
-    small: Annotated[Path, typer.Argument(help="trace of the small arm, with signals", exists=True)],
-    cases: Annotated[str, typer.Option(help="the set that the trace is of")] = "bfcl",
-    large: Annotated[str | None, typer.Option(help="a recorded model of BFCL")] = None,
+    small: Annotated[
+        Path | None, typer.Argument(help="trace of the small arm, with signals", exists=True, show_default=False)
+    ] = None,
+    ledger: Annotated[str | None, typer.Option(help=LEDGER_HELP)] = None,
+    since: Annotated[str | None, typer.Option(help="first day of the ledger's decisions, such as 2026-11-01")] = None,
+    until: Annotated[str | None, typer.Option(help="last day")] = None,
+    cases: Annotated[str, typer.Option(help="the set that the trace is of, or a file of cases")] = "bfcl",
+    large: Annotated[str | None, typer.Option(help="a recorded model of BFCL, or the trace of the large arm")] = None,
     right_at_usd: Annotated[
         float | None, typer.Option(help="simulate a large model that is always right, at this price a request")
     ] = None,
@@ -76,44 +76,48 @@ def tune(
     small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
     out: Annotated[Path | None, typer.Option(help="write the bundle into this new folder")] = None,
 ) -> None:
-    """Choose thresholds on one part of a trace and tell on another what they do."""
+    """Choose thresholds on one part of a trace, or of a ledger's decisions, and tell on another what they do."""
     from evaluation.bundle_making import Money, Origin
     from evaluation.replay import ReplayError
     from evaluation.trace_table import TraceError, read_trace
     from policies.bundle import BundleError
 
-    goals = {
+    goals: dict[Goal, float | None] = {
         "max_harm": max_harm,
         "min_pass_rate": min_pass_rate,
         "quality_of_large": quality_of_large,
         "max_cost": max_cost,
     }
     goal, target = _goal(goals)
-    if (large is None) == (right_at_usd is None):
-        raise typer.BadParameter("give one of --large, --right-at-usd")
     money = Money(usd_per_hour, pass_per_usd, pass_per_second)
+    of_traces = (large, judge, tool_class, staged, money.given, out)
+    _check_source(small, ledger, large, right_at_usd, given=right_at_usd is not None or any(of_traces))
     if bool(tool_class) + staged + money.given > 1:
         raise typer.BadParameter("--tool-class, --staged and money (--usd-per-hour, --pass-per-…) exclude each other")
     if (tool_class or staged) and goal != "max_harm":
         raise typer.BadParameter("--tool-class and --staged need --max-harm")
     try:
-        judging, trace = _judging(judge, score), read_trace(small)
-        known = _cases_of(trace, cases)
+        if small is None:
+            days, delta = (since, until), 1 - confidence
+            tune_ledger(str(ledger), days, goal, target, delta=delta, small_usd_per_hour=small_usd_per_hour)
+            return
+        main, trace = judging(judge, score), read_trace(small)
+        known = cases_asked(trace, cases)
         if right_at_usd is not None:
             from evaluation.tuning import always_right
 
             other = always_right(trace, usd_a_request=right_at_usd, latency_s=large_latency_s)
         else:
-            other = _recorded(known, str(large), input_price, output_price)
+            other = large_arm(known, str(large), input_price, output_price)
         named = large_model or (other.info.arm if right_at_usd is None else None)
         made_by = "smallcall " + " ".join(sys.argv[1:])
-        origin = Origin(judging.spec, trace.info.serving, named, small_usd_per_hour, made_by)
-        work = _Work(known, trace, other, judging.judge, small_usd_per_hour, 1 - confidence)
-        given: dict[str, _Judging] = {"classifier": judging}
+        origin = Origin(main.spec, trace.info.serving, named, small_usd_per_hour, made_by)
+        work = _Work(known, trace, other, main.judge, small_usd_per_hour, 1 - confidence)
+        given: dict[str, Judging] = {"classifier": main}
         if staged:
             given |= {
-                "request": _judging_request(judge_request),
-                "plan": _judging(judge_plan, "weakest_token", "classifier_plan"),
+                "request": judging_request(judge_request),
+                "plan": judging(judge_plan, "weakest_token", "classifier_plan"),
             }
             manifest = _staged(work, origin, target, cost_weight, given)
         elif tool_class:
@@ -125,6 +129,21 @@ def tune(
     except (TraceError, ReplayError, BundleError, LookupError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _check_source(
+    small: Path | None, ledger: str | None, large: str | None, right_at_usd: float | None, *, given: bool
+) -> None:
+    """A trace with a large model, or a ledger with nothing that is for traces."""
+    if (small is None) == (ledger is None):
+        raise typer.BadParameter("give a trace, or --ledger")
+    if ledger is not None and given:
+        raise typer.BadParameter(
+            "a ledger has scores and answers, but no signals: --large, --right-at-usd, --judge, --tool-class, "
+            "--staged, --usd-per-hour, --pass-per-… and --out are for traces"
+        )
+    if small is not None and (large is None) == (right_at_usd is None):
+        raise typer.BadParameter("give one of --large, --right-at-usd")
 
 
 @dataclass(frozen=True)
@@ -152,14 +171,14 @@ class _Work:
             seed=0,
         )
 
-    def tuned(self, goal: str, target: float) -> Tuning:
+    def tuned(self, goal: Goal, target: float) -> Tuning:
         from evaluation.tuning import tune as choose
 
         return choose(
             self.cases,
             self.small,
             self.large,
-            goal=goal,  # type: ignore[arg-type]  # one of the goals
+            goal=goal,
             target=target,
             delta=self.delta,
             judge=self.judge,
@@ -167,7 +186,7 @@ class _Work:
         )
 
 
-def _goal(goals: Mapping[str, float | None]) -> tuple[str, float]:
+def _goal(goals: Mapping[Goal, float | None]) -> tuple[Goal, float]:
     given = [(goal, value) for goal, value in goals.items() if value is not None]
     if len(given) != 1:
         options = ", ".join(f"--{goal.replace('_', '-')}" for goal in goals)
@@ -175,7 +194,7 @@ def _goal(goals: Mapping[str, float | None]) -> tuple[str, float]:
     return given[0]
 
 
-def _threshold(work: _Work, origin: Origin, goal: str, target: float, money: Money) -> Manifest:
+def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:
     from evaluation.bundle_making import threshold_manifest
     from policies.bundle_format import ScoreJudge
     from router.cli_tune_tables import choices_table
@@ -215,7 +234,7 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
     return class_manifest(made, tuning, origin)
 
 
-def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given: Mapping[str, _Judging]) -> Manifest:
+def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given: Mapping[str, Judging]) -> Manifest:
     from evaluation.bundle_making import staged_manifest
     from evaluation.staged_tuning import tune_stages
     from router.cli_tune_tables import stages_table
@@ -237,32 +256,7 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
     return staged_manifest(made, origin, request.spec, plan.spec)
 
 
-def _judging(folder: Path | None, score: str, kept_in: str = "classifier") -> _Judging:
-    """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
-    from policies.bundle_format import ClassifierJudge, ScoreJudge
-    from policies.judge import NamedScore
-    from policies.policy import Stage
-
-    if folder is None:
-        return _Judging(NamedScore(score), ScoreJudge(score=score))
-    from policies.classifier_judge import load_judge
-    from policies.features import FEATURES_VERSION
-
-    stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
-    spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
-    return _Judging(load_judge(folder, stage), spec, folder)
-
-
-def _judging_request(folder: Path | None) -> _Judging:
-    from policies.bundle_format import ToolsJudge
-    from policies.judge import FewTools
-
-    if folder is not None:
-        return _judging(folder, "", "classifier_request")
-    return _Judging(FewTools(), ToolsJudge())
-
-
-def _write(out: Path, manifest: Manifest, given: Collection[_Judging]) -> None:
+def _write(out: Path, manifest: Manifest, given: Collection[Judging]) -> None:
     from policies.bundle import load, save
     from policies.bundle_format import ClassifierJudge
 
@@ -285,21 +279,3 @@ def _write(out: Path, manifest: Manifest, given: Collection[_Judging]) -> None:
         )
     served = {"policy": {"kind": "bundle", "path": str(out)}}
     console.print(yaml.safe_dump(served, sort_keys=False), markup=False, highlight=False, soft_wrap=True)
-
-
-def _cases_of(trace: Trace, name: str) -> list[Case]:
-    from evaluation.case_sets import case_set
-
-    asked = {row.case_id for row in trace.rows}
-    return [case for case in case_set(name) if case.id in asked]
-
-
-def _recorded(cases: list[Case], large: str, input_price: float, output_price: float) -> Trace:
-    from evaluation.chat_client import TokenPrices
-    from evaluation.recorded_index import served_name
-    from evaluation.recording_trace import trace_of_recording
-    from evaluation.recordings import StudyData
-
-    prices = TokenPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
-    answers = StudyData.of_checkout().recording(large)
-    return trace_of_recording(cases, answers, arm=served_name(large), prices=prices, command="smallcall tune")

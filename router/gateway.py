@@ -59,6 +59,8 @@ class Reply:
     completion: Mapping[str, Any] | None = None
     """A small answer that is to be streamed."""
     relay: Relay | None = None
+    auditor: Auditor | None = None
+    """Of the large model's answers: told when one has come to its end."""
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events, one or several at once, where the client asked for a stream."""
@@ -73,16 +75,21 @@ class Reply:
         """Free what the reply holds, and see that its row is written."""
         if self.relay is not None:
             await self.relay.close()
+        if self.auditor is not None:
+            self.auditor.compare(self.decision)
 
 
 class Auditor(Protocol):
-    """Whatever asks the large model behind some of the small one's answers; see `router.audits`."""
+    """Whatever holds drafts against what the large model says; see `router.audits`."""
 
     def draw(self, decision: Decision) -> bool:
         """Whether to, before the row is written."""
 
     def ask(self, decision: Decision) -> None:
         """Do so, in the background."""
+
+    def compare(self, decision: Decision) -> None:
+        """Where the large model answered in a whole draft's place, hold that against its answer, in the background."""
 
 
 class Policies(Protocol):
@@ -217,20 +224,24 @@ class Gateway:
         if large is None:
             raise no_large_model(decision.verdict)
         decision.side, decision.large_model = "large", large.model
-        decision.seen.keep = recorder.store_content
+        decision.seen.keep = recorder.store_content or self._auditor is not None
         TRIES.set(decision.tries)
         forwarder = self._forwarder
+        body: Mapping[str, Any] | None = None
+        relay: Relay | None = None
         if forwarder is not None and forwarder.speaks(dialect.name):
             if chat.stream:
                 source: Source = await forwarder.stream(chat, dialect.name, writer)
-                return Reply(decision, writer, relay=Relay(decision, source, writer, forwarder, recorder))
-            return Reply(decision, writer, await forwarded_answer(decision, dialect, forwarder, recorder))
-        if chat.native_only is not None:
+                relay = Relay(decision, source, writer, forwarder, recorder)
+            else:
+                body = await forwarded_answer(decision, dialect, forwarder, recorder)
+        elif chat.native_only is not None:
             raise not_translatable(chat.native_only)
-        if chat.stream:
-            stream = await large.stream(chat.body)
-            return Reply(decision, writer, relay=Relay(decision, Translated(stream, writer), writer, large, recorder))
-        return Reply(decision, writer, await whole_answer(decision, dialect, large, recorder))
+        elif chat.stream:
+            relay = Relay(decision, Translated(await large.stream(chat.body), writer), writer, large, recorder)
+        else:
+            body = await whole_answer(decision, dialect, large, recorder)
+        return Reply(decision, writer, body, relay=relay, auditor=self._auditor)
 
     def _unit_prices(self) -> UnitPrices | None:
         """Of the large model. Not asked for again once its price map is there and does not know it."""

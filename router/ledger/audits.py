@@ -68,7 +68,7 @@ async def auditable(engine: AsyncEngine, first: date, last: date) -> list[Audita
         select(
             decisions.c.decision_id,
             decisions.c.tool,
-            decisions.c.get("probability", decisions.c.score),
+            func.coalesce(decisions.c.probability, decisions.c.score),
             decisions.c.audit_propensity,
             audits.c.decision_id.is_not(None),
             audits.c.agreed,

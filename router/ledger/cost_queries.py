@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, and_, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.costs import Group, Line, lines
+from evaluation.costs import Group, Line, Means, lines, means
 from router.ledger.tables import COUNTED, NANO_USD, audits, decisions, rolled_days, rollups
 
 _D = decisions.c
@@ -81,6 +81,15 @@ _OF_LINE = (*COUNTED, *NANO_USD)
 
 async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
     """The lines of the days from `first` to `last`, by what is left of their rows, rolled up or not."""
+    return lines(await _groups(engine, first, last))
+
+
+async def typical_answers(engine: AsyncEngine, first: date, last: date) -> Means:
+    """What the large model's answers of those days were like, by what is left of their rows."""
+    return means(await _groups(engine, first, last), minimum=1) or Means()
+
+
+async def _groups(engine: AsyncEngine, first: date, last: date) -> list[Group]:
     day = func.date(_D.created_at)
     keys = [column.label(name) for name, column in _GROUPED.items()]
     query = (
@@ -91,7 +100,7 @@ async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
     )
     async with engine.connect() as connection:
         found = (await connection.execute(query)).mappings().all()
-    return lines([_group(dict(row)) for row in found])
+    return [_group(dict(row)) for row in found]
 
 
 def _group(row: dict[str, Any]) -> Group:
@@ -133,11 +142,10 @@ def _plain(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 async def newest_judgement(engine: AsyncEngine) -> tuple[str | None, str | None]:
     """The policy of the newest decision that one judged, and the certificate that was in force for it."""
-    certificate = _D.get("certificate", _NONE)
-    query = select(_D.policy, certificate).where(_D.policy != "pinned", _D.decision_id > "").limit(1)
+    query = select(_D.policy, _D.certificate).where(_D.policy != "pinned", _D.decision_id > "").limit(1)
     async with engine.connect() as connection:
         found = (await connection.execute(query.order_by(_D.decision_id.desc()))).first()
-    return (found[0], found[1] or None) if found else (None, None)
+    return (found[0], found[1]) if found else (None, None)
 
 
 async def span(engine: AsyncEngine) -> tuple[date, date] | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import select
 from typer.testing import CliRunner
 
 from evaluation.agreement import agreement
@@ -24,12 +25,13 @@ from router.dialects.chat_completions import read_request
 from router.ledger import Ledger
 from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
 from router.ledger.cost_queries import cost_lines
+from router.ledger.tables import audits
 from router.settings import Audits, Price, Settings, SettingsError, load_settings
 from router.upstream import UpstreamUnavailable
 from router.upstream.prices import FixedPrices
 from tests.router.conftest import ScriptedSmall, served
 from tests.router.test_costs import DAY, small, write
-from tests.router.test_gateway import CALL, TOOL, ask, post
+from tests.router.test_gateway import CALL, TOOL, ask, post, stream
 
 PRICES = FixedPrices(Price(input_usd_per_mtok=1000, output_usd_per_mtok=0))
 PARIS = {"city": "Paris"}
@@ -60,13 +62,13 @@ class Large:
     cost_usd = PRICES.cost_usd
 
 
-def settings(url: str, **audits: Any) -> Settings:
+def settings(url: str, *, policy: Any = None, **audits: Any) -> Settings:
     told = {"enabled": True, "rate": 1.0, "floor": 1.0, "per_minute": 1000, "usd_per_day": 100, **audits}
     return Settings.model_validate(
         {
             "ledger": {"url": url, "store_content": True},
             "audits": told,
-            "policy": {"kind": "threshold", "threshold": 0.5},
+            "policy": policy or {"kind": "threshold", "threshold": 0.5},
         }
     )
 
@@ -102,6 +104,53 @@ async def test_an_answer_is_compared_behind_the_clients_back(
     assert row.cost_nusd == 100_000_000
     assert kept.large_model is None
     assert large.bodies[0]["tools"] == [TOOL]
+
+
+class Streaming(Large):
+    """The same, in pieces."""
+
+    async def stream(self, body: Any) -> Any:
+        return self
+
+    async def __aiter__(self) -> Any:
+        text = json.dumps(self.arguments)
+        first = {"index": 0, "id": "x", "type": "function", "function": {"name": "get_weather", "arguments": text[:5]}}
+        rest = {"index": 0, "function": {"arguments": text[5:]}}
+        for call, finish in ((first, None), (rest, "tool_calls")):
+            yield {"id": "x", "choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": finish}]}
+
+    async def aclose(self) -> None: ...
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize(
+    ("arguments", "agreed", "reason"), [(PARIS, True, "matched"), ({"city": "Rome"}, False, "wrong_value")]
+)
+async def test_a_draft_that_went_large_is_held_against_the_answer_that_came(
+    ledger_url: str, streamed: bool, arguments: Any, agreed: bool, reason: str
+) -> None:
+    """Nobody is asked a second time; drafts that were never whole, and requests with a pinned side, are no drafts."""
+    policy = {"kind": "threshold", "score": "mean_logprob", "threshold": 0.5}
+    whole = settings(ledger_url, policy=policy)
+    unsure, large = ScriptedSmall(CALL, logprob=-2.0), Streaming(arguments)
+    app = create_app(whole, small=unsure, large=large)
+    async with served(app) as url:
+        ask_for = {**ask(), **({"stream": True} if streamed else {})}
+        await (stream(url, ask_for) if streamed else post(url, ask_for))
+        await post(url, ask(model="smallcall/large"))
+        (first, _) = await app.state.ledger.page()
+        async with asyncio.timeout(10):
+            while not (kept := await _compared(app.state.ledger)):  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    assert kept == [(first.decision_id, 1.0, agreed, reason, None)]
+    assert (first.side, first.stage, first.audit_propensity, first.reason) == ("large", "after", None, "low_confidence")
+    assert len(large.bodies) == 1 + (not streamed)
+
+
+async def _compared(ledger: Ledger) -> list[tuple[Any, ...]]:
+    columns = audits.c.decision_id, audits.c.propensity, audits.c.agreed, audits.c.reason, audits.c.cost_nusd
+    async with ledger.engine.connect() as connection:
+        return [tuple(row) for row in await connection.execute(select(*columns))]
 
 
 async def test_what_no_judge_accepted_is_not_audited(ledger_url: str) -> None:

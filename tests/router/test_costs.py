@@ -152,10 +152,10 @@ async def test_days_end_at_midnight_utc(ledger_url: str) -> None:
 HOSTILE = "</script><img src=x onerror=alert(1)>\u202e"
 
 
-def _costs(folder: Path, url: str, *arguments: str) -> str:
+def _costs(folder: Path, url: str, *arguments: str, name: tuple[str, ...] = ("costs",)) -> str:
     file = folder / "smallcall.yaml"
     file.write_text(json.dumps({"ledger": {"url": url}, "small": {"usd_per_hour": 0.5}}))
-    found = CliRunner().invoke(cli, ["costs", "--config", str(file), *arguments], env={"COLUMNS": "200"})
+    found = CliRunner().invoke(cli, [*name, "--config", str(file), *arguments], env={"COLUMNS": "200"})
     assert found.exit_code == 0, found.output
     return found.stdout
 
@@ -209,7 +209,7 @@ def test_days_and_arms_are_told_apart(told: str, tmp_path: Path) -> None:
     assert [(row["label"], row["requests"]) for row in by_day["rows"]] == [("2026-05-05", 1)]
     by_arm = json.loads(_costs(tmp_path, told, "--by", "arm", "--format", "json"))
     assert [(row["label"], row["requests"]) for row in by_arm["rows"]] == [("(no experiment)", 3), ("trial:bold", 1)]
-    by_key = json.loads(_costs(tmp_path, told, "--by", "key", "--format", "json"))
+    by_key = json.loads(_costs(tmp_path, told, "--by", "key", "--format", "json", name=("report", "costs")))
     assert [(row["label"], row["requests"]) for row in by_key["rows"]] == [("(no key)", 3), ("k1", 1)]
 
 

@@ -1,0 +1,49 @@
+"""What `report` and `tune` share that read a ledger: its decisions as the rows of a study."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from router.cli_ledger import READ_S, day_option, fail
+
+if TYPE_CHECKING:
+    from evaluation.observed import Chosen
+    from evaluation.observed_traces import Kept, ObservedTraces
+
+LEDGER_HELP = "your own decisions in place of traces: a ledger's URL, such as sqlite+aiosqlite:///var/ledger.db"
+
+
+class KnownBy(StrEnum):
+    """Which decisions become rows; see `evaluation.observed`."""
+
+    SAMPLE = "sample"
+    TOLD = "told"
+
+
+def observed_traces(url: str, since: str | None, until: str | None, *, labels: KnownBy, command: str) -> ObservedTraces:
+    """The rows of those days. Exit code 1: no ledger; 2: no day.
+
+    Raises ValueError where no decision is known to be right or wrong.
+    """
+    from evaluation.observed_traces import traces_of
+
+    first, last = day_option("--since", since), day_option("--until", until)
+    chosen, kept = asyncio.run(_read(url, first or date(1970, 1, 1), last or date(9998, 12, 31), labels))
+    return traces_of(chosen, kept, labels.value, command=command)
+
+
+async def _read(url: str, first: date, last: date, labels: KnownBy) -> tuple[Chosen, dict[str, Kept]]:
+    from evaluation.observed import choose
+    from router.ledger import Ledger, LedgerUnavailableError
+    from router.observed import contents, given_up, observed
+
+    try:
+        async with Ledger.open(url, READ_S) as ledger:
+            rows = await observed(ledger.engine, first, last)
+            chosen = choose(rows, labels.value, given_up=await given_up(ledger.engine, first, last))
+            return chosen, await contents(ledger.engine, chosen.rows)
+    except LedgerUnavailableError as error:
+        raise fail(str(error), 1) from None

@@ -1,0 +1,68 @@
+"""What `smallcall tune` is given, as objects: judges, cases, the large model's trace."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from evaluation.cases import Case
+    from evaluation.trace_table import Trace
+    from policies.bundle_format import JudgeSpec
+    from policies.judge import Judge
+
+
+@dataclass(frozen=True)
+class Judging:
+    """A judge, as it is used and as a bundle names it; `folder` of a classifier."""
+
+    judge: Judge
+    spec: JudgeSpec
+    folder: Path | None = None
+
+
+def judging(folder: Path | None, score: str, kept_in: str = "classifier") -> Judging:
+    """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
+    from policies.bundle_format import ClassifierJudge, ScoreJudge
+    from policies.judge import NamedScore
+    from policies.policy import Stage
+
+    if folder is None:
+        return Judging(NamedScore(score), ScoreJudge(score=score))
+    from policies.classifier_judge import load_judge
+    from policies.features import FEATURES_VERSION
+
+    stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
+    spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
+    return Judging(load_judge(folder, stage), spec, folder)
+
+
+def judging_request(folder: Path | None) -> Judging:
+    from policies.bundle_format import ToolsJudge
+    from policies.judge import FewTools
+
+    if folder is not None:
+        return judging(folder, "", "classifier_request")
+    return Judging(FewTools(), ToolsJudge())
+
+
+def cases_asked(trace: Trace, name: str) -> list[Case]:
+    from evaluation.case_sets import cases_of
+
+    asked = {row.case_id for row in trace.rows}
+    return [case for case in cases_of(name) if case.id in asked]
+
+
+def large_arm(cases: list[Case], large: str, input_price: float, output_price: float) -> Trace:
+    from evaluation.chat_client import TokenPrices
+    from evaluation.recorded_index import served_name
+    from evaluation.recording_trace import trace_of_recording
+    from evaluation.recordings import StudyData
+    from evaluation.trace_table import read_trace
+
+    if large.endswith(".parquet"):
+        return read_trace(Path(large))
+    prices = TokenPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
+    answers = StudyData.of_checkout().recording(large)
+    return trace_of_recording(cases, answers, arm=served_name(large), prices=prices, command="smallcall tune")
