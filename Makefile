@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -30,6 +30,9 @@ test: $(STAMP) check  ## every check and test that CI runs
 test-clients: $(STAMP)  ## real client libraries run an agent against a gateway; downloads them, minutes
 	$(BIN)/python -m tests.clients
 
+test-ray: $(STAMP)  ## sixty recorded answers collected over Ray equal those without it; needs smallcall[ray]
+	$(BIN)/python -m tests.acceptance.shards_over_ray
+
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
 
@@ -53,9 +56,6 @@ bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same draf
 
 bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
 	$(BIN)/python -m bench.cancel
-
-bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
-	$(BIN)/python -m bench.judge
 
 engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
 	$(BIN)/python -m bench.parity

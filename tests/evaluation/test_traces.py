@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import multiprocessing
 import signal
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from aiohttp.test_utils import TestServer
 
 from evaluation.cases import CallsGold, Case, GoldCall, NoCallGold, UnknownGold, data_hash
 from evaluation.chat_client import Endpoint, Timing, TokenPrices
-from evaluation.sharded import RayUnavailableError, collect_sharded, locally, with_ray
+from evaluation.sharded import Executor, RayUnavailableError, collect_sharded, locally, with_ray
 from evaluation.trace_table import (
     Trace,
     TraceError,
@@ -589,7 +591,16 @@ async def test_endpoints_that_would_be_asked_something_else_are_refused(tmp_path
             await collect([_case("a")], endpoints, tmp_path / "t.parquet", command="test")
 
 
-async def test_shards_give_the_table_of_one_run_and_go_on_where_they_stopped(upstream: Start, tmp_path: Path) -> None:
+def in_processes(function: Callable[[bytes], bytes], shards: Sequence[bytes]) -> Iterator[bytes]:
+    """As a cluster does it: function and shards cross to other processes, which know nothing of this one."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(function, shards)
+
+
+@pytest.mark.parametrize("executor", [locally, in_processes])
+async def test_shards_give_the_table_of_one_run_and_go_on_where_they_stopped(
+    upstream: Start, tmp_path: Path, executor: Executor
+) -> None:
     """Rows equal those of a plain run but for their times; a second run asks only what has no row."""
     server = await upstream(_by_name)
     cases = [_case(name) for name in ("right", "wrong", "c", "d", "e")]
@@ -598,7 +609,7 @@ async def test_shards_give_the_table_of_one_run_and_go_on_where_they_stopped(ups
     out = tmp_path / "sharded.parquet"
 
     def sharded(given: list[Case]) -> Trace:
-        return collect_sharded(given, [endpoint], out, command="test", shard_size=2, executor=locally)
+        return collect_sharded(given, [endpoint], out, command="test", shard_size=2, executor=executor)
 
     await asyncio.to_thread(sharded, cases[:3])
     server.seen.clear()
