@@ -15,12 +15,15 @@ from enum import StrEnum
 from functools import cached_property
 from typing import Any
 
+from policies.messages import texts
 from policies.policy import Request
 from policies.readings import NUMBER, as_float
 from policies.readings import moments as moments_of
 from policies.readings import numbers as numbers_of
 
 MAX_CONVERSATION_CHARS = 20_000
+MAX_PARTS = 256
+"""Of a message's content."""
 MAX_VALUES = 64
 MAX_VALUE_CHARS = 500
 """Of a longer value only so much is looked for."""
@@ -142,13 +145,8 @@ class Conversation:
 
 def message_text(message: Mapping[str, Any]) -> str:
     """The text of a message in any dialect's form; empty for none."""
-    content = message.get("content")
-    if isinstance(content, str):
-        return content[:MAX_CONVERSATION_CHARS]
-    if not isinstance(content, list):
-        return ""
-    parts = (part.get("text") for part in content[:256] if isinstance(part, Mapping))
-    return "\n".join(part[:MAX_CONVERSATION_CHARS] for part in parts if isinstance(part, str))
+    said = texts(message.get("content"), parts=MAX_PARTS)
+    return "\n".join(text[:MAX_CONVERSATION_CHARS] for text in said)
 
 
 def leaves(value: Any, schema: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from policies.messages import texts
 from router.dialects.chat import LargeOnly
 from slm.pattern import TOOL_RESULT_CHARS
 
@@ -44,15 +45,6 @@ def _unseen(messages: Sequence[Mapping[str, Any]]) -> LargeOnly | None:
         elif role == "tool":
             if message.get("tool_call_id") not in called:
                 return LargeOnly("tool_result_unmatched", f"messages[{index}].tool_call_id")
-            if _length(message.get("content")) > TOOL_RESULT_CHARS:
+            if sum(map(len, texts(message.get("content")))) > TOOL_RESULT_CHARS:
                 return LargeOnly("tool_result_cut", f"messages[{index}].content")
     return None
-
-
-def _length(content: Any) -> int:
-    """Characters of a message's text."""
-    if isinstance(content, str):
-        return len(content)
-    if not isinstance(content, list):
-        return 0
-    return sum(len(part["text"]) for part in content if isinstance(part, dict) and isinstance(part.get("text"), str))

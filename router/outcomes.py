@@ -26,6 +26,7 @@ from typing import Any, Literal
 
 import orjson
 
+from policies.messages import texts
 from router.tool_results import OK, Fault, Result, read_result
 
 Strength = Literal["strong", "medium", "weak", "none"]
@@ -179,11 +180,7 @@ def _alike(one: str, other: str) -> bool:
 
 
 def _text(content: Any) -> str:
-    if isinstance(content, str):
-        return content
-    parts = content if isinstance(content, list) else ()
-    texts = (part.get("text") for part in parts if isinstance(part, dict))
-    return "\n".join(text for text in texts if isinstance(text, str))
+    return "\n".join(texts(content))
 
 
 def _canonical(arguments: Any) -> str:

@@ -106,7 +106,16 @@ def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
 
 
 async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads: int) -> dict[str, Trace]:
-    """Traces of one arm by set, read from `folder` where they stand, with all token signals.
+    """Traces of one arm by set; see `draft_tables`."""
+    tables = {name: sample(name, case_set(name), per_group) for name, per_group in sets.items()}
+    return await draft_tables(arm, tables, folder, tell, threads=threads, command=COMMAND)
+
+
+async def draft_tables(
+    arm: Arm, tables: Mapping[str, Sequence[Case]], folder: Path, tell: Tell, *, threads: int, command: str
+) -> dict[str, Trace]:
+    """One arm's traces of lists of cases by name, read from `folder` where they stand, with all token signals. The
+    model is loaded only if something is to be drafted.
 
     Raises:
         slm.model.LoadError: model or adapter cannot be loaded.
@@ -117,8 +126,7 @@ async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads
     use_threads(threads)
     batch: Batch | None = None
     traces: dict[str, Trace] = {}
-    for name, per_group in sets.items():
-        cases = sample(name, case_set(name), per_group)
+    for name, cases in tables.items():
 
         async def ask(todo: Sequence[Case], keep: Keep, cases: Sequence[Case] = cases) -> None:
             nonlocal batch
@@ -133,7 +141,7 @@ async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads
         out.parent.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
         traces[name] = await collect_by(
-            ask, cases, [endpoint], out, command=COMMAND, serving=arm.serving, on_progress=told
+            ask, cases, [endpoint], out, command=command, serving=arm.serving, on_progress=told
         )
     return traces
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evaluation.case_sets import case_set, sample
 from evaluation.cases import Case
-from evaluation.chat_client import Endpoint
 from evaluation.tool_counts import RECALL_AT, Rate, Recall, crowded, pool_of
-from evaluation.traces import INVALID_DRAFT, Keep, Progress, collect_by
-from router.small_scores import CHUNK, Arm
+from evaluation.traces import INVALID_DRAFT
+from router.small_scores import Arm, Tell, draft_tables
 
 if TYPE_CHECKING:
     from slm.model import Loaded
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
 SETS = ("bfcl", "heldout_tools", "in_domain")
 SEED = 20
 COMMAND = "smallcall study tools"
-
-Tell = Callable[[str, int, int | None], None]
 
 
 def crowded_cases(rows: int, counts: Sequence[int]) -> dict[int, list[Case]]:
@@ -45,27 +42,10 @@ def crowded_cases(rows: int, counts: Sequence[int]) -> dict[int, list[Case]]:
 
 async def tool_rates(arm: Arm, cases: dict[int, list[Case]], folder: Path, tell: Tell, *, threads: int) -> list[Rate]:
     """One arm among each number of tools; what was drafted before is read from `folder`."""
-    from router.batch import PINNED, Batch
-    from slm.model import use_threads
-
-    use_threads(threads)
-    batch: Batch | None = None
+    tables = {f"tools-{count}": chosen for count, chosen in cases.items()}
+    traces = await draft_tables(arm, tables, folder, tell, threads=threads, command=COMMAND)
     rates = []
-    for count, chosen in cases.items():
-
-        async def ask(todo: Sequence[Case], keep: Keep, chosen: Sequence[Case] = chosen) -> None:
-            nonlocal batch
-            if todo:
-                batch = batch or Batch(arm.engine(), arm.small)
-                await batch.ask(chosen, todo, keep, chunk=CHUNK)
-
-        def told(progress: Progress, label: str = f"{arm.name}, {count} tools") -> None:
-            tell(label, progress.done, progress.total)
-
-        out = arm.table(folder, f"tools-{count}")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
-        trace = await collect_by(ask, chosen, [endpoint], out, command=COMMAND, serving=arm.serving, on_progress=told)
+    for (count, chosen), trace in zip(cases.items(), traces.values(), strict=True):
         asked = {case.id for case in chosen}
         rows = [row for row in trace.rows if row.case_id in asked]
         passed = sum(row.passed is True for row in rows)
