@@ -145,7 +145,9 @@ def tune_stages(
             arms = seen.rows.arms
             busy = seen.rows.latencies(np.ones(len(arms), dtype=bool))
             if np.isnan(arms.large_latency).any() or np.isnan(busy).any():
-                raise ReplayError("a row without latencies: weigh cost alone, or give the large model's latency")
+                raise ReplayError(
+                    "a row has no latency: weigh cost alone (--cost-weight 1), or tell it (--large-latency-s)"
+                )
     combinations, half = _combinations(learn), delta / 2
     staged, staged_certificate = _walked(_front(learn, combinations, cost_weight), certify, alpha, half)
     alone = [one for one in combinations if not one.gated]

@@ -44,7 +44,8 @@ class Operating:
     harmed: Estimate
     """Answered small and wrong where the large model is right, over all requests."""
     latency_s: float | None
-    """Mean: of the draft's work, and of the large model's answer where it is asked; None where no trace tells it."""
+    """Mean: of the draft's work, and of the large model's answer where it is asked; None where no trace tells one that
+    counts."""
     large_latency_s: float | None
     harmed_one_each: tuple[int, int]
     """Harmed, and rows, among one row of each conversation: what a bound on the harm is made of."""
@@ -144,6 +145,8 @@ class Rows:
         arms, harmed = self.arms, accepted & self.harmed_if_accepted
         here = np.ones(len(arms), dtype=bool) if within is None else within
         each = self.one_each[here[self.one_each]]
+        large_latency_s = _mean(arms.large_latency[here])
+        told = large_latency_s is not None or bool(accepted[here].all())
         return Operating(
             threshold=threshold,
             share_small=float(accepted[here].mean()),
@@ -151,8 +154,8 @@ class Rows:
             large_passed=float(arms.large_pass[here].mean()),
             cost=float(self.costs(accepted, drafted)[here].sum() / arms.large_cost[here].sum()),
             harmed=rate(harmed[here]),
-            latency_s=_mean(self.latencies(accepted, drafted)[here]),
-            large_latency_s=_mean(arms.large_latency[here]),
+            latency_s=_mean(self.latencies(accepted, drafted)[here]) if told else None,
+            large_latency_s=large_latency_s,
             harmed_one_each=(int(harmed[each].sum()), len(each)),
         )
 

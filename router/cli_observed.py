@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from datetime import date
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+import typer
 
 from router.cli_ledger import READ_S, day_option, fail
 
@@ -16,11 +19,32 @@ if TYPE_CHECKING:
 LEDGER_HELP = "your own decisions in place of traces: a ledger's URL, such as sqlite+aiosqlite:///var/ledger.db"
 
 
+_OF_LEDGERS = frozenset({"since", "until", "labels"})
+
+
 class KnownBy(StrEnum):
     """Which decisions become rows; see `evaluation.observed`."""
 
     SAMPLE = "sample"
     TOLD = "told"
+
+
+def check_source(context: typer.Context, trace: object, ledger: str | None, with_ledger: Collection[str]) -> None:
+    """A trace or a ledger, and no option that nothing would read.
+
+    Args:
+        with_ledger: names of the parameters that a ledger goes with.
+    """
+    if (trace is None) == (ledger is None):
+        raise typer.BadParameter("give a trace, or --ledger")
+    unread = _OF_LEDGERS if ledger is None else set(context.params) - {*with_ledger, *_OF_LEDGERS, "ledger"}
+    given = [
+        f"--{name.replace('_', '-')}"
+        for name in context.params
+        if name in unread and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise typer.BadParameter(f"{', '.join(given)}: for {'a ledger' if ledger is None else 'traces'} only")
 
 
 def observed_traces(url: str, since: str | None, until: str | None, *, labels: KnownBy, command: str) -> ObservedTraces:

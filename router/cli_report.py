@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from router.checkout import commit
 from router.cli_costs import costs
-from router.cli_observed import LEDGER_HELP, KnownBy, observed_traces
+from router.cli_observed import LEDGER_HELP, KnownBy, check_source, observed_traces
 
 if TYPE_CHECKING:
     from evaluation.cases import Case
@@ -42,6 +42,7 @@ LARGE = "gpt-4o-2024-08-06-FC"
 
 @report_app.command(DEFAULT)
 def report(
+    context: typer.Context,
     small: Annotated[
         str | None, typer.Argument(help="trace of the small arm, or a recorded model of BFCL", show_default=False)
     ] = None,
@@ -77,13 +78,7 @@ def report(
 
     if on_no_call not in ("escalate", "answer"):
         raise typer.BadParameter("escalate or answer", param_hint="--on-no-call")
-    if (small is None) == (ledger is None):
-        raise typer.BadParameter("give a trace, or --ledger")
-    if ledger is not None and (large is not None or right_at_usd is not None or gateway is not None):
-        raise typer.BadParameter(
-            "a ledger knows its large model and what the gateway did: --large, --right-at-usd and "
-            "--gateway are for traces"
-        )
+    check_source(context, small, ledger, ("out", "png", "small_usd_per_hour"))
     try:
         if ledger is not None:
             made = _of_ledger(ledger, since, until, labels, small_usd_per_hour)

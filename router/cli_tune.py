@@ -12,7 +12,7 @@ import typer
 import yaml
 from rich.console import Console
 
-from router.cli_observed import LEDGER_HELP
+from router.cli_observed import LEDGER_HELP, check_source
 from router.cli_tune_ledger import tune_ledger
 from router.tune_given import Judging, cases_asked, judging, judging_request, large_arm
 
@@ -29,6 +29,7 @@ console = Console()
 
 
 def tune(
+    context: typer.Context,
     small: Annotated[
         Path | None, typer.Argument(help="trace of the small arm, with signals", exists=True, show_default=False)
     ] = None,
@@ -63,7 +64,9 @@ def tune(
         Path | None, typer.Option(help="of the request's gate; without: the tools offered")
     ] = None,
     judge_plan: Annotated[Path | None, typer.Option(help="of the plan's gate; without: its weakest token")] = None,
-    cost_weight: Annotated[float, typer.Option(help="of cost against time, for --staged", min=0, max=1)] = 0.5,
+    cost_weight: Annotated[
+        float | None, typer.Option(help="with --staged: of cost against time; else one half", min=0, max=1)
+    ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(help="budget of the large model; the threshold follows it")
     ] = None,
@@ -90,12 +93,14 @@ def tune(
     }
     goal, target = _goal(goals)
     money = Money(usd_per_hour, pass_per_usd, pass_per_second)
-    of_traces = (large, judge, tool_class, staged, money.given, out)
-    _check_source(small, ledger, large, right_at_usd, given=right_at_usd is not None or any(of_traces))
-    if bool(tool_class) + staged + money.given > 1:
-        raise typer.BadParameter("--tool-class, --staged and money (--usd-per-hour, --pass-per-…) exclude each other")
-    if (tool_class or staged) and goal != "max_harm":
-        raise typer.BadParameter("--tool-class and --staged need --max-harm")
+    check_source(context, small, ledger, (*goals, "confidence", "small_usd_per_hour"))
+    if small is not None and (large is None) == (right_at_usd is None):
+        raise typer.BadParameter("give one of --large, --right-at-usd")
+    if large_latency_s is not None and right_at_usd is None:
+        raise typer.BadParameter("--large-latency-s is for --right-at-usd: a trace tells its own latencies")
+    _check_shape(goal, bool(tool_class), staged, money)
+    if not staged and any((judge_request, judge_plan, cost_weight is not None)):
+        raise typer.BadParameter("--judge-request, --judge-plan and --cost-weight are for --staged")
     try:
         if small is None:
             days, delta = (since, until), 1 - confidence
@@ -119,7 +124,7 @@ def tune(
                 "request": judging_request(judge_request),
                 "plan": judging(judge_plan, "weakest_token", "classifier_plan"),
             }
-            manifest = _staged(work, origin, target, cost_weight, given)
+            manifest = _staged(work, origin, target, 0.5 if cost_weight is None else cost_weight, given)
         elif tool_class:
             manifest = _classes(work, origin, target, tool_class)
         else:
@@ -131,19 +136,11 @@ def tune(
         raise typer.Exit(1) from error
 
 
-def _check_source(
-    small: Path | None, ledger: str | None, large: str | None, right_at_usd: float | None, *, given: bool
-) -> None:
-    """A trace with a large model, or a ledger with nothing that is for traces."""
-    if (small is None) == (ledger is None):
-        raise typer.BadParameter("give a trace, or --ledger")
-    if ledger is not None and given:
-        raise typer.BadParameter(
-            "a ledger has scores and answers, but no signals: --large, --right-at-usd, --judge, --tool-class, "
-            "--staged, --usd-per-hour, --pass-per-… and --out are for traces"
-        )
-    if small is not None and (large is None) == (right_at_usd is None):
-        raise typer.BadParameter("give one of --large, --right-at-usd")
+def _check_shape(goal: Goal, tool_class: bool, staged: bool, money: Money) -> None:
+    if tool_class + staged + money.given > 1:
+        raise typer.BadParameter("--tool-class, --staged and money (--usd-per-hour, --pass-per-…) exclude each other")
+    if (tool_class or staged) and goal != "max_harm":
+        raise typer.BadParameter("--tool-class and --staged need --max-harm")
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,7 @@ def _goal(goals: Mapping[Goal, float | None]) -> tuple[Goal, float]:
     given = [(goal, value) for goal, value in goals.items() if value is not None]
     if len(given) != 1:
         options = ", ".join(f"--{goal.replace('_', '-')}" for goal in goals)
-        raise typer.BadParameter(f"give one of {options}")
+        raise typer.BadParameter(f"give exactly one of {options}")
     return given[0]
 
 
@@ -227,7 +224,10 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
         pattern, _, value = told.rpartition("=")
         if not pattern or pattern in alphas:
             raise ValueError(f"--tool-class {told}: must be PATTERN=RATE, each pattern once")
-        alphas[pattern] = float(value)
+        try:
+            alphas[pattern] = float(value)
+        except ValueError:
+            raise ValueError(f"--tool-class {told}: {value!r} is no rate") from None
     tuning = work.tuned("max_harm", rest)
     made = tune_classes(tuning.choosing, tuning.telling, alphas, delta=work.delta)
     console.print(classes_table(made))
@@ -244,7 +244,8 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
         work.cases, work.rows_of, request.judge, plan.judge, alpha=alpha, delta=work.delta, cost_weight=cost_weight
     )
     console.print(stages_table(made))
-    if made.single is None and made.staged is None:
+    console.print("each of the two is certified at half of what --confidence leaves, so that both hold together")
+    if made.single is None:
         console.print("nothing can be certified: let everything go large (policy: {kind: large_only})", markup=False)
     elif made.saved is not None:
         kept = "kept" if made.pays else "not outside the interval, so the single threshold stays"
@@ -253,6 +254,8 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
             f"weighed cost and time: {kept}",
             highlight=False,
         )
+    else:
+        console.print("no gate pays: the single threshold stays")
     return staged_manifest(made, origin, request.spec, plan.spec)
 
 

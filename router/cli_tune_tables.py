@@ -12,7 +12,7 @@ from evaluation.tuning import Tuning
 from evaluation.tuning_rows import Operating
 from policies.certificate import Certificate
 
-_FIGURES = ("answered small", "pass rate", "always large", "cost", "latency", "harm", "certificate")
+_FIGURES = ("answered small", "passes", "large passes", "cost", "latency (large's)", "harm", "certificate")
 
 
 def choices_table(made: Tuning) -> Table:

@@ -48,10 +48,14 @@ def judging_request(folder: Path | None) -> Judging:
 
 
 def cases_asked(trace: Trace, name: str) -> list[Case]:
+    """Cases of a set, or of a file, that stand in the trace. Raises ValueError where none does."""
     from evaluation.case_sets import cases_of
 
     asked = {row.case_id for row in trace.rows}
-    return [case for case in cases_of(name) if case.id in asked]
+    found = [case for case in cases_of(name) if case.id in asked]
+    if not found:
+        raise ValueError(f"--cases {name}: none of the trace's cases is among them")
+    return found
 
 
 def large_arm(cases: list[Case], large: str, input_price: float, output_price: float) -> Trace:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -139,6 +140,28 @@ def test_the_command_prints_the_choice_and_the_policy_to_set(tmp_path: Path) -> 
     assert "harm ≤ 5.0% with 90%" in outcome.output
 
 
+def test_the_command_takes_a_file_of_cases_and_the_large_models_own_trace(tmp_path: Path) -> None:
+    """Nothing of the choice hangs on where cases and answers come from."""
+    small, large, own = tmp_path / "small.parquet", tmp_path / "large.parquet", tmp_path / "own.jsonl"
+    write_trace(small, SMALL)
+    write_trace(large, always_right(SMALL, usd_a_request=0.001, latency_s=2.0))
+    own.write_bytes(b"\n".join(msgspec.json.encode(case) for case in CASES) + b"\n")
+    arguments = ["--cases", str(own), "--large", str(large), "--max-harm", "0.05"]
+    outcome = CliRunner().invoke(app, ["tune", str(small), *arguments], env={"COLUMNS": "200"})
+    assert outcome.exit_code == 0, outcome.output
+    assert f"threshold: {made('max_harm', 0.05, seed=0).chosen.operating.threshold}" in outcome.output
+    assert "s (2.00)" in outcome.output
+
+
+def test_a_latency_is_told_only_where_the_large_models_is_known() -> None:
+    """The mean of the requests that are answered small would be no latency of the policy."""
+    tuning = made("max_harm", 0.05)
+    at = tuning.chosen.operating
+    assert (at.latency_s, at.large_latency_s) == (None, None)
+    everything = tuning.telling.operating(np.ones(len(tuning.telling), dtype=bool), None)
+    assert everything.latency_s == pytest.approx(0.9)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -147,6 +170,9 @@ def test_the_command_prints_the_choice_and_the_policy_to_set(tmp_path: Path) -> 
         (["--max-harm", "0.1", "--max-cost", "1", "--right-at-usd", "1"], "--max-harm"),
         (["--max-harm", "0.1", "--right-at-usd", "1", "--score", "mood"], "weakest_token"),
         (["--max-harm", "0.1", "--large", "nobody"], "gpt-4o"),
+        (["--max-harm", "0.1", "--right-at-usd", "1", "--cases", "in_domain"], "none of the trace's cases"),
+        (["--max-harm", "0.1", "--right-at-usd", "1", "--cost-weight", "0.2"], "are for --staged"),
+        (["--max-harm", "0.1", "--large", "nobody", "--large-latency-s", "1"], "is for --right-at-usd"),
     ],
 )
 def test_a_wrong_command_says_what_is_missing(arguments: list[str], message: str, tmp_path: Path) -> None:

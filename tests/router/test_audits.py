@@ -142,6 +142,7 @@ async def test_a_draft_that_went_large_is_held_against_the_answer_that_came(
         async with asyncio.timeout(10):
             while not (kept := await _compared(app.state.ledger)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
+        assert await auditable(app.state.ledger.engine, *[first.created_at.date()] * 2) == []
     assert kept == [(first.decision_id, 1.0, agreed, reason, None)]
     assert (first.side, first.stage, first.audit_propensity, first.reason) == ("large", "after", None, "low_confidence")
     assert len(large.bodies) == 1 + (not streamed)

@@ -207,7 +207,14 @@ def test_a_sample_shows_the_truth_that_unequal_auditing_and_speaking_hide() -> N
     [
         (["report"], 2, "give a trace, or --ledger"),
         (["report", "x.parquet", "--ledger", "URL"], 2, "give a trace, or --ledger"),
-        (["report", "--ledger", "URL", "--large", "gpt-4o-2024-08-06-FC"], 2, "are for traces"),
+        (
+            ["report", "--ledger", "URL", "--large", "gpt-4o-2024-08-06-FC", "--no-classifier"],
+            2,
+            "--large, --classifier",
+        ),
+        (["report", "x.parquet", "--since", "2026-11-01"], 2, "--since: for a ledger only"),
+        (["tune", "--ledger", "URL", "--max-harm", "0.1", "--staged"], 2, "--staged: for traces only"),
+        (["tune", "--max-harm", "0.1"], 2, "give a trace, or --ledger"),
         (["report", "--ledger", "URL", "--since", "soon"], 2, "not a day"),
         (["report", "--ledger", "mysql://x"], 1, "the ledger cannot be opened"),
         (["report", "--ledger", "URL"], 1, "no decision is known to be right or wrong: the ledger has none"),
@@ -237,9 +244,6 @@ def test_tune_reads_the_ledger(ledger_url: str) -> None:
     found = re.search(r"threshold (0\.\d+) of classifier: a bundle is never changed", told.stdout)
     assert found is not None
     assert 0.7 < float(found[1]) < 0.82
-    refused = command("tune", ledger_url, "--max-harm", "0.05", "--staged")
-    assert refused.exit_code == 2
-    assert "are for traces" in refused.output
     nothing = command("tune", ledger_url, "--max-harm", "0.05", "--since", "2027-01-01")
     assert nothing.exit_code == 1
     assert "no decision is known to be right or wrong" in nothing.output
