@@ -33,7 +33,7 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
 
-bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transformers on real tool calls; an hour
+bench-engine: $(STAMP)  ## the engine against llama.cpp and transformers on real tool calls; downloads it, 20 minutes
 	$(BIN)/python -m bench.engine
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
@@ -57,10 +57,10 @@ bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real req
 bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
 	$(BIN)/python -m bench.judge
 
-engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
+engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; 12 minutes
 	$(BIN)/python -m bench.parity
 
-engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; half an hour
+engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; 20 minutes
 	$(BIN)/python -m bench.precision
 
 check: $(STAMP)  ## formatting, lint, types, import layers

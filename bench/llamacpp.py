@@ -28,6 +28,7 @@ _CMAKE = (
 NODE_PACKAGE = "node-llama-cpp@3.21.1"
 PORT = 8179
 START_S = 120.0
+ANSWER_S = 120.0
 SLOTS = 8
 CONTEXT = 4096
 """Tokens a slot."""
@@ -127,7 +128,7 @@ class Server:
             return False
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_S)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()
