@@ -31,7 +31,7 @@ from slm.protocol import Done, DraftCommand, Token
 
 MINUTES = 20.0
 SEED = 4
-BLOCK = 8
+BLOCK = 4
 """Cases that are drafted together, then held against one another."""
 
 

@@ -5,7 +5,8 @@ served model's own, so what a client spells like one is broken up. Guided decodi
 (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.gbnf`; `none` leaves the model free.
 
 A server that tells no log-probabilities is an error: nothing could be judged by. What else such a server does not tell
-is NaN: entropy and feasible mass always, the margin where fewer than two alternatives come. No token counts as forced.
+is NaN: entropy and feasible mass, the margin where fewer than two alternatives come; and no token counts as forced. Our
+own endpoint (`router.completions`) tells all of these.
 Log-probabilities are those of the whole distribution only if the server says them before its grammar: vLLM does in its
 default mode `raw_logprobs`, llama.cpp without `post_sampling_probs`.
 """
@@ -254,10 +255,11 @@ class _Telling:
                 text=piece.text,
                 logprob=min(piece.logprob, 0.0),
                 margin=piece.margin,
-                entropy=_NAN,
-                feasible_mass=_NAN,
-                forced=False,
+                entropy=piece.entropy,
+                feasible_mass=piece.feasible_mass,
+                forced=piece.forced,
                 span=int(span if piece.text else Span.SYNTAX),
+                layer_agreement=piece.layer_agreement,
             )
         ]
         if not self._planned and "\n" in self._text:
@@ -284,11 +286,15 @@ class _Telling:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One token; the margin is NaN where the server does not tell two alternatives."""
+    """One token; what the server does not tell is NaN."""
 
     text: str
     logprob: float
     margin: float
+    entropy: float = _NAN
+    feasible_mass: float = _NAN
+    forced: bool = False
+    layer_agreement: float | None = None
 
 
 def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
@@ -303,14 +309,31 @@ def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
             for one in told["content"]
         ]
     if told.get("tokens"):  # OpenAI's own form and vLLM's
-        tops = told.get("top_logprobs") or [None] * len(told["tokens"])
-        return [
-            _Piece(str(token), float(logprob), _margin(list((top or {}).values())))
-            for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
-        ]
+        return _our_pieces(told, choice["smallcall"]) if choice.get("smallcall") else _plain_pieces(told)
     if choice.get("text"):
         raise SmallModelError("worker_failed", "the completion server tells no log-probabilities")
     return []
+
+
+def _plain_pieces(told: Mapping[str, Any]) -> list[_Piece]:
+    tops = told.get("top_logprobs") or [None] * len(told["tokens"])
+    return [
+        _Piece(str(token), float(logprob), _margin(list((top or {}).values())))
+        for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
+    ]
+
+
+def _our_pieces(told: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece]:
+    """What our own endpoint tells beside the log-probabilities."""
+    names = ("margin", "entropy", "feasible_mass", "forced", "layer_agreement")
+    rows = zip(told["tokens"], told["token_logprobs"], *(ours[name] for name in names), strict=True)
+    return [
+        _Piece(
+            str(token), float(logprob), float(margin), float(entropy), float(mass), bool(forced),
+            None if agreement is None else float(agreement),
+        )
+        for token, logprob, margin, entropy, mass, forced, agreement in rows
+    ]  # fmt: skip
 
 
 def _margin(logprobs: Sequence[float]) -> float:

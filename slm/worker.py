@@ -28,6 +28,7 @@ from slm.model import DTYPES, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
     Command,
+    CompleteCommand,
     Done,
     DraftCommand,
     Event,
@@ -76,13 +77,17 @@ class Server:
             return
         received = time.monotonic()
         command = _command(line) if line else None
-        if isinstance(command, DraftCommand):
+        if isinstance(command, DraftCommand | CompleteCommand):
             await self._draft(command, received, reader, writer)
         elif command is not None:
             await _send(writer, self._engine.info if isinstance(command, InfoCommand) else command)
 
     async def _draft(
-        self, command: DraftCommand, received: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        command: DraftCommand | CompleteCommand,
+        received: float,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()  # Bounded by the draft: about one event a token.
