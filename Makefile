@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-remote bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -29,6 +29,9 @@ test: $(STAMP) check  ## every check and test that CI runs
 
 test-clients: $(STAMP)  ## real client libraries run an agent against a gateway; downloads them, minutes
 	$(BIN)/python -m tests.clients
+
+test-remote: $(STAMP)  ## the engines' conformance suite against llama.cpp's server and the real model; downloads it
+	$(BIN)/python -m tests.engines
 
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer

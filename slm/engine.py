@@ -203,7 +203,7 @@ class Engine:
         """Let go of all shared prefixes: what follows does not depend on what came before, not even by rounding."""
         self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
-    def draft(self, command: DraftCommand) -> Iterator[Event]:
+    def draft(self, command: DraftCommand | CompleteCommand) -> Iterator[Event]:
         """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
         draft = self.begin(command)
         while not draft.finished:
@@ -212,7 +212,7 @@ class Engine:
             draft.events.clear()
         self.release(draft)
 
-    def draft_many(self, commands: Iterable[DraftCommand]) -> Iterator[tuple[int, list[Event]]]:
+    def draft_many(self, commands: Iterable[DraftCommand | CompleteCommand]) -> Iterator[tuple[int, list[Event]]]:
         """Draft a long list, `slots` at once; deadlines are not looked at.
 
         Commands are taken from the list as slots come free. Those that share their tools share the reading of them
