@@ -6,8 +6,8 @@ logits processor that allows at each step what the draft's own grammar allows th
 one; so what is held against each other is the decoding, not the grammar. In float32, where only the order of additions
 differs: two tokens nearer to each other than that may change places, and such a draft counts as different here.
 
-Prompts are dealt to `--processes` processes. Where the time is short, fewer prompts are compared, but each of them in
-every setting.
+Prompts are dealt to `--processes` processes. All of them are compared by grammar with all accelerators on and with all
+off, every fourth one free and with each accelerator alone. Where the time is short, fewer are compared.
 """
 
 from __future__ import annotations
@@ -37,6 +37,10 @@ SLOTS = 8
 MINUTES = 12.0
 GENERATE_SHARE = 0.5
 """Share of the time in which `generate` runs; the settings take the rest."""
+SPARSE = 4
+"""See `compared`."""
+WHOLE = ("all off", "all on")
+"""Settings that no prompt is left out of."""
 MODES = {"free": False, "grammar": True}
 """Whether there is a grammar."""
 
@@ -128,6 +132,7 @@ def compared(
     commands: Sequence[DraftCommand],
     over: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda _: None,
+    sparse: int = 1,
 ) -> dict[str, Any]:
     """How many drafts of these commands are token for token those of `generate`, by mode and setting.
 
@@ -135,23 +140,30 @@ def compared(
         reference: not used by an engine: its model stays transformers' own.
         ours: the same weights.
         over: whether it is time to take no further command; at least one is taken.
+        sparse: free drafts, and accelerators one by one, are compared for every so many-th command only.
     """
-    expected: dict[str, list[list[int]]] = {mode: [] for mode in MODES}
+    expected: dict[str, dict[int, list[int]]] = {mode: {} for mode in MODES}
     for place, command in enumerate(commands):
         if place and over():
             break
         for mode, grammar in MODES.items():
-            expected[mode].append(generated(reference, msgspec.structs.replace(command, grammar=grammar)))
+            if grammar or place % sparse == 0:
+                asked = msgspec.structs.replace(command, grammar=grammar)
+                expected[mode][place] = generated(reference, asked)
         told(f"generate {place + 1} of {len(commands)}")
     made: dict[str, Any] = {}
     for mode, grammar in MODES.items():
-        asked = [msgspec.structs.replace(command, grammar=grammar) for command in commands[: len(expected[mode])]]
         rows = {}
         for name, switches in SETTINGS.items():
-            different = differences(expected[mode], drafted(switches.engine(ours), asked), free=not grammar)
-            rows[name] = {"identical": len(asked) - len(different), "of": len(asked), "different": different}
-            told(f"{mode}: {name}: {rows[name]['identical']} of {len(asked)} identical")
-        made[mode] = {"tokens": sum(map(len, expected[mode])), "settings": rows}
+            every = 1 if name in WHOLE else sparse
+            places = [place for place in expected[mode] if place % every == 0]
+            asked_all = [msgspec.structs.replace(commands[place], grammar=grammar) for place in places]
+            got = drafted(switches.engine(ours), asked_all)
+            found = differences([expected[mode][place] for place in places], got, free=not grammar)
+            different = [places[n] for n in found]
+            rows[name] = {"identical": len(places) - len(different), "of": len(places), "different": different}
+            told(f"{mode}: {name}: {rows[name]['identical']} of {len(places)} identical")
+        made[mode] = {"tokens": sum(map(len, expected[mode].values())), "settings": rows}
     return made
 
 
@@ -199,6 +211,7 @@ def compared_share(share: Share) -> dict[str, Any]:
         share.commands,
         lambda: clock.past(GENERATE_SHARE),
         lambda line: clock.tell(f"[{share.name}] {line}"),
+        sparse=SPARSE,
     )
 
 
@@ -206,7 +219,7 @@ def main() -> int:
     """Compare and write the result. Returns the exit code: 1 where a draft differs."""
     parser = options("bench.parity", __doc__, minutes=MINUTES)
     parser.add_argument("--prompts", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of a draft (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=40, help="of a draft (default: %(default)s)")
     parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
     folder = base_folder()
@@ -233,7 +246,7 @@ def main() -> int:
     clock = Clock(arguments.minutes)
     with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
         found = joined(list(pool.map(compared_share, shares)), places)
-    made |= {"prompts": found["free"]["settings"]["all on"]["of"], "minutes": clock.minutes, **found}
+    made |= {"prompts": found["grammar"]["settings"]["all on"]["of"], "minutes": clock.minutes, **found}
     write(arguments.out, "parity", made)
     wrong = any(row["different"] for mode in MODES for row in found[mode]["settings"].values())
     print({mode: {name: row["identical"] for name, row in found[mode]["settings"].items()} for mode in MODES})
