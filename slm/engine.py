@@ -10,7 +10,7 @@ Not safe to share between threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ class Engine:
             DraftError: the command is wrong, its prompt too long, or no grammar can be made of its tools or its own.
         """
         began = self._clock()
+        over: Callable[[str], bool]
         if command.max_tokens < 1:
             raise DraftError("bad_request", "max_tokens: must be at least 1")
         if isinstance(command, CompleteCommand):

@@ -50,7 +50,7 @@ class Telling:
 
     def last(self, done: Done) -> list[Mapping[str, Any]]:
         """What a stream says at its end: the rest of the text with the reason, and the usage where it is wanted."""
-        chunks = [self._chunk(self._rest(), None, _reason(done), None)]
+        chunks: list[Mapping[str, Any]] = [self._chunk(self._rest(), None, _reason(done), None)]
         options = self._body.stream_options
         if options is not None and options.include_usage:
             chunks.append({**self._head, "choices": [], "usage": self._usage()})
