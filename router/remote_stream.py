@@ -5,6 +5,7 @@ Log-probabilities come in either of the two forms in which servers tell them; wh
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import math
 import time
@@ -50,6 +51,7 @@ class _Telling:
         self._began = time.monotonic()
         self._first_s: float | None = None
         self._text, self._tokens, self._spans = "", 0, SpanTracker()
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._planned = False
         self._finish: str | None = None
 
@@ -76,21 +78,22 @@ class _Telling:
         return events
 
     def _piece(self, piece: _Piece) -> list[protocol.Event]:
-        self._text += piece.text
+        text = piece.text if piece.raw is None else self._decoder.decode(piece.raw)
+        self._text += text
         self._tokens += 1
         if len(self._text) > self._most:
             raise ValueError("more text than was asked for")
-        span = self._spans.feed(piece.text or "\N{REPLACEMENT CHARACTER}")
+        span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
         events: list[protocol.Event] = [
             protocol.Token(
                 id=-1,
-                text=piece.text,
+                text=text,
                 logprob=min(piece.logprob, 0.0),
                 margin=piece.margin,
                 entropy=piece.entropy,
                 feasible_mass=piece.feasible_mass,
                 forced=piece.forced,
-                span=int(span if piece.text else Span.SYNTAX),
+                span=int(span if text else Span.SYNTAX),
                 layer_agreement=piece.layer_agreement,
             )
         ]
@@ -127,6 +130,8 @@ class _Piece:
     feasible_mass: float = _NAN
     forced: bool = False
     layer_agreement: float | None = None
+    raw: bytes | None = None
+    """Of the token, where it may end inside a character and the server tells them: its text is not whole then."""
 
 
 def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
@@ -136,15 +141,17 @@ def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
     """
     told = choice.get("logprobs") or {}
     if told.get("content"):  # llama.cpp: as chat completions tell them
-        return [
-            _Piece(str(one["token"]), float(one["logprob"]), _margin([top["logprob"] for top in one["top_logprobs"]]))
-            for one in told["content"]
-        ]
+        return [_chat_piece(one) for one in told["content"]]
     if told.get("tokens"):  # OpenAI's own form and vLLM's
         return _our_pieces(told, choice["smallcall"]) if choice.get("smallcall") else _plain_pieces(told)
     if choice.get("text"):
         raise SmallModelError("worker_failed", "the completion server tells no log-probabilities")
     return []
+
+
+def _chat_piece(one: Mapping[str, Any]) -> _Piece:
+    raw, margin = one.get("bytes"), _margin([top["logprob"] for top in one["top_logprobs"]])
+    return _Piece(str(one["token"]), float(one["logprob"]), margin, raw=None if raw is None else bytes(raw))
 
 
 def _plain_pieces(told: Mapping[str, Any]) -> list[_Piece]:
