@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients test-ray bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray test-remote bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -33,10 +33,13 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 test-ray: $(STAMP)  ## sixty recorded answers collected over Ray equal those without it; needs smallcall[ray]
 	$(BIN)/python -m tests.acceptance.shards_over_ray
 
+test-remote: $(STAMP)  ## the engines' conformance suite against llama.cpp's server and the real model; downloads it
+	$(BIN)/python -m tests.engines
+
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 	$(BIN)/smallcall study scorer
 
-bench-engine: $(STAMP)  ## the engine against llama.cpp (built once) and transformers on real tool calls; an hour
+bench-engine: $(STAMP)  ## the engine against llama.cpp and transformers on real tool calls; downloads it, 20 minutes
 	$(BIN)/python -m bench.engine
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
@@ -57,10 +60,10 @@ bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same draf
 bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
 	$(BIN)/python -m bench.cancel
 
-engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; half an hour
+engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; 12 minutes
 	$(BIN)/python -m bench.parity
 
-engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; half an hour
+engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; 20 minutes
 	$(BIN)/python -m bench.precision
 
 check: $(STAMP)  ## formatting, lint, types, import layers

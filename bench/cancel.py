@@ -8,22 +8,19 @@ nothing follows their plan. That the worker stops at once is tested in tests/rou
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from bench.engine import ADAPTER, RESULTS
 from bench.requests import MAX_TOKENS
+from bench.run import Clock, base_folder, options, stamp, write
 from evaluation.case_sets import case_set, sample
 from slm.engine import Engine
 from slm.model import load
 from slm.protocol import DraftCommand, PlanMade
-from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 
 
 @dataclass
@@ -54,30 +51,34 @@ def drafted(engine: Engine, asked: DraftCommand, *, give_up: bool) -> Spent:
 
 def main() -> int:
     """Measure and write the results. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.cancel", description=__doc__.partition("\n")[0])
+    parser = options("bench.cancel", __doc__, minutes=5)
     parser.add_argument("--per-category", type=int, default=3, help="BFCL cases a category (default: %(default)s)")
     parser.add_argument("--most", type=int, default=24, help="cases in all (default: %(default)s)")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    loaded = load(resolve_model(DEFAULT_MODEL, default_cache()).path, arguments.adapter)
+    torch.set_num_threads(arguments.threads)
+    loaded = load(base_folder(), arguments.adapter)
     engine = Engine(loaded, cache_bytes=0)
+    commands = [
+        DraftCommand(messages=list(case.messages), tools=list(case.tools), max_tokens=MAX_TOKENS)
+        for case in sample("bfcl", case_set("bfcl"), arguments.per_category)[: arguments.most]
+    ]
     pairs = []
-    for case in sample("bfcl", case_set("bfcl"), arguments.per_category)[: arguments.most]:
-        asked = DraftCommand(messages=list(case.messages), tools=list(case.tools), max_tokens=MAX_TOKENS)
+    clock = Clock(arguments.minutes)
+    for asked in commands:
+        if clock.past():
+            break
         whole, cut = drafted(engine, asked, give_up=False), drafted(engine, asked, give_up=True)
         if whole.calls:
             pairs.append((whole, cut))
     made = {
+        **stamp(loaded.info, commands),
         "requests": len(pairs),
-        "adapter_sha256": loaded.info.adapter_sha256,
         "steps_whole": sum(whole.steps for whole, _ in pairs),
         "steps_cut": sum(cut.steps for _, cut in pairs),
         "cpu_ratio": sum(cut.cpu_s for _, cut in pairs) / sum(whole.cpu_s for whole, _ in pairs),
     }
     made["steps_saved"] = 1 - made["steps_cut"] / made["steps_whole"]
-    (arguments.out / "cancel.json").write_text(json.dumps(made, indent=2) + "\n")
+    write(arguments.out, "cancel", made)
     print(json.dumps(made, indent=2))
     return 0
 

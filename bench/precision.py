@@ -7,8 +7,7 @@ token is the same, and how far a written token's log-probability moves.
 
 from __future__ import annotations
 
-import argparse
-import json
+import random
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import msgspec
 import torch
 
 from bench.requests import request_of
+from bench.run import Clock, base_folder, options, stamp, write
 from evaluation.answers import Answer, Call
 from evaluation.case_sets import case_set, sample
 from evaluation.cases import Case
@@ -28,10 +28,11 @@ from slm.engine import Engine
 from slm.model import DTypeName, load
 from slm.pattern import PatternError, parse_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Token
-from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 
-ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
-RESULTS = Path("evaluation/results")
+MINUTES = 20.0
+SEED = 4
+BLOCK = 4
+"""Cases that are drafted together, then held against one another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,65 +76,112 @@ def passes(case: Case, text: str) -> bool:
     return score(case, Answer(calls=calls)).passed
 
 
-def compared(folder: Path, adapter: Path, cases: Sequence[Case]) -> dict[str, Any]:
-    """Figures by precision."""
-    commands = [msgspec.structs.replace(request_of(case).command, tool_choice="auto") for case in cases]
-    full = Engine(load(folder, adapter, "float32"))
-    expected = written(full, commands)
-    rows: dict[str, Any] = {}
-    for dtype in get_args(DTypeName):
-        engine = full if dtype == "float32" else Engine(load(folder, adapter, dtype))
-        drafts = expected if dtype == "float32" else written(engine, commands)
-        row: dict[str, Any] = {
-            "same_drafts": sum(a.ids == b.ids for a, b in zip(drafts, expected, strict=True)),
-            "passed": sum(passes(case, draft.text) for case, draft in zip(cases, drafts, strict=True)),
-        }
-        if dtype != "float32":
-            row |= _shift(full, engine, expected)
-        rows[dtype] = row
-        print(dtype, row, flush=True)
-    return rows
+def compared(
+    folder: Path, adapter: Path, cases: Sequence[Case], commands: Sequence[DraftCommand], clock: Clock
+) -> tuple[int, dict[str, Any]]:
+    """How many cases were drafted in every precision, and figures by precision; the time ends the list of cases."""
+    engines = {dtype: Engine(load(folder, adapter, dtype)) for dtype in get_args(DTypeName)}
+    full = engines["float32"]
+    rows: dict[str, Tally] = {dtype: Tally() for dtype in engines}
+    done = 0
+    for start in range(0, len(cases), BLOCK):
+        if start and clock.past():
+            break
+        part, asked = cases[start : start + BLOCK], commands[start : start + BLOCK]
+        expected = written(full, asked)
+        references = [logs(full, draft) for draft in expected]
+        for dtype, engine in engines.items():
+            drafts = expected if engine is full else written(engine, asked)
+            rows[dtype].same_drafts += sum(a.ids == b.ids for a, b in zip(drafts, expected, strict=True))
+            rows[dtype].passed += sum(passes(case, draft.text) for case, draft in zip(part, drafts, strict=True))
+            if engine is not full:
+                for draft, reference in zip(expected, references, strict=True):
+                    rows[dtype].add(draft, reference, logs(engine, draft))
+        done += len(part)
+        clock.tell(f"{done} of {len(cases)} cases")
+    return done, {dtype: tally.told() for dtype, tally in rows.items()}
 
 
-def _shift(full: Engine, engine: Engine, drafts: Sequence[Written]) -> dict[str, float]:
-    divergence, same, moved, count = 0.0, 0, 0.0, 0
-    for draft in drafts:
-        reference, got = logs(full, draft), logs(engine, draft)
+@dataclass
+class Tally:
+    """Figures of one precision."""
+
+    same_drafts: int = 0
+    passed: int = 0
+    tokens: int = 0
+    _divergence: float = 0.0
+    _same: int = 0
+    _moved: float = 0.0
+
+    def add(self, draft: Written, reference: torch.Tensor, got: torch.Tensor) -> None:
+        """Hold log-probabilities over a draft of float32 against float32's own."""
         place = torch.tensor(draft.ids).unsqueeze(1)
-        divergence += float((reference.exp() * (reference - got)).sum())
-        same += int((reference.argmax(-1) == got.argmax(-1)).sum())
-        moved += float((reference - got).gather(1, place).abs().sum())
-        count += len(draft.ids)
-    return {
-        "tokens": count,
-        "divergence_nats": divergence / count,
-        "same_best_token": same / count,
-        "logprob_moved": moved / count,
-    }
+        self._divergence += float((reference.exp() * (reference - got)).sum())
+        self._same += int((reference.argmax(-1) == got.argmax(-1)).sum())
+        self._moved += float((reference - got).gather(1, place).abs().sum())
+        self.tokens += len(draft.ids)
+
+    def told(self) -> dict[str, float]:
+        """For the result; divergence in nats."""
+        made: dict[str, float] = {"same_drafts": self.same_drafts, "passed": self.passed}
+        if self.tokens:
+            made |= {
+                "tokens": self.tokens,
+                "divergence_nats": self._divergence / self.tokens,
+                "same_best_token": self._same / self.tokens,
+                "logprob_moved": self._moved / self.tokens,
+            }
+        return made
+
+
+def markdown(made: dict[str, Any]) -> str:
+    """The table for reading."""
+    lines = [
+        f"# What a smaller precision changes, on {made['cases']} BFCL cases (`make engine-precision`)",
+        "",
+        "Against float32: drafts that are the same token for token, cases that BFCL's rules pass, and over float32's "
+        "own drafts the Kullback–Leibler divergence (nats a token), the share of tokens whose most probable one is "
+        "the same, and how far a written token's log-probability moves (nats).",
+        "",
+        "| precision | same drafts | passed | tokens | divergence | same best token | log-probability moved |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for dtype, row in made["rows"].items():
+        shift = [
+            f"{row[key]:.4f}" if key in row else "" for key in ("divergence_nats", "same_best_token", "logprob_moved")
+        ]
+        lines.append(
+            f"| {dtype} | {row['same_drafts']} | {row['passed']} | {row.get('tokens', '')} | {' | '.join(shift)} |"
+        )
+    machine = made["machine"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"`{made['command']}` at commit {made['commit']}; cases {made['data_sha256'][:12]}, weights "
+            f"{made['weights_sha256'][:12]}, adapter {str(made['adapter_sha256'])[:12]}; {machine['cpu']}, "
+            f"{machine['capability']}, torch {made['versions']['torch']}.",
+            "",
+        ]
+    )
 
 
 def main() -> int:
     """Compare and write the result. Returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.precision", description=__doc__.partition("\n")[0])
+    parser = options("bench.precision", __doc__, minutes=MINUTES)
     parser.add_argument("--per-category", type=int, default=12, help="BFCL cases a category (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--adapter", type=Path, default=ADAPTER, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    folder = resolve_model(DEFAULT_MODEL, default_cache()).path
+    folder = base_folder()
     cases = [case for case in sample("bfcl", case_set("bfcl"), arguments.per_category) if case.tools]
+    random.Random(SEED).shuffle(cases)  # So that a run that ends early has cases of all categories.
+    commands = [msgspec.structs.replace(request_of(case).command, tool_choice="auto") for case in cases]
     info = load(folder, arguments.adapter).info
-    made = {
-        "cases": len(cases),
-        "command": f"python -m bench.precision --per-category {arguments.per_category}",
-        "weights_sha256": info.weights_sha256,
-        "adapter_sha256": info.adapter_sha256,
-        "torch": torch.__version__,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "rows": compared(folder, arguments.adapter, cases),
-    }
-    (arguments.out / "engine_precision.json").write_text(json.dumps(made, indent=2) + "\n")
+    clock = Clock(arguments.minutes)
+    done, rows = compared(folder, arguments.adapter, cases, commands, clock)
+    made = {**stamp(info, commands), "asked_cases": len(cases), "cases": done, "minutes": clock.minutes, "rows": rows}
+    write(arguments.out, "precision", made, markdown(made))
+    print(markdown(made))
     return 0
 
 

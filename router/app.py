@@ -81,7 +81,7 @@ def create_app(
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.local:
-                worker = worker_of(settings, model_folder, stack, policies)
+                worker = worker_of(settings, model_folder, stack, lambda _: policies.look())
                 backend = await stack.enter_async_context(worker.running())
             elif backend is None and settings.small.enabled and settings.small.engine.kind == "remote":
                 backend = await stack.enter_async_context(remote_of(settings.small.engine).running())

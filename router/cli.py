@@ -15,6 +15,7 @@ from router.cli_ab import ab_app
 from router.cli_audits import audits
 from router.cli_costs import costs
 from router.cli_drift import drift
+from router.cli_engine import engine_app
 from router.cli_fit import fit
 from router.cli_harvest import harvest
 from router.cli_keys import keys_app
@@ -32,6 +33,7 @@ from slm.weights import resolve_model
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
+app.add_typer(engine_app, name="engine", help="The small model by itself: serve.")
 app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")
 app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
 app.add_typer(models_app, name="models", help="Weights: pull and list.")

@@ -138,7 +138,10 @@ async def auditor_of(
 
 
 def worker_of(
-    settings: Settings, model_folder: Path, stack: contextlib.AsyncExitStack, policies: PoliciesInForce
+    settings: Settings,
+    model_folder: Path,
+    stack: contextlib.AsyncExitStack | contextlib.ExitStack,
+    on_ready: Callable[[Info], None] = lambda _: None,
 ) -> Supervisor:
     """The process of the small model; its socket lies in a folder of its own."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
@@ -147,7 +150,7 @@ def worker_of(
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
     shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
     command = WorkerCommand(socket, model_folder, adapter, *options, shortlist)
-    return Supervisor(command, on_ready=lambda _: policies.look())
+    return Supervisor(command, on_ready=on_ready)
 
 
 def remote_of(engine: Engine) -> RemoteModel:

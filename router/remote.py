@@ -5,7 +5,8 @@ served model's own, so what a client spells like one is broken up. Guided decodi
 (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.gbnf`; `none` leaves the model free.
 
 A server that tells no log-probabilities is an error: nothing could be judged by. What else such a server does not tell
-is NaN: entropy and feasible mass always, the margin where fewer than two alternatives come. No token counts as forced.
+is NaN: entropy and feasible mass, the margin where fewer than two alternatives come; and no token counts as forced. Our
+own endpoint (`router.completions`) tells all of these.
 Log-probabilities are those of the whole distribution only if the server says them before its grammar: vLLM does in its
 default mode `raw_logprobs`, llama.cpp without `post_sampling_probs`.
 """
@@ -14,9 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
-import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -26,17 +25,15 @@ import orjson
 import structlog
 
 from router.local import CONNECT_TIMEOUT_S, SmallModelError
+from router.remote_stream import told
 from slm import gbnf, pattern, protocol
-from slm.pattern import PatternError, Span, SpanTracker
+from slm.pattern import PatternError
 
 Guided = Literal["vllm", "llamacpp", "none"]
 
 _log = structlog.get_logger("remote")
-_NAN = math.nan
 _LINE_BYTES = 1 << 20
 """Longest line of a stream."""
-_ANSWER_CHARS_A_TOKEN = 64
-"""More text than this for each token that was asked for is not a draft."""
 _REFUSAL_BYTES = 4096
 _FRAMES = {"chatml": pattern.CHATML, "plain": pattern.PLAIN}
 _TOP = 2
@@ -102,7 +99,7 @@ class RemoteModel:
             ):
                 if response.status != 200:
                     raise await _refusal(response)
-                yield _told(response.content, command.max_tokens)
+                yield told(response.content, command.max_tokens)
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the completion server took too long") from error
         except aiohttp.ClientConnectorError as error:
@@ -189,131 +186,3 @@ async def _refusal(response: aiohttp.ClientResponse) -> SmallModelError:
     if response.status < 500:
         return SmallModelError("draft_refused", f"the completion server refused: HTTP {response.status}")
     return SmallModelError("worker_failed", f"the completion server failed: HTTP {response.status}")
-
-
-async def _told(stream: aiohttp.StreamReader, max_tokens: int) -> AsyncIterator[protocol.Event]:
-    """The events of a stream of completion chunks. Raises SmallModelError."""
-    telling = _Telling(max_tokens)
-    try:
-        async for line in stream:
-            if not line.startswith(b"data:"):
-                continue
-            data = line[5:].strip()
-            if data == b"[DONE]":
-                break
-            for event in telling.read(orjson.loads(data)):
-                yield event
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise SmallModelError("worker_lost", "the completion server's answer cannot be read") from error
-    for event in telling.end():
-        yield event
-
-
-class _Telling:
-    """Chunks of one completion in the worker's words."""
-
-    def __init__(self, max_tokens: int) -> None:
-        self._most = max_tokens * _ANSWER_CHARS_A_TOKEN
-        self._began = time.monotonic()
-        self._first_s: float | None = None
-        self._text, self._tokens, self._spans = "", 0, SpanTracker()
-        self._planned = False
-        self._finish: str | None = None
-
-    def read(self, chunk: Mapping[str, Any]) -> list[protocol.Event]:
-        """Raises ValueError and its like where it is no chunk of a completion."""
-        if "error" in chunk:
-            raise ValueError("an error in the stream")
-        events: list[protocol.Event] = []
-        if self._first_s is None:
-            self._first_s = time.monotonic() - self._began
-            usage = chunk.get("usage") or {}
-            events.append(
-                protocol.Started(
-                    prompt_tokens=int(usage.get("prompt_tokens") or 0),
-                    cached_tokens=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-                    queue_s=0.0,
-                    prefill_s=self._first_s,
-                )
-            )
-        for choice in chunk.get("choices") or ():
-            for piece in _pieces(choice):
-                events += self._piece(piece)
-            self._finish = choice.get("finish_reason") or self._finish
-        return events
-
-    def _piece(self, piece: _Piece) -> list[protocol.Event]:
-        self._text += piece.text
-        self._tokens += 1
-        if len(self._text) > self._most:
-            raise ValueError("more text than was asked for")
-        span = self._spans.feed(piece.text or "\N{REPLACEMENT CHARACTER}")
-        events: list[protocol.Event] = [
-            protocol.Token(
-                id=-1,
-                text=piece.text,
-                logprob=min(piece.logprob, 0.0),
-                margin=piece.margin,
-                entropy=_NAN,
-                feasible_mass=_NAN,
-                forced=False,
-                span=int(span if piece.text else Span.SYNTAX),
-            )
-        ]
-        if not self._planned and "\n" in self._text:
-            self._planned = True
-            with contextlib.suppress(PatternError):
-                kind, names = pattern.parse_plan(self._text.partition("\n")[0])
-                events.append(protocol.PlanMade(kind=kind, names=list(names)))
-        return events
-
-    def end(self) -> list[protocol.Event]:
-        """The end of the draft. Raises SmallModelError where the stream broke off."""
-        if self._finish is None or self._first_s is None:
-            raise SmallModelError("worker_lost", "the completion has no end")
-        return [
-            protocol.Done(
-                text=self._text.rstrip("\n"),
-                finish="length" if self._finish == "length" else "stop",
-                decode_s=time.monotonic() - self._began - self._first_s,
-                steps=self._tokens,
-                tokens=self._tokens,
-            )
-        ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """One token; the margin is NaN where the server does not tell two alternatives."""
-
-    text: str
-    logprob: float
-    margin: float
-
-
-def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
-    """A chunk's tokens, in either of the two forms in which servers tell log-probabilities of completions.
-
-    Raises SmallModelError where there is text without them.
-    """
-    told = choice.get("logprobs") or {}
-    if told.get("content"):  # llama.cpp: as chat completions tell them
-        return [
-            _Piece(str(one["token"]), float(one["logprob"]), _margin([top["logprob"] for top in one["top_logprobs"]]))
-            for one in told["content"]
-        ]
-    if told.get("tokens"):  # OpenAI's own form and vLLM's
-        tops = told.get("top_logprobs") or [None] * len(told["tokens"])
-        return [
-            _Piece(str(token), float(logprob), _margin(list((top or {}).values())))
-            for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
-        ]
-    if choice.get("text"):
-        raise SmallModelError("worker_failed", "the completion server tells no log-probabilities")
-    return []
-
-
-def _margin(logprobs: Sequence[float]) -> float:
-    """p1 − p2 of the two most probable tokens."""
-    best = sorted((float(one) for one in logprobs), reverse=True)
-    return math.exp(best[0]) - math.exp(best[1]) if len(best) > 1 else _NAN

@@ -39,6 +39,11 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
+def is_loopback(host: str) -> bool:
+    """Whether this machine alone can reach the host."""
+    return host in _LOOPBACK
+
+
 class SettingsError(ValueError):
     """A configuration that cannot be used; the message names each key and what is wrong with it, never its value."""
 
@@ -64,7 +69,7 @@ class Server(_Section):
     @property
     def loopback(self) -> bool:
         """Whether this machine alone can reach the host."""
-        return self.host in _LOOPBACK
+        return is_loopback(self.host)
 
 
 class Access(_Section):

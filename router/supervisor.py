@@ -109,7 +109,9 @@ class Supervisor:
             self.info = None
             await self._stop()
 
-    def events(self, command: protocol.DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
+    def events(
+        self, command: protocol.DraftCommand | protocol.CompleteCommand
+    ) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
         """See `SmallModel.events`."""
         if self.info is None:
             raise SmallModelError("worker_unavailable", "the worker is starting")

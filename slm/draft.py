@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from slm.cache import KeyValues
-from slm.grammar import Constraint, Mask
+from slm.grammar import Guide, Mask
 from slm.lookahead import Lookahead, value_under_way
 from slm.pattern import PatternError, Span, SpanTracker, parse_plan
 from slm.protocol import Done, Event, Failed, Finish, PlanMade, Started, Token
@@ -21,28 +21,37 @@ from slm.tokens import TextStream, Tokens
 Clock = Callable[[], float]
 
 
+def blank_line_behind_text(text: str) -> bool:
+    """Whether a draft without a grammar is over: none holds a blank line, and where turns are told apart by text alone
+    it is the turn's end."""
+    return "\n\n" in text.lstrip()
+
+
 class Drafting:
     """State of one draft. Events collect in `events`, in order, until somebody takes them away.
 
-    Without a constraint a draft ends at any special token, or at a blank line behind some text: no draft holds one,
-    and where turns are told apart by text alone it is the turn's end. With a constraint it ends where the grammar does.
+    Without a constraint a draft ends at any special token. With a constraint it ends where the grammar does.
 
     Args:
         prompt: tokens, at least one.
         memory: empty, with room for prompt and `max_tokens`.
         lookahead: where guesses come from; None guesses nothing.
         max_tokens: bound on the draft's own tokens.
+        over: whether a draft with this text has come to its end, asked behind each token that the model chose.
+        alternatives: tokens to tell of beside each one that is written.
     """
 
     def __init__(
         self,
         prompt: list[int],
         memory: KeyValues,
-        constraint: Constraint | None,
+        constraint: Guide | None,
         tokens: Tokens,
         max_tokens: int,
         *,
         lookahead: Lookahead | None,
+        over: Callable[[str], bool] = lambda _: False,
+        alternatives: int = 0,
         began: float,
         queue_s: float,
         clock: Clock,
@@ -56,7 +65,7 @@ class Drafting:
         self.cached = 0
         """Prompt tokens that were taken from a cache; set by whoever filled `memory`."""
         self.prompt_tokens, self._max_tokens = len(prompt), max_tokens
-        self._lookahead = lookahead
+        self._lookahead, self._over, self._alternatives = lookahead, over, alternatives
         self._guesses: list[int] = []
         self._span = Span.SYNTAX
         self._constraint, self._tokens = constraint, tokens
@@ -131,7 +140,7 @@ class Drafting:
         forced, masks = self.ids[start : start + count], self._unmeasured[:count]
         del self._unmeasured[:count]
         for token, signals in zip(
-            forced, distribution.signals(range(place, place + count), forced, masks), strict=True
+            forced, distribution.signals(range(place, place + count), forced, masks, self._alternatives), strict=True
         ):
             self._emit(token, signals, forced=True)
         return place + count
@@ -144,12 +153,12 @@ class Drafting:
         if token in self._tokens.end_ids or (self._constraint is None and token in self._tokens.special_ids):
             self.finish("stop")
             return []
-        (signals,) = distribution.signals([place], [token], [wanted])
+        (signals,) = distribution.signals([place], [token], [wanted], self._alternatives)
         self.ids.append(token)
         self._emit(token, signals, forced=False)
         if self._constraint is not None:
             self._constraint.write(token)
-        elif "\n\n" in self._text.lstrip():
+        if self._over(self._text):
             self._ending = "stop"
         self._force()
         return self.ids[before:]
@@ -232,6 +241,9 @@ class Drafting:
                 forced=forced,
                 span=int(span),
                 layer_agreement=signals.layer_agreement,
+                alternatives=[
+                    (self._tokens.piece(id_).decode(errors="replace"), log) for id_, log in signals.alternatives
+                ],
             )
         )
         if not self._planned and "\n" in self._text:

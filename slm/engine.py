@@ -10,22 +10,24 @@ Not safe to share between threads.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from slm.cache import Chunk, KeyValues, PrefixCache
-from slm.draft import Clock, Drafting
+from slm.draft import Clock, Drafting, blank_line_behind_text
 from slm.forward import forward_of
-from slm.grammar import Constraint, GrammarError, Offer, ToolError
+from slm.grammar import Constraint, GrammarError, Guide, Offer, ToolError
+from slm.guided import GbnfGuide
 from slm.lookahead import Lookahead
 from slm.model import DTypeName, Loaded, LoadError, load
-from slm.pattern import PatternError, render_prompt
-from slm.protocol import DraftCommand, Event, Failed, Info
+from slm.pattern import PatternError, Segment, render_prompt
+from slm.protocol import CompleteCommand, DraftCommand, Event, Failed, Info
 from slm.shortlist import Kind, Shortlist, shortlist_of
-from slm.signals import Distribution, Lens, Pass
+from slm.signals import CANDIDATES, Distribution, Lens, Pass
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step: a cancelled draft holds the engine no longer than that."""
@@ -99,48 +101,75 @@ class Engine:
         """What is loaded."""
         return self._loaded.info
 
-    def begin(self, command: DraftCommand, *, queue_s: float = 0.0) -> Drafting:
-        """Prepare a draft; no forward pass yet.
+    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float = 0.0) -> Drafting:
+        """Prepare a draft or a completion; no forward pass yet.
 
         Raises:
-            DraftError: the command is wrong, its prompt too long, or its tools cannot be put into a grammar.
+            DraftError: the command is wrong, its prompt too long, or no grammar can be made of its tools or its own.
         """
         began = self._clock()
-        loaded = self._loaded
+        over: Callable[[str], bool]
         if command.max_tokens < 1:
             raise DraftError("bad_request", "max_tokens: must be at least 1")
-        try:
-            Offer.of(command.tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
-            tools = self._shown(command)
-            offer = Offer.of(tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
-            segments = render_prompt(command.messages, tools, loaded.tokens.frame)
-        except (ToolError, PatternError) as exc:
-            raise DraftError("bad_request", str(exc)) from exc
-        room = loaded.context_tokens - command.max_tokens
-        least = loaded.tokens.at_least(segments)  # So that megabytes are not tokenised to be refused.
-        prompt = loaded.tokens.prompt(segments) if least <= room else []
-        if max(least, len(prompt)) > room:
-            raise DraftError(
-                "prompt_too_long", f"the prompt has {max(least, len(prompt))} tokens or more, there is room for {room}"
-            )
-        lookahead = None
-        if self._lookahead:
-            turns = "".join(segment.text for segment in render_prompt(command.messages, [], loaded.tokens.frame))
-            lookahead = Lookahead(turns, loaded.tokens.encode)
+        if isinstance(command, CompleteCommand):
+            if not 0 <= command.alternatives <= CANDIDATES:
+                raise DraftError("bad_request", f"alternatives: must be from 0 to {CANDIDATES}")
+            segments = self._loaded.tokens.segments(command.prompt)
+            make, said = partial(self._guide, command), command.prompt
+            over, alternatives = partial(_holds_one, command.stop), command.alternatives
+        else:
+            segments, offer = self._offered(command)
+            turns = render_prompt(command.messages, [], self._loaded.tokens.frame)
+            make, said = partial(self._constraint, command, offer), "".join(segment.text for segment in turns)
+            over, alternatives = (_never if command.grammar else blank_line_behind_text), 0
+        prompt = self._prompt(segments, command.max_tokens)
         try:
             return Drafting(
                 prompt,
-                KeyValues(loaded.shape, len(prompt) + command.max_tokens),
-                Constraint(offer, loaded.tokens.grammar_tokenizer) if command.grammar else None,
-                loaded.tokens,
+                KeyValues(self._loaded.shape, len(prompt) + command.max_tokens),
+                make(),
+                self._loaded.tokens,
                 command.max_tokens,
-                lookahead=lookahead,
+                lookahead=Lookahead(said, self._loaded.tokens.encode) if self._lookahead else None,
+                over=over,
+                alternatives=alternatives,
                 began=began,
                 queue_s=queue_s,
                 clock=self._clock,
             )
         except GrammarError as exc:
             raise DraftError("schema_unsupported", str(exc)) from exc
+
+    def _prompt(self, segments: Sequence[Segment], max_tokens: int) -> list[int]:
+        """Raises DraftError where there is no room for it, or nothing in it."""
+        tokens, room = self._loaded.tokens, self._loaded.context_tokens - max_tokens
+        least = tokens.at_least(segments)  # So that megabytes are not tokenised to be refused.
+        prompt = tokens.prompt(segments) if least <= room else []
+        if max(least, len(prompt)) > room:
+            raise DraftError(
+                "prompt_too_long", f"the prompt has {max(least, len(prompt))} tokens or more, there is room for {room}"
+            )
+        if not prompt:
+            raise DraftError("bad_request", "prompt: must not be empty")
+        return prompt
+
+    def _offered(self, command: DraftCommand) -> tuple[list[Segment], Offer]:
+        """The prompt of a draft and what it may call. Raises: DraftError."""
+        try:
+            Offer.of(command.tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
+            tools = self._shown(command)
+            offer = Offer.of(tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
+            return render_prompt(command.messages, tools, self._loaded.tokens.frame), offer
+        except (ToolError, PatternError) as exc:
+            raise DraftError("bad_request", str(exc)) from exc
+
+    def _constraint(self, command: DraftCommand, offer: Offer) -> Guide | None:
+        return Constraint(offer, self._loaded.tokens.grammar_tokenizer) if command.grammar else None
+
+    def _guide(self, command: CompleteCommand) -> Guide | None:
+        if command.grammar is None:
+            return None
+        return GbnfGuide(command.grammar, self._loaded.tokens.grammar_tokenizer)
 
     def _shown(self, command: DraftCommand) -> Sequence[Mapping[str, Any]]:
         """The tools that the model sees."""
@@ -175,7 +204,7 @@ class Engine:
         """Let go of all shared prefixes: what follows does not depend on what came before, not even by rounding."""
         self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
-    def draft(self, command: DraftCommand) -> Iterator[Event]:
+    def draft(self, command: DraftCommand | CompleteCommand) -> Iterator[Event]:
         """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
         draft = self.begin(command)
         while not draft.finished:
@@ -184,7 +213,7 @@ class Engine:
             draft.events.clear()
         self.release(draft)
 
-    def draft_many(self, commands: Iterable[DraftCommand]) -> Iterator[tuple[int, list[Event]]]:
+    def draft_many(self, commands: Iterable[DraftCommand | CompleteCommand]) -> Iterator[tuple[int, list[Event]]]:
         """Draft a long list, `slots` at once; deadlines are not looked at.
 
         Commands are taken from the list as slots come free. Those that share their tools share the reading of them
@@ -244,3 +273,11 @@ class Engine:
             draft.fail("internal", str(exc))
         if first and not draft.failed:  # So that drafts begun meanwhile need not read the same tools.
             self._prefixes.store(draft.ids[: draft.prompt_tokens], draft.memory)
+
+
+def _holds_one(stop: Sequence[str], text: str) -> bool:
+    return any(one in text for one in stop)
+
+
+def _never(text: str) -> bool:
+    return False

@@ -47,18 +47,20 @@ def draft_grammar(
     if choice != "auto" and not offered:
         raise ValueError("a call is required and no tool is offered")
     writer = _Writer()
-    names, calls = [], []
+    written, bodies = [], []
     for index, function in enumerate(offered):
         name = _literal(written_name(function["name"]))
         schema, _ = drafted_schema(function.get("parameters"), Detail.STRUCTURE)
-        names.append(name)
-        calls.append(f'"Action: " {name} "\\nAction Input: " {writer.arguments(f"t{index}", schema)}')
+        written.append(name)
+        bodies.append(f'"Action: " {name} "\\nAction Input: " {writer.arguments(f"t{index}", schema)}')
     more = MAX_CALLS - 1 if parallel and choice != "named" else 0
     drafts = ['"none\\nAction: none"', '"ask\\nAction: ask"'] if choice == "auto" else []
     rules = []
     if offered:
-        drafts.append(f'name (", " name){{0,{more}}} "\\n" call ("\\n" call){{0,{more}}}')
-        rules = ["name ::= " + " | ".join(names), "call ::= " + " | ".join(calls)]
+        # A repetition of {0,0} is no grammar to some readers.
+        names, calls = (f" ({rule}){{0,{more}}}" if more else "" for rule in ('", " name', r'"\n" call'))
+        drafts.append(rf'name{names} "\n" call{calls}')
+        rules = ["name ::= " + " | ".join(written), "call ::= " + " | ".join(bodies)]
     return "\n".join(['root ::= "Thought: " (' + " | ".join(drafts) + ")", *rules, *writer.rules]) + _PRIMITIVES
 
 

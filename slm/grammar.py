@@ -7,7 +7,7 @@ schema order, none undeclared where some are declared (see `slm.argument_schema`
 holds it against the original schema. Lengths of free strings are not bounded here: a value that runs on ends the draft
 by its token limit, which shows; closed by force it would look sound.
 
-Schemas are hostile: compilation and each step run under `_LIMITS`; where a schema is refused, or fails at a later
+Schemas are hostile: compilation and each step run under `LIMITS`; where a schema is refused, or fails at a later
 token, the tool falls back to structure only and then to any JSON object, each time with a warning.
 """
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,7 @@ MAX_CALLS = 16
 NAME_CHARS = 128
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-_LIMITS = LLParserLimits(
+LIMITS = LLParserLimits(
     initial_lexer_fuel=1_000_000,
     step_lexer_fuel=200_000,
     step_max_items=50_000,
@@ -42,6 +42,23 @@ _LIMITS = LLParserLimits(
 """About 20 ms to build a lexer, 15 ms of lexer and 3 ms of parser work a step, 60 MB of states at the very most."""
 
 Mask = npt.NDArray[np.bool_]
+
+
+class Guide(Protocol):
+    """What a draft under way asks of its grammar; see `Constraint`."""
+
+    warnings: list[str]
+
+    @property
+    def ended(self) -> bool: ...
+
+    def forced(self) -> list[int]: ...
+
+    def allowed(self) -> Mask: ...
+
+    def possible(self, tokens: Sequence[int]) -> list[int]: ...
+
+    def write(self, token: int) -> None: ...
 
 
 class GrammarError(ValueError):
@@ -246,4 +263,4 @@ class Constraint:
         return draft_grammar(kind, plan if only is None else [only], schemas)
 
     def _compiled(self, grammar: str) -> LLMatcher:
-        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=_LIMITS)
+        return LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)

@@ -32,11 +32,29 @@ class DraftCommand(msgspec.Struct, tag="draft", tag_field="op", frozen=True, kw_
     grammar: bool = True
 
 
+class CompleteCommand(
+    msgspec.Struct, tag="complete", tag_field="op", frozen=True, kw_only=True, forbid_unknown_fields=True
+):
+    """Go on with a text, greedily. Answered by the events of a draft; what they say of plans and spans holds where the
+    text follows the pattern."""
+
+    prompt: str
+    """May hold the model's control tokens, spelt out."""
+    grammar: str | None = None
+    """In llama.cpp's form (GBNF), of what is written."""
+    stop: list[str] = []
+    """Ends with the token that completes one of these; the text told holds it."""
+    alternatives: int = 0
+    """Of the most probable tokens, so many are told with each token."""
+    max_tokens: int = 16
+    deadline_s: float = 30.0
+
+
 class InfoCommand(msgspec.Struct, tag="info", tag_field="op", frozen=True, forbid_unknown_fields=True):
     """Ask what is loaded."""
 
 
-Command = DraftCommand | InfoCommand
+Command = DraftCommand | CompleteCommand | InfoCommand
 
 
 class Info(msgspec.Struct, tag="info", tag_field="event", frozen=True, kw_only=True):
@@ -78,6 +96,8 @@ class Token(msgspec.Struct, tag="token", tag_field="event", frozen=True, kw_only
     layer_agreement: float | None = None
     """Share of the probed inner layers (at 3, 4 and 5 sixths of the depth) whose logit lens puts this token first among
     the last layer's 16 most probable ones; 0 to 1. None where the model's insides cannot be read."""
+    alternatives: list[tuple[str, float]] = []
+    """The most probable tokens and their log-probabilities, best first, as many as a `CompleteCommand` asked for."""
 
 
 class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_only=True):

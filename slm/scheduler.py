@@ -17,7 +17,7 @@ from typing import Protocol
 
 from slm.draft import Clock, Drafting
 from slm.engine import DraftError
-from slm.protocol import DraftCommand, Event, Failed
+from slm.protocol import CompleteCommand, DraftCommand, Event, Failed
 
 
 class DraftingEngine(Protocol):
@@ -26,7 +26,7 @@ class DraftingEngine(Protocol):
     @property
     def slots(self) -> int: ...
 
-    def begin(self, command: DraftCommand, *, queue_s: float) -> Drafting: ...
+    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float) -> Drafting: ...
 
     def step(self, drafts: Sequence[Drafting]) -> None: ...
 
@@ -41,7 +41,7 @@ class Job:
         received: reading of the scheduler's clock when the command came in; the deadline counts from here.
     """
 
-    def __init__(self, command: DraftCommand, tell: Callable[[Event], None], received: float) -> None:
+    def __init__(self, command: DraftCommand | CompleteCommand, tell: Callable[[Event], None], received: float) -> None:
         self.command, self.tell, self.received = command, tell, received
         self.cancelled = False
 

@@ -32,6 +32,8 @@ class Signals:
     layer_agreement: float | None = None
     hidden: torch.Tensor | None = None
     """Shape (HIDDEN_SIZE,)."""
+    alternatives: Sequence[tuple[int, float]] = ()
+    """The most probable tokens and their log-probabilities, best first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,7 @@ class Distribution:
         p = self._logs.exp()
         self._p = p
         top, candidates = p.topk(min(CANDIDATES, p.shape[-1]), dim=-1)
+        self._candidates = candidates
         self._margin: list[float] = (top[:, 0] - top[:, 1]).tolist()
         # p·log p is 0 where p is 0, though log p may be −∞ there.
         self._entropy: list[float] = (-(p * self._logs.clamp_min(-1e4)).sum(dim=-1)).tolist()
@@ -118,8 +121,18 @@ class Distribution:
             row = row.masked_fill(~torch.from_numpy(allowed), -torch.inf)
         return int(row.argmax())
 
-    def signals(self, positions: Sequence[int], tokens: Sequence[int], masks: Sequence[Mask | None]) -> list[Signals]:
-        """Signals of `tokens`, each written after its position; `masks` holds what the grammar allowed there."""
+    def signals(
+        self,
+        positions: Sequence[int],
+        tokens: Sequence[int],
+        masks: Sequence[Mask | None],
+        alternatives: int = 0,
+    ) -> list[Signals]:
+        """Signals of `tokens`, each written after its position; `masks` holds what the grammar allowed there.
+
+        Args:
+            alternatives: how many of the most probable tokens are wanted, at most CANDIDATES.
+        """
         made = []
         for position, token, mask in zip(positions, tokens, masks, strict=True):
             mass = 1.0 if mask is None else float(self._p[position].dot(torch.from_numpy(mask).float()))
@@ -131,9 +144,15 @@ class Distribution:
                     feasible_mass=min(1.0, mass),
                     layer_agreement=None if self._first is None else _share(self._first[position], token),
                     hidden=None if self._hidden is None else self._hidden[position],
+                    alternatives=self._best_few(position, alternatives) if alternatives else (),
                 )
             )
         return made
+
+    def _best_few(self, position: int, count: int) -> list[tuple[int, float]]:
+        tokens: list[int] = self._candidates[position, :count].tolist()
+        logs: list[float] = self._logs[position, tokens].tolist()
+        return list(zip(tokens, logs, strict=True))
 
 
 class Marks:

@@ -8,6 +8,7 @@ byte-level tokenizers, the only ones accepted.
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterable, Sequence
 
 from llguidance import LLTokenizer
@@ -44,6 +45,7 @@ class Tokens:
         added = tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(id_ for id_, token in added.items() if token.special)
         self._control = {added[id_].content: id_ for id_ in self.special_ids}
+        self._spelt = re.compile("(" + "|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) + ")")
         chatml = CHATML.open_control in self._control and CHATML.close_control in self._control
         self.frame: Frame = CHATML if chatml else PLAIN
         """How turns are delimited for this model."""
@@ -81,6 +83,11 @@ class Tokens:
             else:
                 raise TokenizerError(f"{segment.text!r} is no special token of this model")
         return ids if self._bos_id is None or ids[:1] == [self._bos_id] else [self._bos_id, *ids]
+
+    def segments(self, text: str) -> list[Segment]:
+        """A prompt as text, in which control tokens are spelt out, in the pieces that `prompt` reads."""
+        parts = self._spelt.split(text) if self._control else [text]
+        return [Segment(part, part in self._control) for part in parts if part]
 
     def at_least(self, segments: Sequence[Segment]) -> int:
         """A lower bound on the length of `prompt`, without tokenising: no token writes more than the longest one."""

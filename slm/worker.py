@@ -28,6 +28,7 @@ from slm.model import DTYPES, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
     Command,
+    CompleteCommand,
     Done,
     DraftCommand,
     Event,
@@ -76,13 +77,17 @@ class Server:
             return
         received = time.monotonic()
         command = _command(line) if line else None
-        if isinstance(command, DraftCommand):
+        if isinstance(command, DraftCommand | CompleteCommand):
             await self._draft(command, received, reader, writer)
         elif command is not None:
             await _send(writer, self._engine.info if isinstance(command, InfoCommand) else command)
 
     async def _draft(
-        self, command: DraftCommand, received: float, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        command: DraftCommand | CompleteCommand,
+        received: float,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
     ) -> None:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()  # Bounded by the draft: about one event a token.
@@ -155,14 +160,13 @@ def listening_socket(path: Path) -> socket.socket:
     return listening
 
 
-async def _until_orphaned() -> None:
-    parent = os.getppid()
+async def _until_orphaned(parent: int) -> None:
     while os.getppid() == parent:  # noqa: ASYNC110  Nothing can be awaited here: a parent ends silently.
         await asyncio.sleep(PARENT_POLL_S)
 
 
-async def run(engine: Engine, listening: socket.socket, max_queue: int, log: FilteringBoundLogger) -> None:
-    """Serve on a listening socket until a signal comes or the parent is gone."""
+async def run(engine: Engine, listening: socket.socket, max_queue: int, log: FilteringBoundLogger, parent: int) -> None:
+    """Serve on a listening socket until a signal comes or the process `parent` is not the parent any more."""
     scheduler = Scheduler(
         engine,
         max_queue=max_queue,
@@ -173,7 +177,7 @@ async def run(engine: Engine, listening: socket.socket, max_queue: int, log: Fil
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
-    orphaned = asyncio.create_task(_until_orphaned())
+    orphaned = asyncio.create_task(_until_orphaned(parent))
     orphaned.add_done_callback(lambda _: ending.set())
     scheduler.start()
     server = await asyncio.start_unix_server(
@@ -205,6 +209,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the worker. Returns the exit code: 0 after a wanted end, 2 where it could not start."""
+    parent = os.getppid()  # Before anything takes long: it may be gone by the time the model is loaded.
     arguments = _arguments(argv)
     structlog.configure(
         processors=[
@@ -232,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
         log.error("cannot_start", error=str(exc))
         return 2
     try:
-        asyncio.run(run(engine, listening, arguments.max_queue, log))
+        asyncio.run(run(engine, listening, arguments.max_queue, log, parent))
     finally:
         arguments.socket.unlink(missing_ok=True)
     return 0

@@ -57,5 +57,8 @@ class CompletionServer:
             }  # fmt: skip
         if self.form == "llamacpp":
             tops = [{"token": token, "logprob": self.logprob}, {"token": "\N{SNOWMAN}", "logprob": second}]
-            return {"content": [{"token": token, "logprob": self.logprob, "top_logprobs": tops}]}
+            *head, last = [bytes([byte]) for byte in token.encode()]  # a token a byte, as byte-level models have them
+            told = [{"token": "\N{REPLACEMENT CHARACTER}", "bytes": list(byte)} for byte in head]
+            told.append({"token": token if not head else "\N{REPLACEMENT CHARACTER}", "bytes": list(last)})
+            return {"content": [{**one, "logprob": self.logprob, "top_logprobs": tops} for one in told]}
         return None

@@ -76,6 +76,18 @@ async def test_a_completion_is_told_like_a_draft(form: str) -> None:
     assert plan < len(events) // 2
 
 
+async def test_a_character_of_several_tokens_is_whole() -> None:
+    """Where a server tells the bytes of its tokens, text is made of them: a character comes with its last token."""
+    text = TEXT.replace("Paris", "東京")
+    async with seen(CompletionServer(text, "llamacpp")) as model:
+        events = await drafted(model)
+    builder = DraftBuilder()
+    for event in events:
+        builder.add(event)
+    assert builder.draft().calls[0].arguments == '{"city": "東京"}'
+    assert len(builder.signals().logprob) == len(text.encode())
+
+
 @pytest.mark.parametrize(("guided", "key"), [("vllm", "structured_outputs"), ("llamacpp", "grammar"), ("none", None)])
 async def test_what_is_asked_for(guided: str, key: str | None) -> None:
     """A greedy stream with log-probabilities, the key, and the grammar by the server's own option or none."""

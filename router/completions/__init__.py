@@ -1,0 +1,1 @@
+"""Our worker as a server of OpenAI completions: `smallcall engine serve`."""

@@ -1,0 +1,68 @@
+"""What a completion may say next, by a grammar in llama.cpp's form (GBNF) that a client sent.
+
+Hostile like a tool's schema: its size is bounded before it is read, compilation and each step run under the same
+limits. There is nothing to fall back to: where such a grammar fails, so does its completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+
+from slm.grammar import LIMITS, GrammarError, Mask
+
+MAX_GRAMMAR_CHARS = 200_000
+
+
+class GbnfGuide:
+    """A `slm.grammar.Guide` over a client's grammar. Not safe to share between threads.
+
+    Raises:
+        GrammarError: it is no such grammar or exceeds a limit; from any method, where it fails at a token.
+    """
+
+    def __init__(self, grammar: str, tokenizer: LLTokenizer) -> None:
+        self.warnings: list[str] = []
+        self._vocabulary = tokenizer.vocab_size
+        if len(grammar) > MAX_GRAMMAR_CHARS:
+            raise GrammarError(f"more than {MAX_GRAMMAR_CHARS} characters")
+        try:
+            lark = gbnf_to_lark(grammar)
+        except (GbnfToLarkError, ValueError, IndexError, KeyError, AssertionError, RecursionError) as exc:
+            raise GrammarError(f"cannot be read: {str(exc)[:200] or type(exc).__name__}") from exc
+        self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=LIMITS)
+        self._checked()
+
+    @property
+    def ended(self) -> bool:
+        """See `slm.grammar.Constraint`."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def forced(self) -> list[int]:
+        """See `slm.grammar.Constraint`."""
+        tokens: list[int] = self._matcher.compute_ff_tokens()
+        self._checked()
+        return tokens
+
+    def allowed(self) -> Mask:
+        """See `slm.grammar.Constraint`."""
+        bits = self._matcher.compute_bitmask()
+        self._checked()
+        flags = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
+        return flags[: self._vocabulary].view(np.bool_)
+
+    def possible(self, tokens: Sequence[int]) -> list[int]:
+        """See `slm.grammar.Constraint`."""
+        return list(tokens[: self._matcher.validate_tokens(list(tokens))]) if tokens else []
+
+    def write(self, token: int) -> None:
+        """See `slm.grammar.Constraint`."""
+        self._matcher.consume_token(token)
+        self._checked()
+
+    def _checked(self) -> None:
+        if self._matcher.is_error():
+            raise GrammarError(f"failed: {self._matcher.get_error()[:200]}")
