@@ -71,7 +71,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
+            ledger = await stack.enter_async_context(
+                Ledger.open(settings.ledger.url, synchronous=settings.ledger.synchronous)
+            )
             recorder = Recorder(
                 ledger,
                 metrics,

@@ -43,5 +43,8 @@ def serve(settings: Settings, model_folder: Path | None) -> None:
         port=settings.server.port,
         log_config=None,
         access_log=False,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
         timeout_graceful_shutdown=10,
     )

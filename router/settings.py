@@ -244,10 +244,18 @@ class LedgerSettings(_Section):
     """Where decisions are kept."""
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
+    synchronous: Literal["full", "normal"] = "full"
+    """How SQLite commits rows: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
     keep_days: int | None = Field(default=None, ge=1, le=36_500)
     """Older days are kept as sums only; None: every row is kept."""
+
+    @model_validator(mode="after")
+    def _sqlite_only(self) -> Self:
+        if self.synchronous != "full" and not self.url.startswith("sqlite"):
+            raise ValueError("ledger.synchronous: of SQLite only; PostgreSQL's server has synchronous_commit")
+        return self
 
 
 class Audits(_Section):
