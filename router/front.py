@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import Headers, State
+from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -54,7 +54,7 @@ class Completion:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         try:
             access: Access = scope["app"].state.access
             key = access.caller(headers)
@@ -72,7 +72,9 @@ class Completion:
         finally:
             self._admission.leave()
 
-    async def _asked(self, state: State, key: VirtualKey | None, headers: Headers, receive: Receive) -> Delivery:
+    async def _asked(
+        self, state: State, key: VirtualKey | None, headers: Mapping[str, str], receive: Receive
+    ) -> Delivery:
         """Raises ClientError, ClientDisconnect."""
         raw = await _body(headers, receive, self._limit)
         assigned: Assignment | None = state.assignment
@@ -107,7 +109,12 @@ async def whole_body(request: Request, limit: int) -> bytes:
     return await _body(request.headers, request.receive, limit)
 
 
-async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
+def _headers(scope: Scope) -> dict[str, str]:
+    """By their names in lower case; of several the first. They are looked up many times."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
     too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
     declared = headers.get("content-length", "")
