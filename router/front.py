@@ -17,7 +17,8 @@ from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
 from router.drafting import OFFLOAD_BYTES
-from router.experiments import Assignment, Exposure
+from router.experiments import Exposure
+from router.live_experiments import LiveExperiments
 from router.settings import Settings
 from router.stickiness import Stickiness
 from router.terms import Terms
@@ -77,7 +78,8 @@ class Completion:
     ) -> Delivery:
         """Raises ClientError, ClientDisconnect."""
         raw = await _body(headers, receive, self._limit)
-        assigned: Assignment | None = state.assignment
+        experiments: LiveExperiments = state.experiments
+        assigned = experiments.assignment
         stickiness: Stickiness = state.stickiness
 
         def read() -> tuple[ChatRequest, Exposure | None, str | None]:

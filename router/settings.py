@@ -34,7 +34,8 @@ TEST_PREFIX = "SMALLCALL_TEST_"
 """Variables of the test suite; not ours."""
 SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 """Known models and the folders of `slm/adapters` that go with them."""
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of an experiment or an arm."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -73,7 +74,7 @@ class Access(_Section):
     admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
     """For the routes below `/admin`, which are shut without it."""
     refresh_s: float = Field(default=5.0, ge=0.05, le=300)
-    """A key that was made or revoked elsewhere counts after so long at the latest."""
+    """A key that was made or revoked elsewhere counts after so long at the latest; an experiment too."""
     assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
     """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
     redis_url: SecretStr | None = None
