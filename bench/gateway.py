@@ -2,10 +2,12 @@
 
 Each gateway runs on one core; the load and an upstream that answers at once share another. All are started, and then
 each point (connections, streamed or whole) is measured with one gateway after another, so that whatever else the
-machine does falls on all alike. Ours is the real server: the request parsed and pinned large, its decision's row
-committed with fsync before the answer ends, metrics and log written. What is compared within one run counts; absolute
-figures are of the machine and the day. `load core` says how busy the load and the upstream were: near 100 % the
-gateway could do more than is seen.
+machine does falls on all alike. Ours is the real server: its key checked and its limits counted, the request parsed and
+pinned large, its decision's row committed before the answer ends, metrics and log written. What is compared within one
+run counts; absolute figures are of the machine and the day. `load core` says how busy the load and the upstream were:
+near 100 % the gateway could do more than is seen.
+
+`--setup` makes the environments of the others and ends: what is measured later then needs no network.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import datetime
 import json
 import os
 import platform
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -28,8 +31,9 @@ from typing import Any
 
 from bench.gateway_peers import PEERS, Peer, Place, made
 from bench.gateway_process import Measured, free_port, pinned
-from bench.gateway_report import markdown
+from bench.gateway_report import OURS, markdown
 from bench.gateway_traffic import request_body
+from router.checkout import commit
 
 RESULTS = Path("evaluation/results")
 CACHE = Path("~/.cache/smallcall-bench")
@@ -58,7 +62,8 @@ def main() -> int:
     """Measure and write the results. Returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m bench.gateway", description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="", help="names of gateways, comma-separated (default: all)")
-    parser.add_argument("--seconds", type=float, default=5.0, help="a point (default: %(default)s)")
+    parser.add_argument("--setup", action="store_true", help="only make the environments of the others")
+    parser.add_argument("--seconds", type=float, default=10.0, help="a point (default: %(default)s: 12 minutes in all)")
     parser.add_argument("--connections", default=",".join(map(str, CONNECTIONS)), help="default: %(default)s")
     parser.add_argument("--modes", default="whole,stream", help="default: %(default)s")
     parser.add_argument("--server-core", type=int, default=1, help="default: %(default)s")
@@ -71,6 +76,8 @@ def main() -> int:
     peers = [peer for peer in PEERS if not wanted or peer.name.lower() in wanted]
     if len(peers) < len(wanted):
         parser.error(f"--only takes {', '.join(peer.name for peer in PEERS)}")
+    if options.setup:
+        return _set_up(peers, options.cache.expanduser())
     result = measure(peers, options)
     out = options.out or (None if wanted else RESULTS)
     if out is not None:
@@ -78,6 +85,18 @@ def main() -> int:
         (out / "gateway.md").write_text(markdown(result))
     sys.stdout.write(markdown(result))
     return 0
+
+
+def _set_up(peers: list[Peer], cache: Path) -> int:
+    failed = 0
+    for peer in peers:
+        try:
+            home = made(peer, cache)
+            sys.stderr.write(f"{peer.name} {_version(peer, home)}: ready\n")
+        except (OSError, subprocess.SubprocessError) as error:
+            failed = 1
+            sys.stderr.write(f"{peer.name}: {error}\n")
+    return failed
 
 
 def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
@@ -96,6 +115,8 @@ def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
                 spec = {"stream": mode == "stream", "connections": connections, "seconds": options.seconds}
                 points.append(_point(spec, contenders, served, upstream, options))
         return {
+            "command": shlex.join(["python", "-m", "bench.gateway", *sys.argv[1:]]),
+            "commit": commit(),
             "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": {"cpus": os.cpu_count(), "load_average": os.getloadavg(), "platform": platform.platform()},
             "python": platform.python_version(),
@@ -164,11 +185,13 @@ def _point(
             continue
         before = one.process.cpu_s()
         peer = one.peer
-        got = asked(
-            {"port": one.port, "path": peer.path, "model": peer.model, "headers": dict(peer.headers(one.place))}
-        )
+        headers = dict(peer.headers(one.place))
+        got = asked({"port": one.port, "path": peer.path, "model": peer.model, "headers": headers})
         one.answered += got["answered"]
         one.wrong = one.wrong or (got["example"] or "").replace("|", " ")[-200:]
+        if not got["requests"]:
+            sys.stderr.write(f"{peer.name}: no answer: {one.wrong}\n")
+            continue
         got["cpu_us"] = 1e6 * (one.process.cpu_s() - before) / max(1, got["answered"])
         got["added_p50_us"], got["added_p99_us"] = (got[key] - direct[key] for key in ("p50_us", "p99_us"))
         got["rss_mb"] = one.process.rss_mb()
@@ -193,7 +216,7 @@ def _about(one: Contender) -> dict[str, Any]:
 
 def _rows(contenders: list[Contender]) -> dict[str, int] | None:
     """Answers that were seen and rows of our ledger: more rows than answers where the end cut requests off."""
-    ours = next((one for one in contenders if one.peer.name == "smallcall" and one.place and one.process), None)
+    ours = next((one for one in contenders if one.peer.name == OURS and one.place and one.process), None)
     if ours is None or ours.place is None:
         return None
     with contextlib.closing(sqlite3.connect(ours.place.folder / "ledger.db")) as ledger:

@@ -14,7 +14,9 @@ import re
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
+
+import uvloop
 
 from bench.gateway_traffic import request_body
 
@@ -36,8 +38,7 @@ class Asking(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         self._ask()
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -125,12 +126,18 @@ async def load(spec: dict[str, Any]) -> dict[str, Any]:
     tally = Tally(begin, end)
     loop = asyncio.get_running_loop()
     open_now: set[Asking] = set()
+    over = asyncio.Event()
 
     async def client() -> None:
-        while time.perf_counter() < end:
-            made = await loop.create_connection(
-                lambda: Asking(request, stream=spec["stream"], told=tally.add), "127.0.0.1", spec["port"]
-            )
+        while not over.is_set():
+            try:
+                made = await loop.create_connection(
+                    lambda: Asking(request, stream=spec["stream"], told=tally.add), "127.0.0.1", spec["port"]
+                )
+            except OSError as error:
+                tally.add(0.0, 0.0, str(error))
+                await asyncio.sleep(0.1)
+                continue
             open_now.add(made[1])
             await made[1].lost  # a gateway may close a connection: then another one is made
             open_now.discard(made[1])
@@ -138,6 +145,7 @@ async def load(spec: dict[str, Any]) -> dict[str, Any]:
     clients = [asyncio.create_task(client()) for _ in range(spec["connections"])]
     cpu = time.process_time()
     await asyncio.sleep(end - time.perf_counter())
+    over.set()
     for asking in list(open_now):
         asking.close()
     await asyncio.wait(clients, timeout=5)
@@ -157,9 +165,9 @@ async def load(spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def _quantile(ordered: list[float], share: float) -> float:
-    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+    return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else 0.0
 
 
 if __name__ == "__main__":
     gc.disable()
-    sys.stdout.write(json.dumps(asyncio.run(load(json.loads(sys.argv[1])))))
+    sys.stdout.write(json.dumps(uvloop.run(load(json.loads(sys.argv[1])))))

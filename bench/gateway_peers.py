@@ -1,23 +1,25 @@
 """The gateways that are measured: their environments, how each is started, and how it wants to be asked.
 
-Each peer has the settings that its documentation names for speed, and no store and no key check: whatever ours does
-beyond that is at our expense.
+Each peer has the settings that its documentation names for speed, and no store and no key check. Ours is asked with a
+virtual key that has a budget and both rates, none of them ever reached, and commits a row: at our expense.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 
 from bench.gateway_process import free_port
 
 INSTALL_TIMEOUT_S = 900
 _LARGE = "openai/gpt-4o-2024-08-06"
+_MINT_TIMEOUT_S = 60
+_LIMITS = ("--hard-usd", "1e6", "--soft-usd", "1e6", "--rpm", "10000000", "--tpm", "1000000000")
 _CHAT = "/v1/chat/completions"
 
 
@@ -50,6 +52,8 @@ class Peer:
     path: str = _CHAT
     packages: tuple[str, ...] = ()
     """Of its environment; the first is the one whose version is told. None: it runs in ours."""
+    overrides: Mapping[str, str] = field(default_factory=dict)
+    """Versions of what npm packages bring along, where the newest does not work."""
     kind: str = "pip"
     ready: str = "/"
     """A path that answers below 500 once it can work."""
@@ -64,12 +68,16 @@ def made(peer: Peer, cache: Path) -> Path:
     folder = cache / peer.name.lower().replace(" ", "-")
     if not peer.packages:
         return folder
-    stamp, wanted = folder / "installed.json", json.dumps(peer.packages)
+    stamp, wanted = folder / "installed.json", json.dumps([peer.packages, dict(peer.overrides)])
     if stamp.exists() and stamp.read_text() == wanted:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
     if peer.kind == "npm":
-        (folder / "package.json").write_text('{"type": "module", "private": true}')
+        # npm would keep versions that are not wanted any more.
+        shutil.rmtree(folder / "node_modules", ignore_errors=True)
+        (folder / "package-lock.json").unlink(missing_ok=True)
+        package = {"type": "module", "private": True, "overrides": dict(peer.overrides)}
+        (folder / "package.json").write_text(json.dumps(package))
         line = [_program("npm"), "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", *peer.packages]
     else:
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=INSTALL_TIMEOUT_S)
@@ -82,22 +90,35 @@ def made(peer: Peer, cache: Path) -> Path:
 
 
 def _program(name: str) -> str:
-    found = which(name)
+    found = shutil.which(name)
     if found is None:
         raise OSError(f"{name} is not installed")
     return found
 
 
-def _smallcall(place: Place) -> list[str]:
+def _smallcall(place: Place, synchronous: str = "full") -> list[str]:
+    """Mints a key in the database that is then served."""
     config = {
         "server": {"port": place.port},
         "small": {"enabled": False},
         "large": {"model": _LARGE, "api_base": place.base, "api_key": "upstream"},
-        "ledger": {"url": f"sqlite+aiosqlite:///{place.folder / 'ledger.db'}"},
+        "ledger": {"url": f"sqlite+aiosqlite:///{place.folder / 'ledger.db'}", "synchronous": synchronous},
     }
     file = place.folder / "smallcall.yaml"
     file.write_text(json.dumps(config))
-    return [sys.executable, "-m", "router.cli", "serve", "--config", str(file)]
+    command, configured = [sys.executable, "-m", "router.cli"], ["--config", str(file)]
+    mint = [*command, "keys", "create", "--name", "bench", *_LIMITS, "--json", *configured]
+    got = subprocess.run(mint, check=True, capture_output=True, text=True, timeout=_MINT_TIMEOUT_S)
+    (place.folder / "key").write_text(json.loads(got.stdout)["key"])
+    return [*command, "serve", *configured]
+
+
+def _smallcall_normal(place: Place) -> list[str]:
+    return _smallcall(place, "normal")
+
+
+def _smallcall_headers(place: Place) -> Mapping[str, str]:
+    return {"authorization": f"Bearer {(place.folder / 'key').read_text()}"}
 
 
 def _bare(place: Place) -> list[str]:
@@ -152,7 +173,14 @@ def _smg(place: Place) -> list[str]:
 
 
 PEERS = (
-    Peer("smallcall", _smallcall, model="smallcall/large", ready="/readyz"),
+    Peer("smallcall", _smallcall, model="smallcall/large", ready="/readyz", headers=_smallcall_headers),
+    Peer(
+        "smallcall-normal",
+        _smallcall_normal,
+        model="smallcall/large",
+        ready="/readyz",
+        headers=_smallcall_headers,
+    ),
     Peer("bare FastAPI", _bare, ready="/docs"),
     Peer("bare ASGI", _raw, ready=""),
     Peer(
@@ -169,7 +197,15 @@ PEERS = (
             "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
         },
     ),
-    Peer("Portkey", _portkey, packages=("@portkey-ai/gateway@1.15.2",), kind="npm", headers=_portkey_headers),
+    Peer(
+        "Portkey",
+        _portkey,
+        packages=("@portkey-ai/gateway@1.15.2",),
+        # Its streams fail with what it would bring along: "TypeError: immutable", from 1.14 on.
+        overrides={"@hono/node-server": "1.13.8"},
+        kind="npm",
+        headers=_portkey_headers,
+    ),
     Peer(
         "TensorZero",
         _tensorzero,

@@ -10,7 +10,9 @@ import asyncio
 import gc
 import re
 import sys
-from typing import ClassVar
+from typing import ClassVar, cast
+
+import uvloop
 
 from bench.gateway_traffic import streamed_answer, whole_answer
 
@@ -41,8 +43,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         self._buffer = b""
 
     def data_received(self, data: bytes) -> None:
@@ -76,4 +77,4 @@ async def _main(port: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(int(sys.argv[1])))
+    uvloop.run(_main(int(sys.argv[1])))

@@ -12,27 +12,29 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from router.access.admin import ADMIN_BODY_BYTES, key_routes
+from router.access.experiment_routes import experiment_routes
 from router.access.reckoning import LargeRates
 from router.counting import TokenCounter, counting_route
 from router.delivery import Admission
 from router.drafting import Drafter
+from router.experiment_store import ExperimentStore
 from router.feedback import feedback_route
 from router.front import Completion, Front, body_limit, owner, whole_body
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.ledger.retention import Retention
+from router.live_experiments import LiveExperiments
 from router.local import SmallModel
 from router.outcome_watch import OutcomeWatch
 from router.parts import (
     access_of,
     auditor_of,
-    experiment_of,
     policies_of,
     redis_link,
     reloaded_on_hangup,
@@ -71,7 +73,9 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
-            ledger = await stack.enter_async_context(Ledger.open(settings.ledger.url))
+            ledger = await stack.enter_async_context(
+                Ledger.open(settings.ledger.url, synchronous=settings.ledger.synchronous)
+            )
             recorder = Recorder(
                 ledger,
                 metrics,
@@ -102,10 +106,11 @@ def create_app(
             app.state.access = await access_of(settings, ledger, rates, metrics, link, stack)
             app.state.stickiness = stickiness_of(settings, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            app.state.assignment = found = await experiment_of(settings, policies, stack)
+            live = LiveExperiments(settings, policies, ExperimentStore(ledger.engine))
+            app.state.experiments = await stack.enter_async_context(live.in_force())
             app.state.counter = counter
             policies.look()
-            reloaded_on_hangup(policies, found, stack)
+            reloaded_on_hangup(policies, live, stack)
             app.state.gateway = Gateway(
                 policies,
                 Drafter(backend, settings.small),
@@ -136,7 +141,11 @@ def create_app(
     for path, completion in answering.items():
         # Other methods are refused there, and what is mounted below a path is found.
         app.router.routes.append(Route(path, completion, methods=["POST"]))
-    for path, method, endpoint in key_routes(lambda request: whole_body(request, ADMIN_BODY_BYTES)):
+
+    async def admin_body(request: Request) -> bytes:
+        return await whole_body(request, ADMIN_BODY_BYTES)
+
+    for path, method, endpoint in (*key_routes(admin_body), *experiment_routes(admin_body)):
         app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", models, methods=["GET"])
     app.add_api_route("/healthz", healthy, methods=["GET"])

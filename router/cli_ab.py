@@ -39,7 +39,9 @@ def _fail(message: str, code: int) -> typer.Exit:
 
 @ab_app.command()
 def status(
-    name: Annotated[str, typer.Argument(help="of an experiment in the configuration, enabled or not")],
+    name: Annotated[
+        str, typer.Argument(help="of an experiment of the configuration or of the admin API, enabled or not")
+    ],
     config: Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win")] = None,
     labels: Annotated[
         Path | None, typer.Option(help="JSON lines with decision_id, passed and tool_error (true, false or null)")
@@ -58,12 +60,8 @@ def status(
         settings = load_settings(config)
     except SettingsError as error:
         raise _fail(f"configuration: {error}", 2) from None
-    experiment = settings.experiments.get(name)
-    if experiment is None:
-        known = ", ".join(settings.experiments) or "none"
-        raise _fail(f"{name}: no experiment of the configuration; there are: {known}", 1)
     try:
-        found = asyncio.run(_state(settings, name, experiment, labels))
+        experiment, found = asyncio.run(_state(settings, name, labels))
     except (LabelsError, LedgerUnavailableError, MetricError) as error:
         raise _fail(str(error), 1) from None
     if as_json:
@@ -72,13 +70,18 @@ def status(
         _show(name, experiment, found)
 
 
-async def _state(settings: Settings, name: str, experiment: Experiment, labels: Path | None) -> State:
+async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Experiment, State]:
     from router.experiment_state import experiment_state, read_labels
+    from router.experiment_store import ExperimentStore
     from router.ledger import Ledger
 
     known = read_labels(labels) if labels is not None else {}
     async with Ledger.open(settings.ledger.url) as ledger:
-        return await experiment_state(ledger, name, experiment, known, time.time())
+        held = await ExperimentStore(ledger.engine).all()
+        made = {key: one.experiment for key, one in held.items() if one.experiment is not None} | settings.experiments
+        if name not in made:
+            raise _fail(f"{name}: no such experiment; there are: {', '.join(made) or 'none'}", 1)
+        return made[name], await experiment_state(ledger, name, made[name], known, time.time())
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ from slm.protocol import Info
 Side = Literal["small", "large", "none"]
 _UNDECIDED = Verdict(Action.CONTINUE, Stage.BEFORE, "undecided")
 _CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS = [high + low for high in _CROCKFORD for low in _CROCKFORD]
 _SIGNALS = ("logprob", "margin", "entropy", "feasible_mass", "forced", "span")
 
 
@@ -40,7 +41,7 @@ def new_decision_id(unix_ms: int | None = None) -> str:
     """26 characters in the layout of a ULID: 48 bits of Unix milliseconds, 80 random bits, in Crockford's base 32,
     lower case. Sorts by time; cannot be guessed."""
     value = (unix_ms if unix_ms is not None else time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
-    return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
 
 
 @dataclass(slots=True)

@@ -73,10 +73,3 @@ class Assignment:
             key = shown_key(headers)
             return None if key is None else key.encode()
         return conversation_of(chat, headers)
-
-
-def assignment(
-    experiments: Mapping[str, Experiment], make: Callable[[Mapping[str, Any]], Policy] = make_policy
-) -> Assignment | None:
-    """Of the experiment that is enabled; settings allow one."""
-    return next((Assignment(name, one, make) for name, one in experiments.items() if one.enabled), None)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.datastructures import Headers, State
+from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -17,7 +17,8 @@ from router.delivery import Admission, Delivery, error_response
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
 from router.drafting import OFFLOAD_BYTES
-from router.experiments import Assignment, Exposure
+from router.experiments import Exposure
+from router.live_experiments import LiveExperiments
 from router.settings import Settings
 from router.stickiness import Stickiness
 from router.terms import Terms
@@ -54,7 +55,7 @@ class Completion:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        headers = Headers(scope=scope)
+        headers = _headers(scope)
         try:
             access: Access = scope["app"].state.access
             key = access.caller(headers)
@@ -72,10 +73,13 @@ class Completion:
         finally:
             self._admission.leave()
 
-    async def _asked(self, state: State, key: VirtualKey | None, headers: Headers, receive: Receive) -> Delivery:
+    async def _asked(
+        self, state: State, key: VirtualKey | None, headers: Mapping[str, str], receive: Receive
+    ) -> Delivery:
         """Raises ClientError, ClientDisconnect."""
         raw = await _body(headers, receive, self._limit)
-        assigned: Assignment | None = state.assignment
+        experiments: LiveExperiments = state.experiments
+        assigned = experiments.assignment
         stickiness: Stickiness = state.stickiness
 
         def read() -> tuple[ChatRequest, Exposure | None, str | None]:
@@ -107,7 +111,12 @@ async def whole_body(request: Request, limit: int) -> bytes:
     return await _body(request.headers, request.receive, limit)
 
 
-async def _body(headers: Headers, receive: Receive, limit: int) -> bytes:
+def _headers(scope: Scope) -> dict[str, str]:
+    """By their names in lower case; of several the first. They are looked up many times."""
+    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
+
+
+async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
     """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
     too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
     declared = headers.get("content-length", "")

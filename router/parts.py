@@ -17,9 +17,9 @@ from router.access.door import Access
 from router.access.limits import Counters, LocalCounters
 from router.access.reckoning import LargeRates
 from router.access.store import KeyStore
-from router.experiments import Assignment, assignment
 from router.gateway import Auditor
 from router.ledger import Ledger
+from router.live_experiments import LiveExperiments
 from router.local import SmallModel
 from router.policies_in_force import PoliciesInForce
 from router.remote import RemoteModel, RemoteServer
@@ -90,14 +90,13 @@ def policies_of(
 
 
 def reloaded_on_hangup(
-    policies: PoliciesInForce, experiment: Assignment | None, stack: contextlib.AsyncExitStack
+    policies: PoliciesInForce, experiments: LiveExperiments, stack: contextlib.AsyncExitStack
 ) -> None:
     """SIGHUP loads the gateway's own bundle anew."""
     reloading: set[asyncio.Task[bool]] = set()
 
     def reload() -> None:
-        held = experiment is not None and not experiment.stopped
-        task = asyncio.create_task(policies.reload(held=held))
+        task = asyncio.create_task(policies.reload(held=experiments.running))
         reloading.add(task)
         task.add_done_callback(reloading.discard)
 
@@ -105,22 +104,6 @@ def reloaded_on_hangup(
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, reload)
         stack.callback(loop.remove_signal_handler, signal.SIGHUP)
-
-
-async def experiment_of(
-    settings: Settings, policies: PoliciesInForce, stack: contextlib.AsyncExitStack
-) -> Assignment | None:
-    """The running experiment's assignment, watched; what its rows say of its guardrails is heeded from the start."""
-    found = assignment(settings.experiments, policies.made)
-    if found is None:
-        return None
-    from router.experiment_state import Watch  # brings scipy, which a gateway without experiments does not need
-
-    watch = Watch(settings.ledger.url, settings.experiments[found.name], found)
-    await watch.look()
-    running = asyncio.create_task(watch.run(), name="experiment-watch")
-    stack.callback(running.cancel)
-    return found
 
 
 async def auditor_of(

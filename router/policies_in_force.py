@@ -46,12 +46,16 @@ class PoliciesInForce:
         Raises:
             SettingsError: the bundle cannot be loaded.
         """
-        if config.get("kind") != "bundle":
-            return make_policy(config)
-        made = self._bundle(BundlePolicy.model_validate(config), None)
-        if config is not self._settings.policy:
+        made = self.tried(config)
+        if isinstance(made, ServedBundle) and config is not self._settings.policy:
             self._of_arms.append(made)
         return made
+
+    def tried(self, config: Mapping[str, Any]) -> Policy:
+        """As `made`, but nothing is kept of it. Raises SettingsError."""
+        if config.get("kind") != "bundle":
+            return make_policy(config)
+        return self._bundle(BundlePolicy.model_validate(config), None)
 
     def look(self) -> None:
         """See how all certificates stand; what is new goes into the log. At the start, and when a worker is ready."""

@@ -72,11 +72,10 @@ class Seen:
 
     def piece(self, piece: Mapping[str, Any]) -> None:
         """Take one event of a stream."""
-        for choice in _objects(piece.get("choices"))[:1]:
-            delta = choice.get("delta")
-            if isinstance(delta, dict):
-                self._chat(delta)
+        self._first_delta(piece.get("choices"))
         kind = piece.get("type")
+        if kind is None:
+            return
         if kind == "content_block_start" and isinstance(piece.get("content_block"), dict):
             self._block(piece.get("index"), piece["content_block"])
         elif kind == "content_block_delta" and isinstance(piece.get("delta"), dict):
@@ -90,9 +89,22 @@ class Seen:
         elif isinstance(kind, str) and kind.startswith("response.") and kind.endswith(".delta"):
             self._count(piece.get("delta"))
 
+    def _first_delta(self, choices: Any) -> None:
+        if not isinstance(choices, list):
+            return
+        for choice in choices:
+            if isinstance(choice, dict):
+                delta = choice.get("delta")
+                if isinstance(delta, dict):
+                    self._chat(delta)
+                return
+
     def _chat(self, message: Mapping[str, Any]) -> None:
         self._count(message.get("content"), message.get("reasoning_content"))
-        for position, call in enumerate(_objects(message.get("tool_calls"))):
+        calls = message.get("tool_calls")
+        if not calls:
+            return
+        for position, call in enumerate(_objects(calls)):
             function = call.get("function")
             function = function if isinstance(function, dict) else {}
             key = _key(call.get("index", position))
@@ -134,7 +146,9 @@ class Seen:
             call.pieces.append(text)
 
     def _count(self, *texts: Any) -> None:
-        self.chars += sum(len(text) for text in texts if isinstance(text, str))
+        for text in texts:
+            if isinstance(text, str):
+                self.chars += len(text)
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:

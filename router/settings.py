@@ -34,7 +34,8 @@ TEST_PREFIX = "SMALLCALL_TEST_"
 """Variables of the test suite; not ours."""
 SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 """Known models and the folders of `slm/adapters` that go with them."""
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}$")]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of an experiment or an arm."""
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -78,7 +79,7 @@ class Access(_Section):
     admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
     """For the routes below `/admin`, which are shut without it."""
     refresh_s: float = Field(default=5.0, ge=0.05, le=300)
-    """A key that was made or revoked elsewhere counts after so long at the latest."""
+    """A key that was made or revoked elsewhere counts after so long at the latest; an experiment too."""
     assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
     """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
     redis_url: SecretStr | None = None
@@ -249,10 +250,18 @@ class LedgerSettings(_Section):
     """Where decisions are kept."""
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
+    synchronous: Literal["full", "normal"] = "full"
+    """How SQLite commits rows: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
     keep_days: int | None = Field(default=None, ge=1, le=36_500)
     """Older days are kept as sums only; None: every row is kept."""
+
+    @model_validator(mode="after")
+    def _sqlite_only(self) -> Self:
+        if self.synchronous != "full" and not self.url.startswith("sqlite"):
+            raise ValueError("ledger.synchronous: of SQLite only; PostgreSQL's server has synchronous_commit")
+        return self
 
 
 class Audits(_Section):

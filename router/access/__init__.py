@@ -6,4 +6,5 @@ limits.py     rates and budgets counted in this process
 redis.py      the same, counted for all replicas
 door.py       what a request meets: recognised, admitted, settled
 admin.py      /admin/keys
+experiment_routes.py  /admin/experiments
 """

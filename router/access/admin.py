@@ -14,6 +14,7 @@ from router.access.store import KeysUnavailableError, TooManyKeysError, spent_by
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError, wrong
 from router.dialects.reading import decoded
+from router.ledger import LedgerUnavailableError
 
 ADMIN_BODY_BYTES = 64 * 1024
 PAGE = 1000
@@ -83,7 +84,7 @@ def guarded(endpoint: Endpoint) -> Endpoint:
         try:
             access.admin(request.headers)
             return await endpoint(request)
-        except KeysUnavailableError as error:
+        except (KeysUnavailableError, LedgerUnavailableError) as error:
             return _error(ClientError(503, str(error), "ledger_unavailable"))
         except ClientError as error:
             return _error(error)

@@ -11,12 +11,14 @@ import asyncio
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from sqlalchemy import Insert
 from sqlalchemy.dialects.sqlite import dialect as sqlite_dialect
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+Synchronous = Literal["full", "normal"]
+"""SQLite's: `normal` does not wait for the disk; what was committed outlives the process, not surely a power cut."""
 Values = Mapping[str, Any]
 """A row: values by the names of columns; all rows of one list have the same."""
 
@@ -31,11 +33,11 @@ class Inserts(Protocol):
         """Nothing is committed after it."""
 
 
-def inserts(engine: AsyncEngine, busy_s: float) -> Inserts:
+def inserts(engine: AsyncEngine, busy_s: float, synchronous: Synchronous) -> Inserts:
     """For the database of `engine`, whose tables exist."""
     database = engine.url.database
     if engine.url.get_backend_name() == "sqlite" and database and database != ":memory:" and "file:" not in database:
-        return SqliteInserts(database, busy_s)
+        return SqliteInserts(database, busy_s, synchronous)
     return EngineInserts(engine)
 
 
@@ -60,8 +62,8 @@ class SqliteInserts:
     """Into a SQLite file, by one connection in a thread of its own, which SQLite and its waiting for disk and locks do
     not leave. An error closes the connection; the next rows open another."""
 
-    def __init__(self, database: str, busy_s: float) -> None:
-        self._database, self._busy_s = database, busy_s
+    def __init__(self, database: str, busy_s: float, synchronous: Synchronous) -> None:
+        self._database, self._busy_s, self._synchronous = database, busy_s, synchronous
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._connection: sqlite3.Connection | None = None
         self._statements: dict[Insert, _Statement] = {}
@@ -92,7 +94,7 @@ class SqliteInserts:
         # Statements of its own end transactions, not the driver's.
         connection = self._connection = sqlite3.connect(self._database, timeout=self._busy_s, isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA synchronous={self._synchronous}")
         return connection
 
     def _close(self) -> None:

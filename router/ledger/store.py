@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.ledger.database import check_url, concerns_database, database_engine, migrate
-from router.ledger.inserts import Inserts, inserts
+from router.ledger.inserts import Inserts, Synchronous, inserts
 from router.ledger.row import DecisionRow, LargeCall
 from router.ledger.spending import spending
 from router.ledger.tables import calls, decisions
@@ -70,12 +70,13 @@ class Ledger:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, url: str, busy_s: float = BUSY_S) -> AsyncIterator[Self]:
+    async def open(cls, url: str, busy_s: float = BUSY_S, *, synchronous: Synchronous = "full") -> AsyncIterator[Self]:
         """Open the database at a SQLAlchemy URL (`sqlite+aiosqlite:///file`, `postgresql+asyncpg://host/name`), migrate
         it, write until the block ends.
 
         Args:
             busy_s: how long a lock, a statement or a connection is waited for.
+            synchronous: how SQLite commits rows; other databases do as their server is set.
 
         Raises:
             LedgerUnavailableError: the database cannot be opened or migrated.
@@ -90,7 +91,7 @@ class Ledger:
         except Exception as error:  # drivers and Alembic raise of their own
             await engine.dispose()
             raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
-        ledger = cls(engine, inserts(engine, busy_s))
+        ledger = cls(engine, inserts(engine, busy_s, synchronous))
         writer = asyncio.create_task(ledger._run(), name="ledger-writer")
         try:
             yield ledger

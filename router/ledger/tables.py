@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, DateTime, Float, Integer, MetaData, String, Table, Text
 
-REVISION = "0005_judge_bundles"
+REVISION = "0006_live_experiments"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -185,3 +185,21 @@ access_spend = Table(
 )
 """What each key has spent in each UTC day, each UTC month and in `total`: the sum of its rows' `charged_nusd`, also of
 rows that are gone by now."""
+
+live_experiments = Table(
+    "live_experiments",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("definition", Text),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("stopped_at", DateTime(timezone=True)),
+)
+"""Experiments that were made over HTTP, as JSON; without a definition: one of the configuration, which was stopped."""
+
+experiment_revision = Table(
+    "experiment_revision",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("revision", BigInteger, nullable=False),
+)
+"""As `access_revision`, of `live_experiments`."""

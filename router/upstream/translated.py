@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import re
@@ -98,6 +99,7 @@ class LitellmModel:
         litellm = _import()
         if self._prices is None:
             self._prices = MappedPrices(litellm, self.model)
+        gc.freeze()  # litellm's 300,000 objects stay to the end: no collection need walk through them
         return litellm
 
     async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,9 @@ def main() -> int:
     print(f"requests {course.asked}, read to their end {len(course.complete)}, rows {len(course.rows)}")
     print("rows by (status, client left):", dict(course.tally()))
     print("MB at rest, then after each wave:", [round(one) for one in course.rss_mb], f"peak {course.peak_mb:.0f}")
+    if options.waves > 1:
+        growth_mb = (course.rss_mb[-1] - course.rss_mb[1]) / (options.waves - 1)
+        print(f"MB a wave after the first: {growth_mb:+.1f}; what leaks grows with every wave")
     print("tasks at rest, then after each wave:", course.tasks)
     check(course, options.streams)
     return 0

@@ -91,6 +91,7 @@ CLIENTS = (
     ),
     Client("smolagents", ("smolagents", "smolagents[openai]"), "smolagents_agent.py", "chat_completions"),
     Client("autogen-agentchat", ("autogen-agentchat", "autogen-ext[openai]"), "autogen_agent.py", "chat_completions"),
+    Client("crewai", ("crewai",), "crewai_agent.py", "chat_completions"),
     Client("npm openai, chat", ("openai",), "openai_sdk.mjs", "chat_completions", "chat", "npm", "npm-openai"),
     Client("npm openai, responses", ("openai",), "openai_sdk.mjs", "responses", "responses", "npm", "npm-openai"),
     Client(

@@ -248,7 +248,7 @@ async def test_a_guardrail_that_goes_ends_the_experiment_by_itself_and_for_good(
         assert {await _post(url, name) for name in names} == {"small", "large"}
         await _written(tmp_path, _rows(1500, invalid={"control": 0.02, "bold": 0.4}))
         async with asyncio.timeout(10):
-            while not app.state.assignment.stopped:  # noqa: ASYNC110
+            while not app.state.experiments.assignment.stopped:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert {await _post(url, name) for name in names} == {"large"}
         last = (await app.state.ledger.page(limit=10_000))[-8:]
@@ -263,7 +263,7 @@ async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None
     await _written(tmp_path, _rows(1500, invalid={"control": 0.02, "bold": 0.02}))
     app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(app):
-        assert not app.state.assignment.stopped
+        assert not app.state.experiments.assignment.stopped
 
 
 async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger_url: str) -> None:

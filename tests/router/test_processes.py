@@ -31,13 +31,13 @@ def recorded() -> RecordedServer:
     return RecordedServer([row.recorded for row in ROWS], [row.case for row in ROWS])
 
 
-def settings(tmp_path: Path, upstream: str) -> Settings:
+def settings(tmp_path: Path, upstream: str, synchronous: str = "full") -> Settings:
     return Settings.model_validate(
         {
             "small": {"max_tokens": 64, "threads": 1, "adapter": "none"},
             "large": {"model": "openai/gpt-4o-2024-08-06", "api_base": upstream, "api_key": "unused"},
             "policy": {"kind": "threshold", "threshold": 0.0},
-            "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"},
+            "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", "synchronous": synchronous},
         }
     )
 
@@ -111,13 +111,15 @@ async def ready(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path) -> None:
-    """Every request that a client saw answered before `kill -9` of the gateway has its row, streamed ones too."""
+@pytest.mark.parametrize("synchronous", ["full", "normal"])
+async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path, synchronous: str) -> None:
+    """Every request that a client saw answered before `kill -9` of the gateway has its row, streamed ones too; also
+    where SQLite does not wait for the disk."""
     seen: list[str] = []
     async with (
         recorded() as upstream,
         aiohttp.ClientSession() as session,
-        gateway_process(settings(tmp_path, upstream.url), tmp_path) as (process, url),
+        gateway_process(settings(tmp_path, upstream.url, synchronous), tmp_path) as (process, url),
     ):
 
         async def work(index: int) -> None:

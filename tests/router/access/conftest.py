@@ -1,12 +1,9 @@
-"""Real databases and a real Redis for the tests of keys and limits.
+"""A real Redis for the tests of keys and limits: SMALLCALL_TEST_REDIS_URL, else a server of our own on a free port.
 
-PostgreSQL: SMALLCALL_TEST_POSTGRES_URL, else 127.0.0.1:5432. Redis: SMALLCALL_TEST_REDIS_URL, else a server of our own
-on a free port. In CI a missing server is a failure; elsewhere such tests are skipped.
+In CI a missing server is a failure; elsewhere such tests are skipped. Databases: `tests.databases`.
 """
 
-import asyncio
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -15,11 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
-import asyncpg
 import pytest
 import redis
-
-_USUAL_POSTGRES = "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres"
 
 
 def missing(what: str) -> NoReturn:
@@ -27,35 +21,6 @@ def missing(what: str) -> NoReturn:
     if os.environ.get("CI"):
         pytest.fail(f"no {what}")
     pytest.skip(f"no {what}")
-
-
-def _executed(url: str, statement: str) -> None:
-    async def run() -> None:
-        connection = await asyncpg.connect(url.replace("+asyncpg", ""), timeout=5)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
-
-    asyncio.run(run())
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database, once of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"
-        return
-    server = os.environ.get("SMALLCALL_TEST_POSTGRES_URL") or _USUAL_POSTGRES
-    name = f"smallcall_access_{secrets.token_hex(6)}"
-    try:
-        _executed(server, f"CREATE DATABASE {name}")
-    except (OSError, TimeoutError):
-        missing("PostgreSQL: set SMALLCALL_TEST_POSTGRES_URL")
-    try:
-        yield f"{server.rpartition('/')[0]}/{name}"
-    finally:
-        _executed(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
 class RedisServer:

@@ -65,9 +65,9 @@ async def make_key(url: str, **fields: Any) -> dict[str, Any]:
     return made
 
 
-async def test_a_key_opens_by_either_header_and_its_row_says_whose_it_was(gateway: Make, database_url: str) -> None:
+async def test_a_key_opens_by_either_header_and_its_row_says_whose_it_was(gateway: Make, ledger_url: str) -> None:
     """The official clients' ways to show it; the row bears the key's id and tenant, and never the key."""
-    app = gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": database_url})
+    app = gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": ledger_url})
     async with served(app) as url:
         made = await make_key(url, tenant="blue")
         assert made["key"].startswith("sk-sc-")
@@ -147,10 +147,10 @@ async def test_a_revoked_and_an_expired_key_say_so(gateway: Make) -> None:
     assert [told["error"]["message"] for _, _, told in after] == ["the key was revoked", "the key has expired"]
 
 
-async def test_a_key_of_another_process_counts_after_the_refresh(gateway: Make, database_url: str) -> None:
+async def test_a_key_of_another_process_counts_after_the_refresh(gateway: Make, ledger_url: str) -> None:
     """Made and revoked beside the running gateway, as a command or a replica does."""
-    app = gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": database_url})
-    async with served(app) as url, served(gateway(access=ACCESS, ledger={"url": database_url})) as other:
+    app = gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": ledger_url})
+    async with served(app) as url, served(gateway(access=ACCESS, ledger={"url": ledger_url})) as other:
         made = await make_key(other)
         headers = {"x-api-key": made["key"]}
         await asyncio.sleep(0.5)
@@ -320,10 +320,10 @@ async def test_a_public_host_may_be_opened_to_all_until_there_is_a_key(gateway: 
 
 
 async def test_the_command_makes_lists_and_revokes_what_the_gateway_serves(
-    gateway: Make, tmp_path: Path, database_url: str
+    gateway: Make, tmp_path: Path, ledger_url: str
 ) -> None:
     """The same logic as over HTTP, on the same tables."""
-    config = str(_public(tmp_path, ledger={"url": database_url}))
+    config = str(_public(tmp_path, ledger={"url": ledger_url}))
 
     def run(*arguments: str) -> Any:
         done = CliRunner().invoke(cli, ["keys", *arguments, "--config", config])
@@ -342,7 +342,7 @@ async def test_the_command_makes_lists_and_revokes_what_the_gateway_serves(
         "open", 5.0, 60, ["gpt-*"],
     )  # fmt: skip
     headers = {"x-api-key": made["key"]}
-    async with served(gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": database_url})) as url:
+    async with served(gateway(small=ScriptedSmall(CALL), access=ACCESS, ledger={"url": ledger_url})) as url:
         assert (await call(url, "POST", "/v1/chat/completions", ask(), headers))[0] == 200
         await asyncio.to_thread(run, "revoke", made["id"])
         await asyncio.sleep(0.5)

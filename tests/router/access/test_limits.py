@@ -39,11 +39,11 @@ def priced(url: str, **more: Any) -> dict[str, Any]:
     return large("openai/gpt-4o-2024-08-06", url, price=PRICE, **more)
 
 
-async def test_spent_budgets_refuse_in_each_dialects_shape(gateway: Make, database_url: str) -> None:
+async def test_spent_budgets_refuse_in_each_dialects_shape(gateway: Make, ledger_url: str) -> None:
     """402 with the time until the window is over; no row, and the provider is not asked."""
     provider = Provider(orjson.dumps(CHAT))
     async with provider.running() as base:
-        app = gateway(large=priced(base), access=ACCESS, ledger={"url": database_url})
+        app = gateway(large=priced(base), access=ACCESS, ledger={"url": ledger_url})
         async with served(app) as url:
             made = await make_key(url, hard_usd=CHAT_NUSD / 1e9, window="day")
             headers = {"x-api-key": made["key"]}
@@ -167,11 +167,11 @@ async def _spent(ledger: Ledger, key_id: str) -> int:
     return (await KeyStore(ledger.engine).spent(datetime.now(UTC)))[key_id]["total"]
 
 
-async def test_spending_survives_a_restart_and_is_seen_by_another_process(gateway: Make, database_url: str) -> None:
+async def test_spending_survives_a_restart_and_is_seen_by_another_process(gateway: Make, ledger_url: str) -> None:
     """In the transaction of the row: a gateway that starts anew, or runs beside, knows what was spent."""
     provider = Provider(orjson.dumps(CHAT))
     async with provider.running() as base:
-        options: dict[str, Any] = {"large": priced(base), "access": ACCESS, "ledger": {"url": database_url}}
+        options: dict[str, Any] = {"large": priced(base), "access": ACCESS, "ledger": {"url": ledger_url}}
         async with served(gateway(**options)) as url, served(gateway(**options)) as other:
             made = await make_key(url, hard_usd=1.5 * CHAT_NUSD / 1e9)
             headers = {"x-api-key": made["key"]}
@@ -382,7 +382,7 @@ def test_prices_are_read_off_the_large_models_own_reckoning() -> None:
     assert need(0, {"max_tokens": -5}, 1024, None).tokens == 1
 
 
-async def test_spending_is_the_exact_sum_of_what_rows_charge(database_url: str) -> None:
+async def test_spending_is_the_exact_sum_of_what_rows_charge(ledger_url: str) -> None:
     """By day, month and in total, for keys that share a batch; rows without a key, or without a charge, add nothing."""
     days = [
         datetime(2026, 5, 30, 23, 59, tzinfo=UTC),
@@ -394,7 +394,7 @@ async def test_spending_is_the_exact_sum_of_what_rows_charge(database_url: str) 
         owner = (None, "key_a", "key_b")[i % 3]
         charged = None if owner is None else (i * 7919) % 1_000_003
         rows.append(row(f"{i:04}", created_at=days[i % 7 % 3], key_id=owner, charged_nusd=charged))
-    async with Ledger.open(database_url) as ledger:
+    async with Ledger.open(ledger_url) as ledger:
         await asyncio.gather(*map(ledger.write, rows))
         from router.access.store import KeyStore
 

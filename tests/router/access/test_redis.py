@@ -46,13 +46,13 @@ async def _settled(one: RedisCounters) -> None:
     await asyncio.gather(*one._link._behind)
 
 
-async def test_two_replicas_share_rates_and_budgets(gateway: Make, redis_url: str, database_url: str) -> None:
+async def test_two_replicas_share_rates_and_budgets(gateway: Make, redis_url: str, ledger_url: str) -> None:
     """Fifty requests at once over both: no more than the budget allows, plus the one across the line."""
     provider = Provider(0.2, orjson.dumps(CHAT))
     body = {**LARGE, "messages": [{"role": "user", "content": "x" * 400}]}
     access = {**ACCESS, "redis_url": redis_url, "redis_timeout_s": 60, "on_redis_down": "refuse"}
     async with provider.running() as base:
-        options: dict[str, Any] = {"large": priced(base), "access": access, "ledger": {"url": database_url}}
+        options: dict[str, Any] = {"large": priced(base), "access": access, "ledger": {"url": ledger_url}}
         app = gateway(**options)
         async with served(app) as url, served(gateway(**options)) as other:
             made = await make_key(url, hard_usd=5.5 * CHAT_NUSD / 1e9)
