@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 from pydantic import ValidationError
 from sqlalchemy import Row, delete, insert, select, update
@@ -16,6 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from router.ledger import LedgerUnavailableError
+from router.ledger.store import zoned
 from router.ledger.tables import decisions, experiment_revision, live_experiments, rollups
 from router.settings import Experiment
 
@@ -146,12 +147,8 @@ def _stored(row: Row[tuple[object, ...]]) -> StoredExperiment:
             experiment = Experiment.model_validate_json(row.definition)
         except ValidationError:  # of another version of the gateway
             experiment = None
-    return StoredExperiment(row.name, experiment, _zoned(row.created_at), _zoned(row.stopped_at))
-
-
-def _zoned(at: datetime | None) -> datetime | None:
-    """SQLite forgets the zone; it is UTC."""
-    return at.replace(tzinfo=UTC) if at is not None and at.tzinfo is None else at
+    stopped_at = None if row.stopped_at is None else zoned(row.stopped_at)
+    return StoredExperiment(row.name, experiment, zoned(row.created_at), stopped_at)
 
 
 async def _served(connection: AsyncConnection, name: str) -> bool:
