@@ -384,7 +384,7 @@ class Settings(_Section):
     large: Large = Large()
     ledger: LedgerSettings = LedgerSettings()
     audits: Audits = Audits()
-    policy: dict[str, Any] = {"kind": "threshold", "score": "mean_semantic", "threshold": 0.957}
+    policy: dict[str, Any] = {"kind": "bundle", "path": "shipped"}
     """See `policies.baselines.make_policy` and `BundlePolicy`."""
     conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
