@@ -31,6 +31,7 @@ def test_variables_win_over_the_file(tmp_path: Path) -> None:
         ("access: {redis_url: localhost}", {}, "access.redis_url"),
         ("access: {admin_key: short}", {}, "access.admin_key"),
         ("conversations: {sticky: always}", {}, "conversations.sticky"),
+        ("ledger: {url: postgresql+asyncpg://h/n, synchronous: normal}", {}, "ledger.synchronous"),
         ("- 1", {}, "not a mapping"),
         ("a: [", {}, "line 1"),
         ("", {"SMALLCALL_SERVRE__PORT": "1"}, "servre"),
