@@ -12,6 +12,8 @@ from slm.model import DTYPES, Loaded
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _OURS = "smallcall "
+_SAME_WORK = 0.9
+"""Valid share at eight clients, over that of one client, below which a peer does other work there: no ratio is told."""
 
 
 def table(
@@ -116,7 +118,7 @@ def _goals(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
                 value = row[discipline][unit] / peer[discipline][unit]
                 goal(f"median {label} of a valid call, {discipline}, ÷ llama.cpp's", bound, value, True)
     for other, bound, whose in (
-        (peer.get("eight clients"), 1.5, "llama.cpp's"),
+        (peer.get("eight clients") if _same_work(peer) else None, 1.5, "llama.cpp's"),
         (reference, 8, "transformers' one by one"),
     ):
         if many and other:
@@ -130,9 +132,17 @@ def _goals(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
     return made
 
 
+def _same_work(peer: Mapping[str, Any]) -> bool:
+    """Whether a contender's calls at eight clients are as often valid as those at one."""
+    many, one = peer.get("eight clients"), peer.get("warm") or peer.get("cold")
+    if not many or not one:
+        return True
+    return bool(many["valid"] / many["answered"] >= _SAME_WORK * one["valid"] / one["answered"])
+
+
 def markdown(made: Mapping[str, Any]) -> str:
     """The tables for reading."""
-    return "\n".join([*_head(made), *_rows(made), *_against_goals(made), *_failures(made), ""])
+    return "\n".join([*_head(made), *_rows(made), *_unlike(made), *_against_goals(made), *_failures(made), ""])
 
 
 def _head(made: Mapping[str, Any]) -> Sequence[str]:
@@ -172,6 +182,15 @@ def _rows(made: Mapping[str, Any]) -> Sequence[str]:
         ]  # fmt: skip
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _unlike(made: Mapping[str, Any]) -> Sequence[str]:
+    if _same_work(made["rows"].get(PEER, {})):
+        return []
+    return [
+        "",
+        "llama.cpp's calls at eight clients are less often valid than those that it writes alone: no ratio there.",
+    ]
 
 
 def _against_goals(made: Mapping[str, Any]) -> Sequence[str]:
