@@ -172,7 +172,11 @@ async def test_a_gateway_answers_from_a_remote_small_model(tmp_path: Path) -> No
     async with served(server.app) as base:
         engine = {"kind": "remote", "api_base": base + "/", "model": "m"}
         settings = Settings.model_validate(
-            {"small": {"engine": engine}, "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path}/ledger.db"}}
+            {
+                "small": {"engine": engine},
+                "policy": {"kind": "threshold", "threshold": 0.5},
+                "ledger": {"url": f"sqlite+aiosqlite:///{tmp_path}/ledger.db"},
+            }
         )
         assert not settings.small.local
         async with served(create_app(settings)) as gateway, httpx.AsyncClient() as client:
