@@ -105,8 +105,8 @@ async def test_one_that_is_stopped_stays_stopped_in_every_replica_and_after_a_re
         assert (status, told["state"]) == (200, "stopped")
         assert set((await sides(second)).values()) == {"large"}
         await until(first, {"trial": "stopped"})
-        async with asyncio.timeout(20):  # the list is the store's; what a replica deals follows it at its next look
-            while set((await sides(first)).values()) != {"large"}:
+        async with asyncio.timeout(20):  # the list is the store's; what a replica deals follows at its next look
+            while set((await sides(first)).values()) != {"large"}:  # noqa: ASYNC110 - see `until`
                 await asyncio.sleep(0.02)
         assert (await admin(first, "DELETE", "trial"))[1] == told
         status, refused = await admin(first, "PUT", "trial", BOLD)
