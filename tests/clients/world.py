@@ -148,6 +148,7 @@ async def world(folder: Path) -> AsyncIterator[World]:
         settings = Settings.model_validate(
             {
                 "large": {"model": "openai/gpt-4o-2024-08-06", "api_base": base, "api_key": "unused"},
+                "policy": {"kind": "threshold", "threshold": 0.5},
                 "ledger": {"url": f"sqlite+aiosqlite:///{folder / 'ledger.db'}"},
             }
         )
