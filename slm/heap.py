@@ -12,7 +12,7 @@ _LARGEST = 2**31 - 1
 def keep_pages() -> bool:
     """Keep freed memory in this process, so that the next block need not be cleared by the kernel page by page.
 
-    Saves a tenth of a training step's time. Returns False where the C library is not glibc, and nothing is changed.
+    Returns False where the C library is not glibc, and nothing is changed.
     """
     if sys.platform != "linux":
         return False
