@@ -69,7 +69,7 @@ _OF_VALUE: Mapping[ValueFault, Kind] = {
 }
 _WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _NO_SERVICE = frozenset(
-    "a add all and api book buy by calculate cancel change check compute convert create delete detail details details "
+    "a add all and api book buy by calculate cancel change check compute convert create delete detail details "
     "edit fetch find for from generate get in info information list lookup make of on or order play post put query "
     "recommend remove reserve retrieve search send set show start stop the to track update view with 1 2 3 4 5".split()
 )

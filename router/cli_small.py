@@ -4,6 +4,7 @@ among how many tools."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from rich.console import Console
 from router.checkout import commit
 
 if TYPE_CHECKING:
+    from router.settings import Small
     from router.small_scores import Arm
 
 console = Console()
@@ -49,12 +51,10 @@ def slm(
     from router.cli_progress import progress_bar
     from router.settings import load_settings
     from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of, verdicts_of
-    from slm.folders import read_adapter
     from slm.weights import resolve_model
 
-    if unknown := [name for name in arm or () if name not in ARMS]:
-        raise typer.BadParameter(f"no arm {unknown[0]!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
-    _known_sets(only)
+    _known(arm or (), tuple(ARMS), "arm", "--arm")
+    _known(only or (), (*SETS, *ON_DEMAND), "set", "--only")
     settings = load_settings()
     small = settings.small.model_copy(update={"adapter": adapter})
     base = resolve_model(small.model, settings.cache_folder)
@@ -73,9 +73,7 @@ def slm(
         *(f"--arm {name!r}" for name in arm or ()),
         f"--threads {threads}",
     ]
-    facts = {"command": " ".join((COMMAND, *options)), "commit": commit()}
-    if small.adapter_folder is not None:
-        facts["adapter"] = read_adapter(small.adapter_folder).sha256
+    facts = _facts(" ".join((COMMAND, *options)), small)
     scores = scores_of(arms, sets, folder, model or MODELS)
     for path in write(scores, out, facts):
         console.print(f"wrote {path}", highlight=False)
@@ -102,12 +100,10 @@ def failures(
     from evaluation.trace_table import read_trace
     from router.settings import load_settings
     from router.small_scores import ARMS, arm_of
-    from slm.folders import read_adapter
     from slm.weights import resolve_model
 
-    if arm not in ARMS:
-        raise typer.BadParameter(f"no arm {arm!r}; there are: {', '.join(ARMS)}", param_hint="--arm")
-    _known_sets(only)
+    _known((arm,), tuple(ARMS), "arm", "--arm")
+    _known(only or (), (*SETS, *ON_DEMAND), "set", "--only")
     settings = load_settings()
     small = settings.small.model_copy(update={"adapter": adapter})
     chosen = arm_of(arm, small, resolve_model(small.model, settings.cache_folder))
@@ -119,9 +115,7 @@ def failures(
         raise typer.Exit(1)
     made = [set_failures(name, case_set(name), read_trace(path).rows) for name, path in found.items()]
     options = " ".join((f"--arm {arm!r}", f"--rows {rows}", *(f"--only {name}" for name in only or ())))
-    facts = {"command": f"smallcall study failures {options}", "commit": commit()}
-    if chosen.small.adapter_folder is not None:
-        facts["adapter"] = read_adapter(chosen.small.adapter_folder).sha256
+    facts = _facts(f"smallcall study failures {options}", chosen.small)
     out.mkdir(parents=True, exist_ok=True)
     page = render_failures(made, rows, facts)
     (out / "failures.md").write_text(page, encoding="utf-8")
@@ -129,10 +123,19 @@ def failures(
     console.print(f"wrote {out / 'failures.md'}", highlight=False)
 
 
-def _known_sets(only: list[str] | None) -> None:
-    known = (*SETS, *ON_DEMAND)
-    if unknown := [name for name in only or () if name not in known]:
-        raise typer.BadParameter(f"no set {unknown[0]!r}; there are: {', '.join(known)}", param_hint="--only")
+def _known(asked: Sequence[str], known: Sequence[str], what: str, option: str) -> None:
+    if unknown := [name for name in asked if name not in known]:
+        raise typer.BadParameter(f"no {what} {unknown[0]!r}; there are: {', '.join(known)}", param_hint=option)
+
+
+def _facts(command: str, small: Small) -> dict[str, str]:
+    """What a page of figures says of its making."""
+    from slm.folders import read_adapter
+
+    facts = {"command": command, "commit": commit()}
+    if small.adapter_folder is not None:
+        facts["adapter"] = read_adapter(small.adapter_folder).sha256
+    return facts
 
 
 def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> None:

@@ -119,6 +119,12 @@ class Delivery:
             await awake.stop()
 
 
+async def until_left(receive: Receive) -> None:
+    """Wait for the client to leave; the body was read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
 class _Leaving:
     """Cancels the task that made it, once, when the client leaves. It looks for that from `FIRST_LOOK_S` on: most
     requests that forward to a quick provider, and all that are refused, are over by then and need no second task."""
@@ -146,8 +152,7 @@ class _Leaving:
         self._watching = asyncio.create_task(self._watch())
 
     async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+        await until_left(self._receive)
         self.seen = True
         self._task.cancel()
 

@@ -61,6 +61,16 @@ class Guide(Protocol):
     def write(self, token: int) -> None: ...
 
 
+def mask_of(bits: bytes, vocabulary: int) -> Mask:
+    """A matcher's bit mask, the least significant bit first, as booleans of shape (vocabulary,)."""
+    return np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")[:vocabulary].view(np.bool_)
+
+
+def leading(matcher: LLMatcher, tokens: Sequence[int]) -> list[int]:
+    """The first of these tokens, as far as they may follow one another in the matcher's state."""
+    return list(tokens[: matcher.validate_tokens(list(tokens))]) if tokens else []
+
+
 class GrammarError(ValueError):
     """No grammar can be built, or the one that was built gave up."""
 
@@ -205,12 +215,11 @@ class Constraint:
         while self._matcher.is_error():
             self._loosen()
             bits = self._matcher.compute_bitmask()
-        flags = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
-        return flags[: self._tokenizer.vocab_size].view(np.bool_)
+        return mask_of(bits, self._tokenizer.vocab_size)
 
     def possible(self, tokens: Sequence[int]) -> list[int]:
         """The first of these tokens, as far as they may follow one another here."""
-        return list(tokens[: self._matcher.validate_tokens(list(tokens))]) if tokens else []
+        return leading(self._matcher, tokens)
 
     def write(self, token: int) -> None:
         """Take in a token that `allowed` or `forced` named."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
-from slm.grammar import LIMITS, GrammarError, Mask
+from slm.grammar import LIMITS, GrammarError, Mask, leading, mask_of
 
 MAX_GRAMMAR_CHARS = 200_000
 
@@ -51,12 +50,11 @@ class GbnfGuide:
         """See `slm.grammar.Constraint`."""
         bits = self._matcher.compute_bitmask()
         self._checked()
-        flags = np.unpackbits(np.frombuffer(bits, dtype=np.uint8), bitorder="little")
-        return flags[: self._vocabulary].view(np.bool_)
+        return mask_of(bits, self._vocabulary)
 
     def possible(self, tokens: Sequence[int]) -> list[int]:
         """See `slm.grammar.Constraint`."""
-        return list(tokens[: self._matcher.validate_tokens(list(tokens))]) if tokens else []
+        return leading(self._matcher, tokens)
 
     def write(self, token: int) -> None:
         """See `slm.grammar.Constraint`."""

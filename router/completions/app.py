@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from router.completions.body import CompletionBody, read_body
 from router.completions.telling import Telling
+from router.delivery import until_left
 from router.dialects.errors import ClientError, wrong
 from router.front import whole_body
 from router.local import SmallModelError
@@ -217,7 +218,7 @@ class _Answer:
 
 async def _while_there(answered: Any, receive: Receive) -> None:
     """Await the answer, or cancel it where the client leaves first."""
-    answering, leaving = asyncio.ensure_future(answered), asyncio.ensure_future(_left(receive))
+    answering, leaving = asyncio.ensure_future(answered), asyncio.ensure_future(until_left(receive))
     try:
         await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -227,11 +228,6 @@ async def _while_there(answered: Any, receive: Receive) -> None:
         await asyncio.wait({answering, leaving})
     if not answering.cancelled():
         answering.result()
-
-
-async def _left(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _failure(code: str, message: str, body: CompletionBody) -> ClientError:
