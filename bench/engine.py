@@ -26,8 +26,8 @@ from typing import Any
 import torch
 
 from bench import llamacpp
-from bench.contenders import FAILURES, REFERENCE, Answer, Contender, Setting, contenders_of, generated
-from bench.engine_table import markdown, table
+from bench.contenders import FAILURES, REFERENCE, Answer, Contender, Setting, contenders_of, generated, prompt_of
+from bench.engine_table import kv_bytes_per_token, markdown, table
 from bench.gguf_file import write_q8_0
 from bench.process import cpu_s, peak_bytes, resident_bytes
 from bench.requests import Request, requests
@@ -278,6 +278,8 @@ def main() -> int:
             "llamacpp_weights_mb": gguf.stat().st_size / 1e6,
         }
         clock = Clock(arguments.minutes)
+        drafts = CLIENTS * max(len(prompt_of(loaded, one.command)) + one.command.max_tokens for one in asked)
+        bounds = {dtype: (CACHE_MB << 20) + drafts * kv_bytes_per_token(dtype, loaded) for dtype in setting.dtypes}
         made: dict[str, Any] = {}
 
         def done(disciplines: dict[str, Tallies]) -> None:
@@ -285,7 +287,7 @@ def main() -> int:
                 discipline: {name: valid_ids(tally.answers, asked) for name, tally in tallies.items()}
                 for discipline, tallies in disciplines.items()
             }
-            made.update(table(disciplines, valid, loaded, {**run, "minutes": clock.minutes}, cache_mb=CACHE_MB))
+            made.update(table(disciplines, valid, loaded, {**run, "minutes": clock.minutes}, kv_bound_bytes=bounds))
             write(arguments.out, "engine", made, markdown(made))
 
         measured(setting, clock, done)

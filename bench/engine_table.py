@@ -22,7 +22,7 @@ def table(
     loaded: Loaded,
     run: Mapping[str, Any],
     *,
-    cache_mb: int,
+    kv_bound_bytes: Mapping[str, int],
 ) -> dict[str, Any]:
     """All figures that a run has so far.
 
@@ -30,7 +30,7 @@ def table(
         disciplines: `bench.engine.Tally` by discipline and contender; one that is not measured yet is not there.
         valid: requests answered by a valid call, likewise.
         run: what is told of the run as it is.
-        cache_mb: bound on the keys and values that our worker keeps, MiB.
+        kv_bound_bytes: by precision, of our worker's keys and values: of prefixes kept and of drafts under way.
     """
     rows: dict[str, dict[str, Any]] = {}
     failures: dict[str, list[str]] = {}
@@ -50,7 +50,8 @@ def table(
             )
     for name, row in rows.items():
         if name.startswith(_OURS):
-            row.update(_of_worker(name.removeprefix(_OURS), row, loaded, run["memory_bandwidth_gb_s"] * 1e9, cache_mb))
+            dtype = name.removeprefix(_OURS)
+            row.update(_of_worker(dtype, row, loaded, run["memory_bandwidth_gb_s"] * 1e9, kv_bound_bytes[dtype] / 1e6))
     goals = {name: _goals(rows, name) for name in rows if name.startswith(_OURS)}
     return {**run, "rows": rows, "goals": goals, "failures": failures}
 
@@ -87,13 +88,19 @@ def _many_clients(tally: Any, valid: set[str]) -> dict[str, Any]:
     }
 
 
-def _of_worker(dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, cache_mb: int) -> dict[str, Any]:
+def kv_bytes_per_token(dtype: str, loaded: Loaded) -> int:
+    """In our worker of that precision."""
+    return Shape(loaded.shape.layers, loaded.shape.heads, loaded.shape.head_dim, DTYPES[dtype]).bytes_per_token  # type: ignore[index]
+
+
+def _of_worker(
+    dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, kv_bound_mb: float
+) -> dict[str, Any]:
     """Memory against the weights, and a step against the roofline, as far as they are measured."""
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())  # Tied ones once.
     weights = parameters * _WEIGHT_BYTES[dtype]
-    shape = Shape(loaded.shape.layers, loaded.shape.heads, loaded.shape.head_dim, DTYPES[dtype])  # type: ignore[index]
-    kv_bound_mb = cache_mb * 1.048576
-    made = {"weights_mb": weights / 1e6, "kv_bytes_per_token": shape.bytes_per_token, "kv_bound_mb": kv_bound_mb}
+    kv_bytes = kv_bytes_per_token(dtype, loaded)
+    made = {"weights_mb": weights / 1e6, "kv_bytes_per_token": kv_bytes, "kv_bound_mb": kv_bound_mb}
     if many := row.get("eight clients"):
         made["memory_over_weights"] = (many["resident_mb"] - kv_bound_mb) / (weights / 1e6)
         made["peak_over_weights"] = (many["peak_mb"] - kv_bound_mb) / (weights / 1e6)

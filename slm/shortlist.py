@@ -17,14 +17,16 @@ import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-import bm25s
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from slm.model import Loaded
+
+if TYPE_CHECKING:
+    from bm25s import BM25 as Index
 
 Kind = Literal["none", "bm25", "embedding"]
 KINDS: tuple[Kind, ...] = ("none", "bm25", "embedding")
@@ -77,16 +79,18 @@ class BM25:
     """By words. Keeps the indexes of the last few lists of tools. Not safe to share between threads."""
 
     def __init__(self) -> None:
-        self._indexes: OrderedDict[bytes, bm25s.BM25] = OrderedDict()
+        self._indexes: OrderedDict[bytes, Index] = OrderedDict()
 
     def scores(self, query: str, tools: Sequence[str]) -> NDArray[np.float64]:
         """See `Ranking`."""
         return np.asarray(self._index(tools).get_scores(words(query) or [""]), dtype=np.float64)
 
-    def _index(self, tools: Sequence[str]) -> bm25s.BM25:
+    def _index(self, tools: Sequence[str]) -> Index:
+        from bm25s import BM25 as Index  # brings scipy, which a worker that shows all tools does not need
+
         key = hashlib.sha256("\0".join(tools).encode("utf-8", "surrogatepass")).digest()
         if key not in self._indexes:
-            index = bm25s.BM25()
+            index = Index()
             index.index([words(text) or [""] for text in tools], show_progress=False)
             self._indexes[key] = index
             while len(self._indexes) > _INDEXES_KEPT:

@@ -24,6 +24,7 @@ from structlog.typing import FilteringBoundLogger
 from transformers.utils import logging as transformers_logging
 
 from slm.engine import CACHE_BYTES, Engine
+from slm.heap import give_back
 from slm.model import DTYPES, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
@@ -232,6 +233,7 @@ def main(argv: list[str] | None = None) -> int:
             cache_bytes=arguments.cache_mb << 20,
             shortlist=(arguments.shortlist, arguments.shortlist_above, arguments.shortlist_keep),
         )
+        give_back()
         listening = listening_socket(arguments.socket)
     except (LoadError, OSError) as exc:
         log.error("cannot_start", error=str(exc))

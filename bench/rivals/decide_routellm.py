@@ -15,7 +15,7 @@ SHARE_LARGE = 0.5
 
 
 def main() -> None:
-    with open(sys.argv[1], encoding="utf-8") as file:
+    with open(sys.argv.pop(1), encoding="utf-8") as file:  # its server reads what is left of the arguments on import
         rows = [json.loads(line) for line in file]
     random.seed(0)  # its random router takes the process's generator
     accepted: dict[str, list[bool]] = {}
