@@ -78,9 +78,7 @@ async def test_a_killed_worker_costs_no_answer(tmp_path: Path, llama_folder: Pat
 @contextlib.asynccontextmanager
 async def gateway_process(configured: Settings, folder: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
     """`smallcall serve` without a small model, as a process of its own, and its base URL once it is ready."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     config = configured.model_dump(mode="json")
     config["server"]["port"] = port
     config["small"]["enabled"] = False
@@ -101,6 +99,45 @@ async def gateway_process(configured: Settings, folder: Path) -> AsyncIterator[t
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+@pytest.mark.slow
+async def test_the_engine_is_served_by_itself(tmp_path: Path, llama_folder: Path) -> None:
+    """`smallcall engine serve`: the real worker behind a key, a guided completion, and a clean end on SIGTERM."""
+    (tmp_path / "key").write_text("secret\n")
+    (tmp_path / "smallcall.yaml").write_text(
+        json.dumps({"small": {"model": str(llama_folder), "adapter": "none", "threads": 1}})
+    )
+    port = free_port()
+    options = ["--config", str(tmp_path / "smallcall.yaml"), "--port", str(port), "--key-file", str(tmp_path / "key")]
+    line = [sys.executable, "-m", "router.cli", "engine", "serve", *options]
+    with (tmp_path / "engine.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(*line, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        async with asyncio.timeout(120), aiohttp.ClientSession(headers={"authorization": "Bearer secret"}) as session:
+            while not await ready(session, f"{url}/models"):
+                assert process.returncode is None, (tmp_path / "engine.log").read_text()
+                await asyncio.sleep(0.1)
+            body = {"model": llama_folder.name, "prompt": "Say", "structured_outputs": {"grammar": 'root ::= "Oslo"'}}
+            async with session.post(f"{url}/completions", json=body) as response:
+                assert (await response.json())["choices"][0]["text"] == "Oslo"
+            async with session.post(f"{url}/completions", json=body, headers={"authorization": ""}) as response:
+                assert response.status == 401
+            process.terminate()
+            assert await process.wait() in (0, -signal.SIGTERM), (tmp_path / "engine.log").read_text()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+def free_port() -> int:
+    """One that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 async def ready(session: aiohttp.ClientSession, url: str) -> bool:
