@@ -81,11 +81,12 @@ class Source(Protocol):
 
     def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
-        """Whether the end begins here: from now on pieces wait for the row."""
-
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """The usage reported so far, where this piece tells of it. To be asked of every piece, once and in order."""
+
+    def ends(self, piece: Mapping[str, Any]) -> bool:
+        """Whether the end begins here, with the piece that `usage` was asked of last: from now on pieces wait for the
+        row."""
 
     def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
@@ -141,13 +142,15 @@ class Relay:
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events. What breaks after the first byte ends in an error event, and nothing comes after it."""
         held: list[dict[str, Any]] = []
-        source = self._source
+        source, see = self._source, self._decision.seen.piece
         try:
             async for pieces in source:
                 told_now: list[bytes] = []
                 for piece in pieces:
-                    count(self._decision, self._prices, source.usage(piece))
-                    self._decision.seen.piece(piece)
+                    usage = source.usage(piece)
+                    if usage is not None:
+                        count(self._decision, self._prices, usage)
+                    see(piece)
                     if held or source.ends(piece):
                         held.append(piece)
                     else:

@@ -196,10 +196,10 @@ class Forwarded:
         """See `Source.usage`."""
         return self._state.see(piece)
 
-    def told(self, piece: dict[str, Any]) -> Iterator[bytes]:
+    def told(self, piece: dict[str, Any]) -> tuple[bytes]:
         """See `Source.told`."""
         self._state.rename(piece, self._chat.client_model)
-        yield self._writer.forwarded(piece)
+        return (self._writer.forwarded(piece),)
 
     def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Source.ending`."""

@@ -45,7 +45,7 @@ class StreamState(Protocol):
         """Take one event; the usage known so far, where this event tells of it."""
 
     def ends(self, event: Mapping[str, Any]) -> bool:
-        """Whether the end begins with this event."""
+        """Whether the end begins with this event, which is the one that was seen last."""
 
     def rename(self, event: dict[str, Any], model: str) -> None:
         """Put the client's name for the model where the provider's stands."""
@@ -96,14 +96,19 @@ class ChatWire:
 
 class _Chunks:
     complete = False
+    _ends = False
 
     def see(self, event: Mapping[str, Any]) -> Usage | None:
-        self.complete = self.complete or _finished(event)
-        return usage_of(event)
+        # Without choices and usage it is no end: some providers begin with such a chunk.
+        finished = _finished(event)
+        if finished:
+            self.complete = True
+        told = event.get("usage")
+        self._ends = finished or bool(told)
+        return usage_of(event) if told else None
 
     def ends(self, event: Mapping[str, Any]) -> bool:
-        # Without choices and usage it is no end: some providers begin with such a chunk.
-        return bool(event.get("usage")) or _finished(event)
+        return self._ends
 
     def rename(self, event: dict[str, Any], model: str) -> None:
         event["model"] = model
