@@ -12,10 +12,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jsonschema_rs
 import msgspec
 
-from slm.dataset import BadRow, Example, asks_back, check_message, check_tools
+from slm.dataset import BadRow, Example, asks_back, check_message, check_tools, schema_validator
 from slm.pattern import Kind
 
 _READABLE = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -91,17 +90,7 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
         raise BadRow("malformed", "a call without a name or without arguments as JSON") from exc
     if name not in schemas:
         raise BadRow("gold calls a tool that is not offered", str(name))
-    try:
-        fits = isinstance(arguments, dict) and jsonschema_rs.validator_for(
-            schemas[name], retriever=_refuse, validate_formats=False
-        ).is_valid(arguments)
-    except (ValueError, jsonschema_rs.ReferencingError) as exc:
-        raise BadRow("a schema that is not valid", str(name)) from exc
-    if not fits:
+    if not isinstance(arguments, dict) or not schema_validator(schemas[name], str(name)).is_valid(arguments):
         raise BadRow("a call that does not fit its schema", str(name))
     order = [key for key in schemas[name].get("properties") or {} if key in arguments]
     return name, {key: arguments[key] for key in (*order, *(key for key in arguments if key not in order))}
-
-
-def _refuse(uri: str) -> Any:
-    raise ValueError(f"a reference to {uri} is not followed")

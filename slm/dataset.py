@@ -186,11 +186,20 @@ def _arguments(call: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]
     return chosen
 
 
-def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) -> Any:
+def schema_validator(schema: Any, where: str) -> Any:
+    """A validator that follows no reference out of its schema. Raises BadRow: not a valid schema."""
     try:
-        validator = jsonschema_rs.validator_for(schema)
+        return jsonschema_rs.validator_for(schema, retriever=_refuse, validate_formats=False)
     except (ValueError, jsonschema_rs.ReferencingError) as exc:
-        raise BadRow("a schema that is not valid", f"{name}.{key}") from exc
+        raise BadRow("a schema that is not valid", where) from exc
+
+
+def _refuse(uri: str) -> Any:
+    raise ValueError(f"a reference to {uri} is not followed")
+
+
+def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) -> Any:
+    validator = schema_validator(schema, f"{name}.{key}")
     for value in acceptable:
         if validator.is_valid(value):
             return value

@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +216,25 @@ def test_every_shipped_training_row_can_be_taught() -> None:
     rows = read_rows(DATA / "train.jsonl.gz")
     assert rows.refused == {}
     assert {example.kind for example in rows.examples} == {"calls", "none", "ask"}
+
+
+def test_no_reference_of_a_schema_is_fetched() -> None:
+    """A row whose tool points to a server is refused, and the server is not asked."""
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "string"}')
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = {"$ref": f"http://127.0.0.1:{server.server_port}/city.json"}
+        parameters = {"type": "object", "properties": {"city": remote}, "required": ["city"]}
+        function = {"name": "get_weather", "description": "Weather", "parameters": parameters}
+        with pytest.raises(BadRow, match="a schema that is not valid"):
+            example_of(row(tools=[{"type": "function", "function": function}]))
+        server.shutdown()
+    assert not asked
