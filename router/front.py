@@ -95,13 +95,6 @@ class Completion:
         return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, Terms(exposure, grant, sticky))
 
 
-def owner(request: Request) -> str | None:
-    """The id of the key that asks; None without keys. Raises ClientError: 401."""
-    access: Access = request.app.state.access
-    key = access.caller(request.headers)
-    return key.key_id if key is not None else None
-
-
 def body_limit(settings: Settings) -> int:
     """Bytes that a body may have."""
     return int(settings.server.max_body_mb * 1024 * 1024)

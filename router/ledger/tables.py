@@ -184,7 +184,7 @@ access_spend = Table(
     Column("spent_nusd", BigInteger, nullable=False),
 )
 """What each key has spent in each UTC day, each UTC month and in `total`: the sum of its rows' `charged_nusd`, also of
-rows that are gone by now."""
+rows that are gone by now. Days that are older than `ledger.keep_days` go with their rows."""
 
 live_experiments = Table(
     "live_experiments",
