@@ -33,6 +33,7 @@ from slm.grammar import Constraint, Offer
 from slm.model import Loaded, load
 from slm.pattern import render_prompt
 from slm.protocol import DraftCommand, Event, Token
+from slm.tokens import Tokens
 
 CACHE_BYTES = 64 << 20
 SLOTS = 8
@@ -184,13 +185,16 @@ def compared(
             rows[name] = {"identical": len(places) - len(different), "of": len(places), "different": different}
             told(f"{mode_name}: {name}: {rows[name]['identical']} of {len(places)} identical")
         made[mode_name] = {"tokens": sum(map(len, expected[mode_name].values())), "settings": rows}
-    made["forcing"] = _forcing(ours, expected["grammar"], expected["masked"])
+    made["forcing"] = forcing(ours.tokens, expected["grammar"], expected["masked"])
     return made
 
 
-def _forcing(loaded: Loaded, forced: Mapping[int, list[int]], masked: Mapping[int, list[int]]) -> dict[str, Any]:
+def forcing(vocabulary: Tokens, forced: Mapping[int, list[int]], masked: Mapping[int, list[int]]) -> dict[str, Any]:
+    """Places of the masked drafts that have other tokens, or another text, than those with forced tokens. None, where
+    the grammar's masks leave at a forced token's place that token alone."""
+
     def text(tokens: list[int]) -> bytes:
-        return b"".join(loaded.tokens.piece(token) for token in tokens)
+        return b"".join(vocabulary.piece(token) for token in tokens)
 
     return {
         "of": len(masked),
@@ -218,9 +222,9 @@ def joined(parts: Sequence[dict[str, Any]], places: Sequence[Sequence[int]]) -> 
                 ),
             }
         made[mode] = {"tokens": sum(part[mode]["tokens"] for part in parts), "settings": rows}
-    forcing = [part["forcing"] for part in parts]
-    made["forcing"] = {"of": sum(part["of"] for part in forcing)} | {
-        name: sorted(where[n] for part, where in zip(forcing, places, strict=True) for n in part[name])
+    counts = [part["forcing"] for part in parts]
+    made["forcing"] = {"of": sum(count["of"] for count in counts)} | {
+        name: sorted(where[n] for count, where in zip(counts, places, strict=True) for n in count[name])
         for name in ("other_tokens", "other_text")
     }
     return made

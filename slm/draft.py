@@ -36,8 +36,8 @@ class Drafting:
         prompt: tokens, at least one.
         memory: empty, with room for prompt and `max_tokens`.
         lookahead: where guesses come from; None guesses nothing.
-        fast_forward: whether tokens that the grammar forces are written without a step, divided as the tokenizer does;
-            without it the model chooses among what the grammar allows there, which may be another division.
+        fast_forward: whether tokens that the grammar forces are written without a step; without it the model chooses
+            among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
         over: whether a draft with this text has come to its end, asked behind each token that the model chose.
         alternatives: tokens to tell of beside each one that is written.

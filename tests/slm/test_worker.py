@@ -263,14 +263,15 @@ class Dying(Tripping):
 
 
 async def test_a_worker_ends_when_its_engine_does(llama: Engine, tmp_path: Path) -> None:
-    """Whoever waits for a draft sees the connection close, the process is about to end, and the log says why."""
+    """Instead of leaving drafts unanswered: that end was not wanted, and the log says where it came from."""
     listening = listening_socket(tmp_path / "w.sock")
     with capture_logs() as logs:
         running = asyncio.create_task(
             run(Dying(llama), listening, Bounds(4), structlog.get_logger(), os.getppid())  # type: ignore[arg-type]
         )
-        assert await answers(tmp_path / "w.sock", encode(command()) + b"\n") == []
-        assert not await asyncio.wait_for(running, 10)
+        async with connected(tmp_path / "w.sock") as (_, writer):
+            writer.write(encode(command()) + b"\n")
+            assert not await asyncio.wait_for(running, 10)
     assert [log["event"] for log in logs] == ["ready", "draft_crashed", "ended"]
 
 
