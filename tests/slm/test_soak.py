@@ -179,7 +179,7 @@ async def test_some_hundred_requests_over_the_socket(llama: Engine, llama_folder
                 wrong.append(kind)
 
     try:
-        await asyncio.to_thread(worker.wait)
+        await asyncio.to_thread(worker.wait, 180)
         await asyncio.gather(*(client() for _ in range(CLIENTS)))
         assert wrong == []
         assert isinstance((await worker.ask(InfoCommand()))[0], Info)
