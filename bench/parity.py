@@ -1,20 +1,22 @@
 """Are greedy drafts those of transformers' own `generate`? `make engine-parity`, with every accelerator on and off.
 
 Accelerators: the prefix cache, look-ahead, several drafts in one pass, and the lean forward pass that all of them use.
-Two modes. Free: no grammar; the draft is held against `generate` up to where the draft ends. Grammar: `generate` gets a
-logits processor that allows at each step what the draft's own grammar allows there, and the forced token where there is
-one; so what is held against each other is the decoding, not the grammar. In float32, where only the order of additions
-differs: two tokens nearer to each other than that may change places, and such a draft counts as different here.
+Three modes. Free: no grammar; the draft is held against `generate` up to where the draft ends. Grammar: `generate` gets
+a logits processor that allows at each step what the draft's own grammar allows there, and the forced token where there
+is one; so what is held against each other is the decoding, not the grammar. Masked: the same without forced tokens, on
+both sides; in how many drafts that changes the tokens, and in how many the text, is counted under `forcing`. All in
+float32, where only the order of additions differs: two tokens nearer to each other than that may change places, and
+such a draft counts as different here.
 
 Prompts are dealt to `--processes` processes. All of them are compared by grammar with all accelerators on and with all
-off, every fourth one free and with each accelerator alone. Where the time is short, fewer are compared.
+off, every fourth one free, masked and with each accelerator alone. Where the time is short, fewer are compared.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,7 @@ from slm.grammar import Constraint, Offer
 from slm.model import Loaded, load
 from slm.pattern import render_prompt
 from slm.protocol import DraftCommand, Event, Token
+from slm.tokens import Tokens
 
 CACHE_BYTES = 64 << 20
 SLOTS = 8
@@ -41,8 +44,20 @@ SPARSE = 4
 """See `compared`."""
 WHOLE = ("all off", "all on")
 """Settings that no prompt is left out of."""
-MODES = {"free": False, "grammar": True}
-"""Whether there is a grammar."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """What drafts are bound by."""
+
+    grammar: bool
+    forced: bool = True
+    """Whether what the grammar leaves no choice about is written as the tokenizer divides it."""
+    sparse: bool = True
+    """See `compared`."""
+
+
+MODES = {"free": Mode(False), "grammar": Mode(True, sparse=False), "masked": Mode(True, forced=False)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +68,14 @@ class Switches:
     lookahead: bool = False
     together: bool = False
 
-    def engine(self, loaded: Loaded) -> Engine:
+    def engine(self, loaded: Loaded, *, forced: bool = True) -> Engine:
         """An engine with these."""
         return Engine(
             loaded,
             cache_bytes=CACHE_BYTES if self.cache else 0,
             slots=SLOTS if self.together else 1,
             lookahead=self.lookahead,
+            fast_forward=forced,
         )
 
 
@@ -73,10 +89,10 @@ SETTINGS = {
 
 
 class _Allowed(LogitsProcessor):  # type: ignore[misc]
-    """The draft's grammar in `generate`: the forced token where there is one, else what is allowed."""
+    """The draft's grammar in `generate`: the forced token where there is one and it counts, else what is allowed."""
 
-    def __init__(self, constraint: Constraint, prompt_tokens: int, end_id: int) -> None:
-        self._constraint, self._read, self._end_id = constraint, prompt_tokens, end_id
+    def __init__(self, constraint: Constraint, prompt_tokens: int, end_id: int, *, forced: bool) -> None:
+        self._constraint, self._read, self._end_id, self._forced = constraint, prompt_tokens, end_id, forced
 
     def __call__(self, ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         for token in ids[0, self._read :].tolist():
@@ -85,21 +101,22 @@ class _Allowed(LogitsProcessor):  # type: ignore[misc]
         mask = torch.zeros(scores.shape[-1], dtype=torch.bool)
         if self._constraint.ended:
             mask[self._end_id] = True
-        elif forced := self._constraint.forced():
+        elif self._forced and (forced := self._constraint.forced()):
             mask[forced[0]] = True
         else:
             mask |= torch.from_numpy(self._constraint.allowed())
         return scores.masked_fill(~mask, -torch.inf)
 
 
-def generated(loaded: Loaded, command: DraftCommand) -> list[int]:
+def generated(loaded: Loaded, command: DraftCommand, *, forced: bool = True) -> list[int]:
     """The tokens of transformers' greedy `generate`, up to an end token or `max_tokens`."""
     prompt = loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
     ends = sorted(loaded.tokens.end_ids)
     processors = LogitsProcessorList()
     if command.grammar:
         offer = Offer.of(command.tools, command.tool_choice, command.forced_tool, command.parallel_tool_calls)
-        processors.append(_Allowed(Constraint(offer, loaded.tokens.grammar_tokenizer), len(prompt), ends[0]))
+        constraint = Constraint(offer, loaded.tokens.grammar_tokenizer)
+        processors.append(_Allowed(constraint, len(prompt), ends[0], forced=forced))
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         made = loaded.model.generate(
@@ -140,31 +157,50 @@ def compared(
         reference: not used by an engine: its model stays transformers' own.
         ours: the same weights.
         over: whether it is time to take no further command; at least one is taken.
-        sparse: free drafts, and accelerators one by one, are compared for every so many-th command only.
+        sparse: free and masked drafts, and accelerators one by one, are compared for every so many-th command only.
+
+    Returns:
+        By mode: `tokens`, and `settings` with the places of the drafts that differ. `forcing`: the places of those that
+        forced tokens give other tokens or another text than the masked model writes by itself.
     """
     expected: dict[str, dict[int, list[int]]] = {mode: {} for mode in MODES}
     for place, command in enumerate(commands):
         if place and over():
             break
-        for mode, grammar in MODES.items():
-            if grammar or place % sparse == 0:
-                asked = msgspec.structs.replace(command, grammar=grammar)
-                expected[mode][place] = generated(reference, asked)
+        for name, mode in MODES.items():
+            if not mode.sparse or place % sparse == 0:
+                asked = msgspec.structs.replace(command, grammar=mode.grammar)
+                expected[name][place] = generated(reference, asked, forced=mode.forced)
         told(f"generate {place + 1} of {len(commands)}")
     made: dict[str, Any] = {}
-    for mode, grammar in MODES.items():
+    for mode_name, mode in MODES.items():
         rows = {}
         for name, switches in SETTINGS.items():
             every = 1 if name in WHOLE else sparse
-            places = [place for place in expected[mode] if place % every == 0]
-            asked_all = [msgspec.structs.replace(commands[place], grammar=grammar) for place in places]
-            got = drafted(switches.engine(ours), asked_all)
-            found = differences([expected[mode][place] for place in places], got, free=not grammar)
+            places = [place for place in expected[mode_name] if place % every == 0]
+            asked_all = [msgspec.structs.replace(commands[place], grammar=mode.grammar) for place in places]
+            got = drafted(switches.engine(ours, forced=mode.forced), asked_all)
+            found = differences([expected[mode_name][place] for place in places], got, free=not mode.grammar)
             different = [places[n] for n in found]
             rows[name] = {"identical": len(places) - len(different), "of": len(places), "different": different}
-            told(f"{mode}: {name}: {rows[name]['identical']} of {len(places)} identical")
-        made[mode] = {"tokens": sum(map(len, expected[mode].values())), "settings": rows}
+            told(f"{mode_name}: {name}: {rows[name]['identical']} of {len(places)} identical")
+        made[mode_name] = {"tokens": sum(map(len, expected[mode_name].values())), "settings": rows}
+    made["forcing"] = forcing(ours.tokens, expected["grammar"], expected["masked"])
     return made
+
+
+def forcing(vocabulary: Tokens, forced: Mapping[int, list[int]], masked: Mapping[int, list[int]]) -> dict[str, Any]:
+    """Places of the masked drafts that have other tokens, or another text, than those with forced tokens. None, where
+    the grammar's masks leave at a forced token's place that token alone."""
+
+    def text(tokens: list[int]) -> bytes:
+        return b"".join(vocabulary.piece(token) for token in tokens)
+
+    return {
+        "of": len(masked),
+        "other_tokens": [place for place, tokens in masked.items() if forced[place] != tokens],
+        "other_text": [place for place, tokens in masked.items() if text(forced[place]) != text(tokens)],
+    }
 
 
 def joined(parts: Sequence[dict[str, Any]], places: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -186,6 +222,11 @@ def joined(parts: Sequence[dict[str, Any]], places: Sequence[Sequence[int]]) -> 
                 ),
             }
         made[mode] = {"tokens": sum(part[mode]["tokens"] for part in parts), "settings": rows}
+    counts = [part["forcing"] for part in parts]
+    made["forcing"] = {"of": sum(count["of"] for count in counts)} | {
+        name: sorted(where[n] for count, where in zip(counts, places, strict=True) for n in count[name])
+        for name in ("other_tokens", "other_text")
+    }
     return made
 
 

@@ -25,6 +25,7 @@ _FAILURES: Mapping[str, str] = {
     "prompt_too_long": "prompt_too_long",
     "schema_unsupported": "schema_unsupported",
     "queue_full": "queue_full",
+    "wait_too_long": "wait_too_long",
     "deadline": "draft_timeout",
     "bad_request": "draft_refused",
 }
@@ -34,7 +35,8 @@ _FAILURES: Mapping[str, str] = {
 class SmallModelError(Exception):
     """The small side cannot draft. `code` is a stable reason for the ledger:
 
-    `small_disabled`, `worker_unavailable`, `worker_lost`, `worker_failed`, `queue_full`, `draft_timeout`;
+    `small_disabled`, `worker_unavailable`, `worker_lost`, `worker_failed`, `queue_full`, `wait_too_long`,
+    `draft_timeout`;
     and for requests that it cannot take: `draft_refused`, `prompt_too_long`, `schema_unsupported`.
     """
 

@@ -132,7 +132,7 @@ def worker_of(
     socket = Path(folder) / "worker.sock"
     adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
     shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
-    command = WorkerCommand(socket, model_folder, adapter, *options, shortlist)
+    command = WorkerCommand(socket, model_folder, adapter, *options, shortlist, small.max_wait_s, small.device)
     return Supervisor(command, on_ready=on_ready)
 
 

@@ -157,10 +157,14 @@ class Small(_Section):
     threads: int = Field(default=0, ge=0, le=256)
     """0: as many as torch takes by itself."""
     dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the worker computes; `cuda`: on the first GPU."""
     cache_mb: int = Field(default=256, ge=0, le=1_000_000)
     """MiB for the keys and values of prompts' beginnings that requests share; 0 keeps none."""
     max_queue: int = Field(default=64, ge=1, le=10_000)
     """Drafts that may wait; one more goes to the large model."""
+    max_wait_s: float | None = Field(default=10.0, gt=0, le=600)
+    """A draft that would probably wait for longer goes to the large model at once; None: it waits."""
     max_tokens: int = Field(default=384, ge=8, le=4096)
     """Of a draft. A client's own limit is meant for the large model and does not touch it."""
     deadline_s: float = Field(default=30.0, gt=0, le=600)
@@ -172,7 +176,9 @@ class Small(_Section):
     shortlist: Shortlist = Shortlist()
 
     @model_validator(mode="after")
-    def _embeddable(self) -> Self:
+    def _computable(self) -> Self:
+        if self.device == "cuda" and self.dtype == "int8":
+            raise ValueError("small.device: int8 runs on the CPU only")
         if self.shortlist.kind == "embedding" and self.dtype == "int8":
             raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
         return self

@@ -1,4 +1,5 @@
-"""Keeps the small model's worker alive: starts it, waits for its socket, restarts it when it dies or hangs.
+"""Keeps the small model's worker alive: starts it, waits for its socket, restarts it when it dies or hangs. A worker
+hangs that does not answer, or that says of its engine that it has been at one step for too long.
 
 While the worker is away, drafts fail at once and the large model answers. Restarts back off while the worker does not
 live long. The worker's log lines are passed on into ours, each bounded in length.
@@ -39,11 +40,17 @@ class WorkerCommand:
     cache_mb: int
     shortlist: tuple[str, int, int] | None = None
     """Kind, above, keep; None shows the model all tools."""
+    max_wait_s: float | None = None
+    """For how long a draft may be expected to wait; None: for any time."""
+    device: str = "cpu"
 
     def arguments(self) -> Sequence[str]:
         """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
         line = [sys.executable, "-P", "-m", "slm.worker", "--socket", str(self.socket), "--model", str(self.model)]
         line += ["--max-queue", str(self.max_queue), "--dtype", self.dtype, "--cache-mb", str(self.cache_mb)]
+        line += ["--device", self.device]
+        if self.max_wait_s is not None:
+            line += ["--max-wait", str(self.max_wait_s)]
         if self.threads:
             line += ["--threads", str(self.threads)]
         if self.adapter:

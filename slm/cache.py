@@ -19,6 +19,8 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 BLOCK_TOKENS = 32
 
+_Key = tuple[int, tuple[int, ...]]
+
 
 @dataclass(frozen=True, slots=True)
 class Shape:
@@ -28,6 +30,8 @@ class Shape:
     heads: int
     head_dim: int
     dtype: torch.dtype
+    device: str = "cpu"
+    """Where they lie: the model's device."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -43,7 +47,9 @@ class KeyValues(Cache):  # type: ignore[misc]
     """
 
     def __init__(self, shape: Shape, capacity: int) -> None:
-        self._buffer = torch.empty(2 * shape.layers, 1, shape.heads, capacity, shape.head_dim, dtype=shape.dtype)
+        self._buffer = torch.empty(
+            (2 * shape.layers, 1, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device
+        )
         super().__init__(layers=[_Layer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)])
 
     @property
@@ -120,60 +126,71 @@ class _Block:
 
 
 class PrefixCache:
-    """Blocks of prefixes, the least recently used given up first.
+    """Blocks of prefixes, the least recently used given up first. One prefix takes half of the room at most, so that a
+    single long one leaves others what they share.
 
     Args:
-        capacity_bytes: bound on the keys and values held; 0 keeps none.
+        capacity_bytes: bound on the keys and values held, at any moment; 0 keeps none.
     """
 
     def __init__(self, shape: Shape, capacity_bytes: int) -> None:
-        self._most = capacity_bytes // (shape.bytes_per_token * BLOCK_TOKENS)
-        self._blocks: OrderedDict[tuple[int, tuple[int, ...]], _Block] = OrderedDict()
+        self._block_bytes = shape.bytes_per_token * BLOCK_TOKENS
+        self._most = capacity_bytes // self._block_bytes
+        self._most_of_one = (self._most + 1) // 2
+        self._blocks: OrderedDict[_Key, _Block] = OrderedDict()
         """By the id of the block before (0 for none) and the block's tokens; least recently used first. A block is
         always used after the blocks behind it, so no block outlives the one before it."""
         self._next_id = 1
-        self._block_bytes = shape.bytes_per_token * BLOCK_TOKENS
 
     @property
     def bytes_held(self) -> int:
         return len(self._blocks) * self._block_bytes
 
+    def held(self, tokens: Sequence[int]) -> int:
+        """How many of `tokens` are held as a prefix: a multiple of `BLOCK_TOKENS`. Counts as no use."""
+        return len(self._chain(tokens)) * BLOCK_TOKENS
+
     def lookup(self, tokens: Sequence[int], into: KeyValues) -> int:
-        """Fill an empty buffer with the longest prefix of `tokens` that is held.
+        """Fill a buffer, which is empty or holds whole blocks of `tokens`, on to the longest prefix that is held.
 
         Returns:
             How many tokens were filled in: a multiple of `BLOCK_TOKENS`.
         """
-        keys = []
+        keys = self._chain(tokens)
+        more = keys[into.length // BLOCK_TOKENS :]
+        for key in more:
+            into.append(self._blocks[key].data)
+        self._use(keys)
+        return len(more) * BLOCK_TOKENS
+
+    def store(self, tokens: Sequence[int], source: KeyValues) -> None:
+        """Keep the first whole blocks of `tokens`, whose keys and values `source` holds."""
+        whole = min(len(tokens) // BLOCK_TOKENS, self._most_of_one)
+        keys = self._chain(tokens[: whole * BLOCK_TOKENS])
+        self._use(keys)  # What is given up for the rest is another's.
+        while len(keys) < whole:
+            if len(self._blocks) == self._most:
+                self._blocks.popitem(last=False)
+            start = len(keys) * BLOCK_TOKENS
+            key = (self._blocks[keys[-1]].id if keys else 0, tuple(tokens[start : start + BLOCK_TOKENS]))
+            self._blocks[key] = _Block(self._next_id, source.read(start, start + BLOCK_TOKENS))
+            self._next_id += 1
+            keys.append(key)
+        self._use(keys)
+
+    def _chain(self, tokens: Sequence[int]) -> list[_Key]:
+        """Keys of the blocks that are held for the beginning of `tokens`, first block first."""
+        keys: list[_Key] = []
         before = 0
         for start in range(0, len(tokens) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
             key = (before, tuple(tokens[start : start + BLOCK_TOKENS]))
             block = self._blocks.get(key)
             if block is None:
                 break
-            into.append(block.data)
             keys.append(key)
             before = block.id
-        self._use(keys)
-        return len(keys) * BLOCK_TOKENS
+        return keys
 
-    def store(self, tokens: Sequence[int], source: KeyValues) -> None:
-        """Keep the whole blocks of `tokens`, whose keys and values `source` holds."""
-        keys: list[tuple[int, tuple[int, ...]]] = []
-        before = 0
-        for start in range(0, min(len(tokens), self._most * BLOCK_TOKENS) - BLOCK_TOKENS + 1, BLOCK_TOKENS):
-            key = (before, tuple(tokens[start : start + BLOCK_TOKENS]))
-            block = self._blocks.get(key)
-            if block is None:
-                block = _Block(self._next_id, source.read(start, start + BLOCK_TOKENS))
-                self._blocks[key] = block
-                self._next_id += 1
-            keys.append(key)
-            before = block.id
-        self._use(keys)
-        while len(self._blocks) > self._most:
-            self._blocks.popitem(last=False)
-
-    def _use(self, keys: Sequence[tuple[int, tuple[int, ...]]]) -> None:
+    def _use(self, keys: Sequence[_Key]) -> None:
         for key in reversed(keys):
             self._blocks.move_to_end(key)

@@ -36,6 +36,8 @@ class Drafting:
         prompt: tokens, at least one.
         memory: empty, with room for prompt and `max_tokens`.
         lookahead: where guesses come from; None guesses nothing.
+        fast_forward: whether tokens that the grammar forces are written without a step; without it the model chooses
+            among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
         over: whether a draft with this text has come to its end, asked behind each token that the model chose.
         alternatives: tokens to tell of beside each one that is written.
@@ -50,6 +52,7 @@ class Drafting:
         max_tokens: int,
         *,
         lookahead: Lookahead | None,
+        fast_forward: bool = True,
         over: Callable[[str], bool] = lambda _: False,
         alternatives: int = 0,
         began: float,
@@ -66,6 +69,7 @@ class Drafting:
         """Prompt tokens that were taken from a cache; set by whoever filled `memory`."""
         self.prompt_tokens, self._max_tokens = len(prompt), max_tokens
         self._lookahead, self._over, self._alternatives = lookahead, over, alternatives
+        self._fast_forward = fast_forward
         self._guesses: list[int] = []
         self._span = Span.SYNTAX
         self._constraint, self._tokens = constraint, tokens
@@ -213,7 +217,7 @@ class Drafting:
         """Write what the grammar leaves no choice about, and see whether the draft has come to its end."""
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens)
         if self._constraint is not None and not self._ending:
-            while forced := self._constraint.forced()[: left - len(self._unmeasured)]:
+            while self._fast_forward and (forced := self._constraint.forced()[: left - len(self._unmeasured)]):
                 for token in forced:
                     self._unmeasured.append(self._constraint.allowed())
                     self._constraint.write(token)

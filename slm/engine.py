@@ -23,7 +23,7 @@ from slm.forward import forward_of
 from slm.grammar import Constraint, GrammarError, Guide, Offer, ToolError
 from slm.guided import GbnfGuide
 from slm.lookahead import Lookahead
-from slm.model import DTypeName, Loaded, LoadError, load
+from slm.model import DeviceName, DTypeName, Loaded, LoadError, load
 from slm.pattern import PatternError, Segment, render_prompt
 from slm.protocol import CompleteCommand, DraftCommand, Event, Failed, Info
 from slm.shortlist import Kind, Shortlist, shortlist_of
@@ -55,6 +55,7 @@ class Engine:
         cache_bytes: bound on the keys and values kept for shared prefixes.
         slots: drafts worth running at once.
         lookahead: whether to guess tokens; changes the time of a draft and nothing else.
+        fast_forward: see `slm.draft.Drafting`.
         shortlist: which tools of a long list the model is shown; None shows all.
         clock: seconds, monotonic.
     """
@@ -66,16 +67,20 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
         lookahead: bool = True,
+        fast_forward: bool = True,
         shortlist: Shortlist | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._shortlist = shortlist
-        self._loaded, self._clock, self._lookahead = loaded, clock, lookahead
+        self._loaded, self._clock = loaded, clock
+        self._lookahead, self._fast_forward = lookahead, fast_forward
         self.slots = slots
         self._cache_bytes = cache_bytes
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
+        self._oldest_next = False
+        """Whether the next pass reads the prompt that came first, and not the shortest one."""
         self._lens = None if self._forward.head is None else Lens(self._forward.head)
 
     @classmethod
@@ -88,9 +93,10 @@ class Engine:
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
         shortlist: tuple[Kind, int, int] = ("none", 0, 0),
+        device: DeviceName = "cpu",
     ) -> Engine:
         """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises: `slm.model.LoadError`."""
-        loaded = load(folder, adapter, dtype)
+        loaded = load(folder, adapter, dtype, device)
         try:
             return cls(loaded, cache_bytes=cache_bytes, slots=slots, shortlist=shortlist_of(*shortlist, loaded))
         except ValueError as exc:  # PrecisionError among them
@@ -131,6 +137,7 @@ class Engine:
                 self._loaded.tokens,
                 command.max_tokens,
                 lookahead=Lookahead(said, self._loaded.tokens.encode) if self._lookahead else None,
+                fast_forward=self._fast_forward,
                 over=over,
                 alternatives=alternatives,
                 began=began,
@@ -243,21 +250,38 @@ class Engine:
                 yield place, draft.events
 
     def _work(self, drafts: Sequence[Drafting]) -> list[tuple[Drafting, Chunk]]:
-        """What each draft reads in the next pass. Prompts are read one after another, so that each finds in the cache
-        what those before it have read; a pass over a prompt has rows enough by itself."""
+        """What each draft reads in the next pass: of the prompts, one is read on. A pass over a prompt has rows enough
+        by itself, and the next prompt finds in the cache what was read before it."""
         work = []
         for draft in drafts:
             if draft.decoding:
                 draft.guess()
                 work.append((draft, Chunk(draft.memory, draft.pending, draft.rows)))
-        unread = next((draft for draft in drafts if not draft.decoding), None)
-        if unread is not None:
-            work.append((unread, self._reading(unread, PREFILL_BESIDE if work else PREFILL_TOKENS)))
+        unread = [draft for draft in drafts if not draft.decoding]
+        if unread:
+            most = PREFILL_BESIDE if work else PREFILL_TOKENS
+            reader = self._next(unread, most)
+            for passed in unread:
+                if passed is not reader and passed.memory.length:  # What it has read, the reader may share.
+                    self._prefixes.store(passed.ids[: passed.memory.length], passed.memory)
+            work.append((reader, self._reading(reader, most)))
         return work
 
+    def _next(self, unread: Sequence[Drafting], most: int) -> Drafting:
+        """Whose prompt is read on: by turns the one with the fewest passes left, so that nobody waits for a long prompt
+        to its end, and the one that came first, so that none waits for ever."""
+        if len(unread) == 1:
+            self._oldest_next = False
+            return unread[0]
+        by_age, self._oldest_next = self._oldest_next, not self._oldest_next
+        return unread[0] if by_age else min(unread, key=lambda draft: -(-self._left(draft) // most))
+
+    def _left(self, draft: Drafting) -> int:
+        """Prompt tokens that are neither read nor held for it."""
+        return draft.prompt_tokens - max(draft.memory.length, self._prefixes.held(_reusable(draft)))
+
     def _reading(self, draft: Drafting, most: int) -> Chunk:
-        if not draft.memory.length:
-            draft.cached = self._prefixes.lookup(draft.ids[: draft.prompt_tokens - 1], draft.memory)
+        draft.cached += self._prefixes.lookup(_reusable(draft), draft.memory)
         pending, rows = draft.pending, draft.rows
         return (
             Chunk(draft.memory, pending, rows) if len(pending) - rows < most else Chunk(draft.memory, pending[:most], 0)
@@ -273,6 +297,11 @@ class Engine:
             draft.fail("internal", str(exc))
         if first and not draft.failed:  # So that drafts begun meanwhile need not read the same tools.
             self._prefixes.store(draft.ids[: draft.prompt_tokens], draft.memory)
+
+
+def _reusable(draft: Drafting) -> list[int]:
+    """What of a prompt may come from the cache: the last token's distribution has to be computed."""
+    return draft.ids[: draft.prompt_tokens - 1]
 
 
 def _holds_one(stop: Sequence[str], text: str) -> bool:

@@ -45,9 +45,10 @@ class TransformersForward:
 
     def _one(self, chunk: Chunk) -> torch.Tensor:
         start = chunk.memory.length
+        device = self._model.device
         logits: torch.Tensor = self._model(
-            input_ids=torch.tensor([chunk.ids]),
-            position_ids=torch.arange(start, start + len(chunk.ids)).unsqueeze(0),
+            input_ids=torch.tensor([chunk.ids], device=device),
+            position_ids=torch.arange(start, start + len(chunk.ids), device=device).unsqueeze(0),
             past_key_values=chunk.memory,
             use_cache=True,
             logits_to_keep=max(1, chunk.rows),

@@ -38,7 +38,6 @@ def fits(model: PreTrainedModel) -> bool:
         and config.hidden_act == "silu"
         and getattr(config, "pretraining_tp", 1) == 1
         and rope.get("rope_type", "default") in _ROPE_KINDS
-        and model.device.type == "cpu"
     )
 
 
@@ -86,10 +85,11 @@ class LlamaForward:
 
     def __call__(self, chunks: Sequence[Chunk]) -> Pass:
         """See `slm.forward.Forward`."""
-        places, positions, kept = _places(chunks)
-        x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids]), self._embedding)
+        device = self._embedding.device
+        places, positions, kept = _places(chunks, device)
+        x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device), self._embedding)
         cos, sin = self._cos[positions], self._sin[positions]
-        masks = [_causal(place, self._heads // self._kv_heads, x.dtype) for place in places]
+        masks = [_causal(place, self._heads // self._kv_heads, x) for place in places]
         size = (x.shape[-1],)
         probes = []
         for index, layer in enumerate(self._layers):
@@ -148,7 +148,7 @@ class _Place:
         return self.start + self.count
 
 
-def _places(chunks: Sequence[Chunk]) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
+def _places(chunks: Sequence[Chunk], device: torch.device) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
     """Places of the chunks, position of each row, and the rows whose logits are wanted."""
     places: list[_Place] = []
     positions: list[int] = []
@@ -158,14 +158,15 @@ def _places(chunks: Sequence[Chunk]) -> tuple[list[_Place], torch.Tensor, torch.
         places.append(place)
         positions.extend(range(place.start, place.end))
         kept.extend(range(len(positions) - chunk.rows, len(positions)))
-    return places, torch.tensor(positions), torch.tensor(kept, dtype=torch.long)
+    return places, torch.tensor(positions, device=device), torch.tensor(kept, dtype=torch.long, device=device)
 
 
-def _causal(place: _Place, group: int, dtype: torch.dtype) -> torch.Tensor | None:
-    """What each query may not see, added to its scores: shape (group · count, end). None where it sees everything."""
+def _causal(place: _Place, group: int, like: torch.Tensor) -> torch.Tensor | None:
+    """What each query may not see, added to its scores: shape (group · count, end), of the type and on the device of
+    `like`. None where it sees everything."""
     if place.count == 1:
         return None
-    full = torch.full((place.count, place.end), -torch.inf, dtype=dtype)
+    full = like.new_full((place.count, place.end), -torch.inf)
     return full.triu(place.start + 1).repeat(group, 1)
 
 
@@ -173,7 +174,8 @@ def _angles(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and signed sines of every position: shape (context, 1, head_dim); sin is negative for the first half,
     so that turning is x · cos + roll(x, head_dim / 2) · sin."""
     weight = model.model.embed_tokens.weight
-    cos, sin = model.model.rotary_emb(weight, torch.arange(model.config.max_position_embeddings).unsqueeze(0))
+    positions = torch.arange(model.config.max_position_embeddings, device=weight.device)
+    cos, sin = model.model.rotary_emb(weight, positions.unsqueeze(0))
     half = sin.shape[-1] // 2
     sin = torch.cat((-sin[0, :, :half], sin[0, :, half:]), dim=-1)
     return cos[0].unsqueeze(1).clone(), sin.unsqueeze(1)

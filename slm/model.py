@@ -25,6 +25,7 @@ from slm.tokens import TokenizerError, Tokens
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """What a model is loaded in; `int8` is made of float32 by the engine, and computes in float32 between the products."""
 DTypeName = Literal["float32", "bfloat16", "int8"]
+DeviceName = Literal["cpu", "cuda"]
 
 
 class LoadError(ValueError):
@@ -48,12 +49,17 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32") -> Loaded:
-    """Load a model for inference on the CPU.
+def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", device: DeviceName = "cpu") -> Loaded:
+    """Load a model for inference. `cuda` is the first GPU.
 
     Raises:
-        LoadError: the folder or the adapter is incomplete, damaged or of a kind that is not supported.
+        LoadError: the folder or the adapter is incomplete, damaged or of a kind that is not supported, or the device is
+            not there or cannot compute in this precision.
     """
+    if device == "cuda" and dtype == "int8":
+        raise LoadError("device cuda: int8 runs on the CPU only")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise LoadError("device cuda: torch finds no CUDA GPU here, or is a build without CUDA")
     try:
         source, added = read_model(folder), read_adapter(adapter) if adapter else None
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -71,12 +77,14 @@ def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32"
         if added is not None:
             add_adapter(model, added.path)
         model.requires_grad_(False)
+        if device != "cpu":
+            model.to(device)
         context = int(model.config.max_position_embeddings)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         return Loaded(
             model=model,
             tokens=_tokens(model, tokenizer, vocabulary),
-            shape=_shape(model),
+            shape=_shape(model, device),
             context_tokens=context,
             vocabulary=vocabulary,
             info=Info(
@@ -106,15 +114,15 @@ def _tokens(model: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Tokens:
     return Tokens(backend, vocabulary, ends, begins if begins == tokenizer.bos_token_id else None)
 
 
-def _shape(model: PreTrainedModel) -> Shape:
+def _shape(model: PreTrainedModel, device: DeviceName) -> Shape:
     """Measured by one token, since configurations name these figures in many ways."""
     probe = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(torch.zeros(1, 1, dtype=torch.long), past_key_values=probe, use_cache=True)
+        model(torch.zeros(1, 1, dtype=torch.long, device=device), past_key_values=probe, use_cache=True)
     sizes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in probe.layers if layer.is_initialized}
     if any(type(layer) is not DynamicLayer for layer in probe.layers) or len(sizes) != 1:
         raise LoadError(f"{type(model).__name__} has layers without full attention or of different shapes")
     (keys, values), *_ = sizes
     if keys != values:
         raise LoadError(f"{type(model).__name__} has keys and values of different shapes")
-    return Shape(layers=len(probe.layers), heads=keys[1], head_dim=keys[3], dtype=model.dtype)
+    return Shape(layers=len(probe.layers), heads=keys[1], head_dim=keys[3], dtype=model.dtype, device=device)

@@ -127,7 +127,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=T
 
 class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
     """The draft cannot be made. `code` is stable: `bad_request`, `prompt_too_long`, `schema_unsupported`,
-    `queue_full`, `deadline`, `internal`."""
+    `queue_full`, `wait_too_long`, `deadline`, `internal`. In answer to `InfoCommand`: the engine hangs (`internal`)."""
 
     code: str
     message: str

@@ -35,8 +35,8 @@ QUERY_CHARS = 2000
 TOOL_CHARS = 1000
 EMBEDDED_TOKENS = 96
 """Of a text: what is longer is cut."""
-EMBEDDED_AT_ONCE = 256
-"""Tools of one request that embeddings rank; BM25 picks them where there are more."""
+EMBEDDED_AT_ONCE = 48
+"""Tools of one request that embeddings rank; BM25 picks them where there are more. Drafts under way wait for them."""
 VECTORS_KEPT = 8192
 _INDEXES_KEPT = 32
 _BATCH = 16
@@ -136,11 +136,12 @@ class Embedding:
         """Mean last hidden states, shape (texts, hidden). Padding stands behind the text, where no token sees it."""
         ids = [self._loaded.tokens.encode(text)[:EMBEDDED_TOKENS] or [0] for text in texts]
         width = max(map(len, ids))
-        padded = torch.tensor([row + [row[-1]] * (width - len(row)) for row in ids])
-        real = torch.tensor([[1.0] * len(row) + [0.0] * (width - len(row)) for row in ids])[..., None]
+        device = self._loaded.model.device
+        padded = torch.tensor([row + [row[-1]] * (width - len(row)) for row in ids], device=device)
+        real = torch.tensor([[1.0] * len(row) + [0.0] * (width - len(row)) for row in ids], device=device)[..., None]
         with torch.inference_mode():
             states = self._loaded.model.get_decoder()(input_ids=padded, use_cache=False).last_hidden_state.float()
-            made: NDArray[np.float32] = ((states * real).sum(1) / real.sum(1)).numpy()
+            made: NDArray[np.float32] = ((states * real).sum(1) / real.sum(1)).cpu().numpy()
         return made
 
 

@@ -64,7 +64,8 @@ class Lens:
         self._head = head
         generator = torch.Generator().manual_seed(HIDDEN_SEED)
         width = head.shape[1]
-        self._projection = torch.randn(width, HIDDEN_SIZE, generator=generator) / width**0.5
+        projection = torch.randn(width, HIDDEN_SIZE, generator=generator, device="cpu") / width**0.5
+        self._projection = projection.to(head.device)
 
     def first(self, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
         """The candidate that each state puts first.
@@ -118,7 +119,7 @@ class Distribution:
         """The most probable token, among the allowed ones where some are named; the lowest id of equals."""
         row = self._logits[position]
         if allowed is not None:
-            row = row.masked_fill(~torch.from_numpy(allowed), -torch.inf)
+            row = row.masked_fill(~_on(row, allowed), -torch.inf)
         return int(row.argmax())
 
     def signals(
@@ -135,7 +136,7 @@ class Distribution:
         """
         made = []
         for position, token, mask in zip(positions, tokens, masks, strict=True):
-            mass = 1.0 if mask is None else float(self._p[position].dot(torch.from_numpy(mask).float()))
+            mass = 1.0 if mask is None else float(self._p[position].dot(_on(self._p, mask).float()))
             made.append(
                 Signals(
                     logprob=min(0.0, float(self._logs[position, token])),
@@ -185,6 +186,11 @@ class Marks:
         mean = None if self._values is None else self._values / self._count
         places = (self._first, self._starts.get(Span.PLAN), self._starts.get(Span.NAME), mean, self._last)
         return [[] if row is None else row.tolist() for row in places]
+
+
+def _on(tensor: torch.Tensor, mask: Mask) -> torch.Tensor:
+    """A mask on a tensor's device."""
+    return torch.from_numpy(mask).to(tensor.device)
 
 
 def _share(firsts: Sequence[int], token: int) -> float:

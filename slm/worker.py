@@ -1,8 +1,9 @@
 """The process that hosts the small model: `python -m slm.worker --socket PATH --model FOLDER`.
 
-The socket (mode 0600) appears when the model is loaded and goes when the worker ends: on SIGTERM or SIGINT, or when
-the process that started it is gone. Nothing is written to stdout; stderr gets JSON lines without prompts. The main
-thread speaks `slm.protocol` with any number of connections, one command each; one other thread runs the engine.
+The socket (mode 0600) appears when the model is loaded and goes when the worker ends: on SIGTERM or SIGINT, when the
+process that started it is gone, or when the engine's thread has ended. Nothing is written to stdout; stderr gets JSON
+lines without prompts. The main thread speaks `slm.protocol` with any number of connections, one command each; one other
+thread runs the engine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import structlog
@@ -25,7 +29,7 @@ from transformers.utils import logging as transformers_logging
 
 from slm.engine import CACHE_BYTES, Engine
 from slm.heap import give_back
-from slm.model import DTYPES, LoadError
+from slm.model import DTYPES, DeviceName, LoadError
 from slm.protocol import (
     MAX_LINE_BYTES,
     Command,
@@ -34,6 +38,7 @@ from slm.protocol import (
     DraftCommand,
     Event,
     Failed,
+    Info,
     InfoCommand,
     command_decoder,
     encode,
@@ -45,6 +50,8 @@ COMMAND_TIMEOUT_S = 30.0
 """A connection that sends no command for so long is closed."""
 DISCARD_TIMEOUT_S = 2.0
 """How long the rest of a command that is too long is read away."""
+STALLED_S = 30.0
+"""An engine that has been at one piece of work for so long, be it a forward pass or a grammar, counts as hung."""
 STOP_TIMEOUT_S = 5.0
 """How long the end of the worker waits for a forward pass under way."""
 PARENT_POLL_S = 0.5
@@ -81,7 +88,13 @@ class Server:
         if isinstance(command, DraftCommand | CompleteCommand):
             await self._draft(command, received, reader, writer)
         elif command is not None:
-            await _send(writer, self._engine.info if isinstance(command, InfoCommand) else command)
+            await _send(writer, self._info() if isinstance(command, InfoCommand) else command)
+
+    def _info(self) -> Info | Failed:
+        """What is loaded; whoever watches over the worker by asking for it learns so that the engine hangs."""
+        if (silent_s := self._scheduler.silent_s) > STALLED_S:
+            return Failed(code="internal", message=f"the engine has been at one step for {silent_s:.0f} s")
+        return self._engine.info
 
     async def _draft(
         self,
@@ -93,8 +106,8 @@ class Server:
         loop = asyncio.get_running_loop()
         events: asyncio.Queue[Event] = asyncio.Queue()  # Bounded by the draft: about one event a token.
         job = Job(command, lambda event: loop.call_soon_threadsafe(events.put_nowait, event), received)  # type: ignore[arg-type]
-        if not self._scheduler.submit(job):
-            await _send(writer, Failed(code="queue_full", message="too many drafts are waiting"))
+        if refusal := self._scheduler.submit(job):
+            await _send(writer, refusal)
             return
         tasks = {asyncio.create_task(_pass_on(events, writer)), asyncio.create_task(_until_closed(reader))}
         try:
@@ -166,16 +179,35 @@ async def _until_orphaned(parent: int) -> None:
         await asyncio.sleep(PARENT_POLL_S)
 
 
-async def run(engine: Engine, listening: socket.socket, max_queue: int, log: FilteringBoundLogger, parent: int) -> None:
-    """Serve on a listening socket until a signal comes or the process `parent` is not the parent any more."""
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many drafts may wait, and for how long one may be expected to: see `slm.scheduler.Scheduler`."""
+
+    max_queue: int
+    max_wait_s: float | None = None
+
+
+async def run(engine: Engine, listening: socket.socket, bounds: Bounds, log: FilteringBoundLogger, parent: int) -> bool:
+    """Serve on a listening socket until a signal comes or the process `parent` is not the parent any more.
+
+    Returns:
+        Whether this end was wanted; False where the engine's thread ended by itself.
+    """
+    ending, lost = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def lose() -> None:
+        lost.set()
+        loop.call_soon_threadsafe(ending.set)
+
     scheduler = Scheduler(
         engine,
-        max_queue=max_queue,
+        max_queue=bounds.max_queue,
+        max_wait_s=bounds.max_wait_s,
         clock=time.monotonic,
         crashed=lambda where: log.error("draft_crashed", where=where),
+        ended=lose,
     )
-    ending = asyncio.Event()
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, ending.set)
     orphaned = asyncio.create_task(_until_orphaned(parent))
@@ -189,6 +221,7 @@ async def run(engine: Engine, listening: socket.socket, max_queue: int, log: Fil
     server.close()
     orphaned.cancel()
     log.info("ended", in_time=await asyncio.to_thread(scheduler.stop, STOP_TIMEOUT_S))
+    return not lost.is_set()
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -198,6 +231,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", type=Path, help="LoRA adapter folder to merge in")
     parser.add_argument("--threads", type=int, help="threads of a forward pass; default: torch's choice")
     parser.add_argument("--max-queue", type=int, default=64, help="drafts that may wait (default: %(default)s)")
+    parser.add_argument("--max-wait", type=float, help="seconds that a draft may be expected to wait (default: any)")
     parser.add_argument("--shortlist", choices=KINDS, default="none", help="how long lists of tools are cut down")
     parser.add_argument("--shortlist-above", type=int, default=24, help="lists that are longer (default: %(default)s)")
     parser.add_argument("--shortlist-keep", type=int, default=12, help="to so many tools (default: %(default)s)")
@@ -205,11 +239,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--cache-mb", type=int, default=CACHE_BYTES >> 20, help="MiB for shared prompts, 0: none (default: %(default)s)"
     )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="float32", help="default: %(default)s")
+    parser.add_argument("--device", choices=get_args(DeviceName), default="cpu", help="default: %(default)s")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the worker. Returns the exit code: 0 after a wanted end, 2 where it could not start."""
+    """Run the worker. Returns the exit code: 0 after a wanted end, 1 where the engine ended by itself, 2 without a
+    start."""
     parent = os.getppid()  # Before anything takes long: it may be gone by the time the model is loaded.
     arguments = _arguments(argv)
     structlog.configure(
@@ -232,6 +268,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.dtype,
             cache_bytes=arguments.cache_mb << 20,
             shortlist=(arguments.shortlist, arguments.shortlist_above, arguments.shortlist_keep),
+            device=arguments.device,
         )
         give_back()
         listening = listening_socket(arguments.socket)
@@ -239,10 +276,10 @@ def main(argv: list[str] | None = None) -> int:
         log.error("cannot_start", error=str(exc))
         return 2
     try:
-        asyncio.run(run(engine, listening, arguments.max_queue, log, parent))
+        bounds = Bounds(arguments.max_queue, arguments.max_wait)
+        return 0 if asyncio.run(run(engine, listening, bounds, log, parent)) else 1
     finally:
         arguments.socket.unlink(missing_ok=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -240,8 +240,8 @@ def _failure(code: str, message: str, body: CompletionBody) -> ClientError:
         return wrong("structured_outputs.grammar" if body.structured_outputs else "grammar", message)
     if code == "bad_request":
         return wrong(message.partition(":")[0], message.partition(": ")[2])
-    if code == "queue_full":
-        return ClientError(429, message, "queue_full", retry_after_s=1)
+    if code in ("queue_full", "wait_too_long"):
+        return ClientError(429, message, code, retry_after_s=1)
     return _late() if code == "deadline" else ClientError(500, "the completion failed", "internal")
 
 

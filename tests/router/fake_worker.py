@@ -52,8 +52,9 @@ def draft_events(text: str, logprob: float = -0.01) -> Iterator[protocol.Event]:
 class FakeWorker:
     """`async with FakeWorker(socket, script)`: every draft plays the script, then the connection is closed."""
 
-    def __init__(self, socket: Path, script: Sequence[Step], *, infos: int = sys.maxsize) -> None:
-        self._socket, self._script, self._infos = socket, script, infos
+    def __init__(self, socket: Path, script: Sequence[Step], *, infos: int = sys.maxsize, later: Step = 3600.0) -> None:
+        """So many questions what is loaded are answered by that, further ones by `later`."""
+        self._socket, self._script, self._infos, self._later = socket, script, infos, later
         self._serving: list[asyncio.Task[None]] = []
         self.commands: list[protocol.Command] = []
         self.hung_up = asyncio.Event()
@@ -94,7 +95,7 @@ class FakeWorker:
         script = self._script
         if isinstance(command, protocol.InfoCommand):
             self._infos -= 1
-            script = [INFO] if self._infos >= 0 else [3600.0]
+            script = [INFO] if self._infos >= 0 else [self._later]
         for step in script:
             if isinstance(step, float):
                 await asyncio.sleep(step)
@@ -112,10 +113,13 @@ class FakeCommand:
     """Bytes written to stderr in one line before anything else."""
     infos: int = 1_000_000
     """So many questions what is loaded are answered; then it hangs."""
+    stalls: bool = False
+    """Whether it then says of its engine that it hangs, instead of hanging itself."""
 
     def arguments(self) -> Sequence[str]:
         """The command line."""
         options = ["--socket", str(self.socket), "--chatter", str(self.chatter), "--infos", str(self.infos)]
+        options += ["--stalls"] if self.stalls else []
         return [sys.executable, "-m", "tests.router.fake_worker", *options]
 
 
@@ -125,13 +129,14 @@ async def main() -> None:
     parser.add_argument("--socket", type=Path, required=True)
     parser.add_argument("--chatter", type=int, required=True)
     parser.add_argument("--infos", type=int, required=True)
+    parser.add_argument("--stalls", action="store_true")
     options = parser.parse_args()
+    later = protocol.Failed(code="internal", message="the engine hangs") if options.stalls else 3600.0
     sys.stderr.write("x" * options.chatter + "\n")
     sys.stderr.flush()
     options.socket.unlink(missing_ok=True)
-    async with FakeWorker(
-        options.socket, list(draft_events("Thought: none\nAction: none")), infos=options.infos
-    ).running():
+    script = list(draft_events("Thought: none\nAction: none"))
+    async with FakeWorker(options.socket, script, infos=options.infos, later=later).running():
         await asyncio.Event().wait()
 
 

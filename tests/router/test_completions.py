@@ -156,6 +156,7 @@ async def test_a_wrong_field_is_named(body: dict[str, Any], param: str | None) -
         ("prompt_too_long", 400, "context_length_exceeded", "prompt"),
         ("schema_unsupported", 400, "invalid_request", "grammar"),
         ("queue_full", 429, "queue_full", None),
+        ("wait_too_long", 429, "wait_too_long", None),
         ("deadline", 504, "deadline", None),
         ("internal", 500, "internal", None),
     ],

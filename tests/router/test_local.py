@@ -70,6 +70,7 @@ async def test_what_the_engine_sees_inside_arrives_or_is_missing(tmp_path: Path)
         ([b"x" * (protocol.MAX_LINE_BYTES + 2)], "worker_lost"),
         ([INFO], "worker_lost"),
         ([protocol.Failed(code="queue_full", message="m")], "queue_full"),
+        ([protocol.Failed(code="wait_too_long", message="m")], "wait_too_long"),
         ([protocol.Failed(code="deadline", message="m")], "draft_timeout"),
         ([protocol.Failed(code="bad_request", message="m")], "draft_refused"),
         ([protocol.Failed(code="prompt_too_long", message="m")], "prompt_too_long"),

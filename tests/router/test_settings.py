@@ -115,3 +115,10 @@ def test_the_shipped_adapter_goes_with_its_own_model_only(tmp_path: Path) -> Non
     shipped = folder(adapter="shipped")
     assert shipped is not None
     assert (shipped / "adapter_config.json").is_file()
+
+
+def test_int8_on_a_gpu_is_refused() -> None:
+    """Where the settings are read, not when the worker starts."""
+    assert load_settings(environment={"SMALLCALL_SMALL__DEVICE": "cuda"}).small.device == "cuda"
+    with pytest.raises(SettingsError, match="int8 runs on the CPU only"):
+        load_settings(environment={"SMALLCALL_SMALL__DEVICE": "cuda", "SMALLCALL_SMALL__DTYPE": "int8"})

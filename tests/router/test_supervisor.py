@@ -50,9 +50,11 @@ async def test_a_killed_worker_is_replaced_and_drafts_fail_at_once_meanwhile(tmp
         os.kill(last or 0, 0)
 
 
-async def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
-    """One that stops answering, though its process lives, does not stay."""
-    supervisor = Supervisor(FakeCommand(tmp_path / "s", infos=1), QUICK)  # type: ignore[arg-type]
+@pytest.mark.parametrize("stalls", [False, True])
+async def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path, stalls: bool) -> None:
+    """One that stops answering, though its process lives, does not stay; nor does one that says that its engine
+    hangs."""
+    supervisor = Supervisor(FakeCommand(tmp_path / "s", infos=1, stalls=stalls), QUICK)  # type: ignore[arg-type]
     async with supervisor.running():
         await until(lambda: supervisor.starts >= 2 and supervisor.info)
 
@@ -92,10 +94,14 @@ async def test_a_worker_that_cannot_be_started_is_tried_again_and_told(tmp_path:
 
 def test_the_command_line_carries_every_setting(tmp_path: Path) -> None:
     """And isolates the worker from the folder that the gateway was started in."""
-    line = WorkerCommand(tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 20, 5)).arguments()
+    line = WorkerCommand(
+        tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 20, 5), 2.5, "cuda"
+    ).arguments()
     assert line[1:4] == ["-P", "-m", "slm.worker"]
     for option in (
         ["--max-queue", "9"],
+        ["--max-wait", "2.5"],
+        ["--device", "cuda"],
         ["--threads", "3"],
         ["--dtype", "bfloat16"],
         ["--cache-mb", "64"],

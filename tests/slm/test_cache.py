@@ -15,9 +15,23 @@ SHAPE = Shape(layers=2, heads=1, head_dim=2, dtype=torch.float32)
 BLOCK_BYTES = SHAPE.bytes_per_token * BLOCK_TOKENS
 
 
-def filled(tokens: list[int]) -> KeyValues:
-    """Keys and values that tell which prefix they stand for: at each place the sum of the tokens up to it."""
-    memory = KeyValues(SHAPE, len(tokens) + 8)
+class Watching(KeyValues):
+    """Keys and values that look at the cache whenever a block is read from them."""
+
+    def __init__(self, capacity: int, cache: PrefixCache | None, most: int) -> None:
+        super().__init__(SHAPE, capacity)
+        self._cache, self._most = cache, most
+
+    def read(self, start: int, end: int) -> torch.Tensor:
+        """With room for what is read."""
+        assert self._cache is None or self._cache.bytes_held + BLOCK_BYTES <= self._most
+        return super().read(start, end)
+
+
+def filled(tokens: list[int], cache: PrefixCache | None = None, most: int = 0) -> KeyValues:
+    """Keys and values that tell which prefix they stand for: at each place the sum of the tokens up to it. Where a
+    cache is named, it holds at most `most` bytes while it reads them."""
+    memory = Watching(len(tokens) + 8, cache, most)
     sums = torch.tensor(tokens, dtype=torch.float32).cumsum(0)
     memory.append(sums.reshape(1, 1, 1, -1, 1).expand(4, 1, 1, -1, 2))
     return memory
@@ -40,16 +54,18 @@ def restored(cache: PrefixCache, tokens: list[int]) -> list[float]:
 )
 @settings(deadline=None)
 def test_whatever_is_held_belongs_to_exactly_these_tokens(prefixes: list[list[int]], blocks: int) -> None:
-    """Over random arrivals and evictions: never a wrong value, never over the bound, never a block without its past."""
-    cache = PrefixCache(SHAPE, blocks * BLOCK_BYTES + 1)
+    """Over random arrivals and evictions: never a wrong value, never over the bound, not in the middle of storing
+    either, never a block without its past, and of one prefix at most half of the room."""
+    most = blocks * BLOCK_BYTES + 1
+    cache = PrefixCache(SHAPE, most)
     for tokens in prefixes:
         expected = torch.tensor(tokens, dtype=torch.float32).cumsum(0).tolist()
         got = restored(cache, tokens)
         assert got == expected[: len(got)]
         if tokens:
-            cache.store(tokens, filled(tokens))
-        assert cache.bytes_held <= blocks * BLOCK_BYTES
-        assert len(restored(cache, tokens)) == min(len(tokens), blocks * BLOCK_TOKENS)
+            cache.store(tokens, filled(tokens, cache, most))
+        assert cache.bytes_held <= most
+        assert len(restored(cache, tokens)) >= min(len(tokens), (blocks + 1) // 2 * BLOCK_TOKENS)
 
 
 def test_shared_prefixes_are_held_once_and_the_oldest_tail_goes_first() -> None:
@@ -63,6 +79,27 @@ def test_shared_prefixes_are_held_once_and_the_oldest_tail_goes_first() -> None:
     cache.store(head + c, filled(head + c))
     assert len(restored(cache, head + a)) == 2 * BLOCK_TOKENS
     assert len(restored(cache, head + b)) == BLOCK_TOKENS
+
+
+def test_a_long_prefix_leaves_half_of_the_room_to_others() -> None:
+    """Ten blocks of one prompt take two of four: what another shares is still there."""
+    shared, long = [1] * BLOCK_TOKENS + [2] * BLOCK_TOKENS, list(range(3, 3 + 10 * BLOCK_TOKENS))
+    cache = PrefixCache(SHAPE, 4 * BLOCK_BYTES)
+    cache.store(shared, filled(shared))
+    cache.store(long, filled(long))
+    assert cache.held(long) == 2 * BLOCK_TOKENS
+    assert cache.held(shared) == 2 * BLOCK_TOKENS
+
+
+def test_a_buffer_is_filled_on_from_where_it_stands() -> None:
+    """What another prompt stores meanwhile is taken behind what was read already, and only that."""
+    tokens = [1] * BLOCK_TOKENS + [2] * BLOCK_TOKENS + [3] * BLOCK_TOKENS
+    cache, memory = PrefixCache(SHAPE, 8 * BLOCK_BYTES), KeyValues(SHAPE, 4 * BLOCK_TOKENS)
+    memory.append(filled(tokens).read(0, BLOCK_TOKENS))
+    assert cache.lookup(tokens, memory) == 0
+    cache.store(tokens, filled(tokens))
+    assert cache.lookup(tokens, memory) == 2 * BLOCK_TOKENS
+    torch.testing.assert_close(memory.read(0, len(tokens)), filled(tokens).read(0, len(tokens)))
 
 
 def test_a_part_of_a_block_is_not_kept() -> None:

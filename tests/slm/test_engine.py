@@ -11,10 +11,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from slm.cache import Chunk, KeyValues
 from slm.engine import DraftError, Engine
 from slm.model import LoadError, load
 from slm.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Event, Failed, PlanMade, Started, Token
+from slm.signals import Pass
 from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
 
@@ -114,6 +116,17 @@ def test_forced_tokens_cost_no_step(engine: Engine) -> None:
     assert [token.id for token in tokens] == engine._loaded.tokens.encode(done.text)
     _, tokens, done = drafted(engine, command(tools=[TIME], tool_choice="named", forced_tool="get_time"))
     assert done.steps == sum(not token.forced for token in tokens) < len(tokens) / 2
+
+
+def test_what_is_forced_is_what_the_masks_leave(engine: Engine) -> None:
+    """Where the grammar knows one text, choosing token by token among what it allows writes that text, by steps."""
+    only = tool("get_weather", schema(["city"], city={"const": "Paris"}))
+    asked = command(tools=[only], tool_choice="named", forced_tool="get_weather")
+    _, tokens, done = drafted(Engine(engine._loaded, fast_forward=False, lookahead=False), asked)
+    assert done.text == drafted(engine, asked)[2].text
+    assert done.finish == "stop"
+    assert not any(token.forced for token in tokens)
+    assert done.steps >= len(tokens) - 1
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 15, 16, 17])
@@ -251,6 +264,75 @@ def test_a_long_prompt_does_not_stall_the_others(llama: Engine) -> None:
         passes += 1
         assert first.finished or sum(isinstance(event, Token) for event in first.events) > before
     assert passes >= 3
+
+
+def asking(times: int, text: str = "What is the time? ", **changes: Any) -> DraftCommand:
+    """A command whose prompt is `times` times a question long."""
+    return command(messages=[{"role": "user", "content": text * times}], max_tokens=4, **changes)
+
+
+class Reads:
+    """A forward pass that remembers how many tokens it read for which draft's memory."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._forward, self.read = engine._forward, list[tuple[KeyValues, int]]()
+        self.head = self._forward.head
+        engine._forward = self
+
+    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
+        self.read += [(chunk.memory, len(chunk.ids)) for chunk in chunks]
+        return self._forward(chunks)
+
+
+def test_a_prompt_alone_is_read_in_whole_pieces(llama_folder: Path) -> None:
+    """One prompt by itself: 512 tokens a pass, and the rest of it."""
+    engine = Engine(load(llama_folder))
+    reads, draft = Reads(engine), engine.begin(asking(200))
+    while not draft.decoding:
+        engine.step([draft])
+    sizes = [size for _, size in reads.read]
+    assert sum(sizes) >= draft.prompt_tokens > 1024
+    assert sizes[:-1] == [512] * (len(sizes) - 1)
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(llama_folder: Path) -> None:
+    """Behind a prompt of many passes a short one is read in the next pass, and both get what they get alone."""
+    engine, alone = Engine(load(llama_folder)), Engine(load(llama_folder), cache_bytes=0)
+    long = engine.begin(asking(200))
+    engine.step([long])
+    short = engine.begin(asking(1, tools=[]))
+    engine.step([long, short])
+    assert short.decoding
+    assert not long.decoding
+    while not (long.finished and short.finished):
+        engine.step([long, short])
+    for draft, asked in ((long, asking(200)), (short, asking(1, tools=[]))):
+        expected = [event.id for event in alone.draft(asked) if isinstance(event, Token)]
+        assert [event.id for event in draft.events if isinstance(event, Token)] == expected
+
+
+def test_a_long_prompt_is_read_however_many_short_ones_come(llama_folder: Path) -> None:
+    """Where a new short prompt stands in every pass, every second one is still the long prompt's."""
+    engine = Engine(load(llama_folder))
+    long, passes = engine.begin(asking(200)), 0
+    while not long.decoding:
+        short = engine.begin(asking(1, f"Is it {passes}? ", tools=[]))
+        engine.step([long, short])
+        passes += 1
+    assert passes <= 2 * -(-long.prompt_tokens // 512)
+
+
+def test_prompts_that_take_turns_share_what_they_read(llama_folder: Path) -> None:
+    """A shorter prompt that overtakes a longer one of the same tools reads none of them again, and the other way
+    round."""
+    engine = Engine(load(llama_folder))
+    tools = [tool(f"weather_{n}", None, "What is the weather in London tomorrow? " * 4) for n in range(14)]
+    reads = Reads(engine)
+    long, short = engine.begin(asking(90, tools=tools)), engine.begin(asking(1, tools=tools))
+    while not (long.decoding and short.decoding):
+        engine.step([long, short])
+    read = {memory: sum(size for one, size in reads.read if one is memory) for memory in (long.memory, short.memory)}
+    assert read[short.memory] + read[long.memory] < long.prompt_tokens + 300 < long.prompt_tokens + short.prompt_tokens
 
 
 def test_drafts_begun_together_read_their_tools_once(llama_folder: Path) -> None:

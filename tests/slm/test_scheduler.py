@@ -1,6 +1,7 @@
 """The scheduler: in turn, bounded, and no draft's misfortune is another's."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
@@ -72,10 +73,18 @@ class Rig:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.clock = Tripping(engine), Clock()
         self.crashes: list[str] = []
-        self.scheduler = Scheduler(self.engine, max_queue=2, clock=self.clock, crashed=self.crashes.append)
+        self.dead = threading.Event()
+        self.scheduler = Scheduler(
+            self.engine,
+            max_queue=2,
+            max_wait_s=10.0,
+            clock=self.clock,
+            crashed=self.crashes.append,
+            ended=self.dead.set,
+        )
         self.scheduler.start()
 
-    def submit(self, **changes: object) -> tuple[Job, Told, bool]:
+    def submit(self, **changes: object) -> tuple[Job, Told, Failed | None]:
         told = Told()
         job = Job(command(**{"max_tokens": 8, "tool_choice": "required", **changes}), told, self.clock())
         return job, told, self.scheduler.submit(job)
@@ -84,8 +93,8 @@ class Rig:
         """A job that is being drafted and stays so until the gate is opened."""
         self.engine.gate.clear()
         self.engine.stepped.clear()
-        job, told, accepted = self.submit()
-        assert accepted
+        job, told, refused = self.submit()
+        assert refused is None
         assert self.engine.stepped.wait(10)
         return job, told
 
@@ -116,10 +125,61 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(rig: Rig) -> No
     """One draft runs, two wait, the next is refused; a cancelled one makes room at once."""
     rig.hold()
     jobs = [rig.submit() for _ in range(2)]
-    assert [accepted for _, _, accepted in jobs] == [True, True]
-    assert not rig.submit()[2]
+    assert [refused for _, _, refused in jobs] == [None, None]
+    assert rig.submit()[2] == Failed(code="queue_full", message="too many drafts are waiting")
     rig.scheduler.cancel(jobs[0][0])
-    assert rig.submit()[2]
+    assert rig.submit()[2] is None
+
+
+def test_a_job_that_would_wait_for_as_long_as_drafts_take_is_refused(rig: Rig) -> None:
+    """A draft held the slot for eight seconds: the next in turn is expected to wait so long, the one behind it twice
+    that, which is too long; with the slot free nobody is refused."""
+    _, first = rig.hold()
+    rig.clock.now = 8.0
+    rig.engine.gate.set()
+    first.end()
+    rig.hold()
+    assert rig.submit()[2] is None
+    assert rig.submit()[2] == Failed(code="wait_too_long", message="a draft would wait for about 16.0 s")
+
+
+def test_a_job_behind_one_that_waits_too_long_is_refused(rig: Rig) -> None:
+    """Before any draft has ended: nobody gets in line behind a job that has waited for longer than the bound."""
+    running, _ = rig.hold()
+    waiting, _, _ = rig.submit()
+    rig.clock.now = 10.5
+    refused = rig.submit()[2]
+    assert refused is not None
+    assert refused.code == "wait_too_long"
+    rig.scheduler.cancel(waiting)
+    assert rig.submit()[2] is None
+    rig.scheduler.cancel(running)
+
+
+def test_a_thread_at_one_step_for_long_can_be_told(rig: Rig) -> None:
+    """The time since it took up its step; none where it waits for work."""
+    assert rig.scheduler.silent_s == 0.0
+    _, told = rig.hold()
+    rig.clock.now = 40.0
+    assert rig.scheduler.silent_s == 40.0
+    rig.engine.gate.set()
+    told.end()
+    until = time.monotonic() + 5
+    while rig.scheduler.silent_s:
+        assert time.monotonic() < until
+        time.sleep(0.005)
+
+
+def test_a_thread_that_ends_by_itself_is_told(rig: Rig) -> None:
+    """An error outside all drafts ends the thread, which says so, in the log without the error's words too."""
+
+    def broken(event: Event) -> None:
+        raise ZeroDivisionError("the user's secret words")
+
+    assert rig.scheduler.submit(Job(command(max_tokens=0), broken, 0.0)) is None
+    assert rig.dead.wait(10)
+    assert len(rig.crashes) == 2
+    assert "secret" not in "".join(rig.crashes)
 
 
 def test_a_cancelled_draft_gives_its_slot_to_the_next(rig: Rig) -> None:
@@ -160,25 +220,30 @@ def test_a_draft_under_way_ends_at_its_deadline_with_what_it_has(rig: Rig) -> No
     assert 0 < end.tokens == sum(isinstance(event, Token) for event in told.events) < 8
 
 
+class PanicError(BaseException):
+    """What a panic in Rust is in Python: no Exception."""
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, PanicError])
 @pytest.mark.parametrize("place", ["begin", "step", "release"])
-def test_a_crash_costs_one_draft_and_quotes_nothing(rig: Rig, place: str) -> None:
+def test_a_crash_costs_one_draft_and_quotes_nothing(rig: Rig, place: str, error: type[BaseException]) -> None:
     """An unforeseen error fails its own job, is logged by place without its words, and the next job is served."""
 
     def crash(where: str) -> None:
         if where == place:
             rig.engine.fault = lambda _: None
-            raise ZeroDivisionError("the user's secret words")
+            raise error("the user's secret words")
 
     rig.engine.fault = crash
     _, first, _ = rig.submit()
     end = first.end()
     assert isinstance(end, Done) if place == "release" else end == Failed(
-        code="internal", message="the draft crashed: ZeroDivisionError"
+        code="internal", message=f"the draft crashed: {error.__name__}"
     )  # fmt: skip
     _, second, _ = rig.submit()
     assert isinstance(second.end(), Done)
     assert len(rig.crashes) == 1
-    assert "ZeroDivisionError at" in rig.crashes[0]
+    assert f"{error.__name__} at" in rig.crashes[0]
     assert "secret" not in rig.crashes[0]
 
 

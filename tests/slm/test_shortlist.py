@@ -69,9 +69,9 @@ def test_embeddings_do_not_depend_on_their_neighbours(llama: Engine) -> None:
 def test_a_huge_list_is_embedded_in_part(llama: Engine) -> None:
     """So that a hostile request costs a bounded time; BM25 says which part."""
     texts = [f"tool number {index}" for index in range(EMBEDDED_AT_ONCE + 40)]
-    scores = Embedding(llama._loaded).scores("number 290", texts)
+    scores = Embedding(llama._loaded).scores("number 80", texts)
     assert np.isfinite(scores).sum() == EMBEDDED_AT_ONCE
-    assert np.isfinite(scores[290])
+    assert np.isfinite(scores[80])
 
 
 @pytest.mark.parametrize(

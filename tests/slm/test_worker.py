@@ -8,13 +8,17 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
+import structlog
+from structlog.testing import capture_logs
 
+from slm.engine import Engine
 from slm.pattern import parse_draft
 from slm.protocol import (
     MAX_LINE_BYTES,
@@ -30,8 +34,26 @@ from slm.protocol import (
     encode,
     event_decoder,
 )
-from slm.worker import listening_socket
+from slm.worker import STALLED_S, Bounds, Server, listening_socket, run
 from tests.slm.conftest import command
+from tests.slm.test_scheduler import Rig, Tripping
+
+
+@asynccontextmanager
+async def connected(path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to the worker behind a socket."""
+    reader, writer = await asyncio.open_unix_connection(str(path), limit=MAX_LINE_BYTES)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def answers(path: Path, line: bytes) -> list[Event]:
+    """All events that answer one line."""
+    async with connected(path) as (reader, writer):
+        writer.write(line)
+        return [event_decoder.decode(answer) async for answer in reader]
 
 
 class Worker:
@@ -60,19 +82,12 @@ class Worker:
         assert self.process.stdout is not None
         self.process.stdout.close()
 
-    @asynccontextmanager
-    async def connected(self) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_unix_connection(str(self.socket), limit=MAX_LINE_BYTES)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
+    def connected(self) -> AbstractAsyncContextManager[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        return connected(self.socket)
 
     async def ask(self, line: bytes | DraftCommand | InfoCommand) -> list[Event]:
         """All events that answer one line."""
-        async with self.connected() as (reader, writer):
-            writer.write(line if isinstance(line, bytes) else encode(line) + b"\n")
-            return [event_decoder.decode(answer) async for answer in reader]
+        return await answers(self.socket, line if isinstance(line, bytes) else encode(line) + b"\n")
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +226,53 @@ async def test_a_killed_worker_is_replaced_and_a_terminated_one_ends_cleanly(
         assert events == ["ready", "ended"]
     finally:
         second.stop()
+
+
+async def test_a_worker_whose_engine_hangs_says_so(llama: Engine, tmp_path: Path) -> None:
+    """A step that takes longer than `STALLED_S` is told instead of what is loaded; once it is over, all is well."""
+    rig = Rig(llama)
+    server = await asyncio.start_unix_server(Server(llama, rig.scheduler).serve, path=tmp_path / "w.sock")
+    asked = encode(InfoCommand()) + b"\n"
+    try:
+        _, told = rig.hold()
+        for now, kind in ((STALLED_S, Info), (STALLED_S + 1, Failed)):
+            rig.clock.now = now
+            assert isinstance((await answers(tmp_path / "w.sock", asked))[0], kind)
+        rig.engine.gate.set()
+        assert isinstance(await asyncio.to_thread(told.end), Failed | Done)
+        rig.submit()[1].end()
+        assert isinstance((await answers(tmp_path / "w.sock", asked))[0], Info)
+    finally:
+        rig.engine.gate.set()
+        server.close()
+        assert rig.scheduler.stop(10)
+
+
+class Dying(Tripping):
+    """An engine that ends the thread that runs it."""
+
+    @property
+    def info(self) -> Info:
+        return self._engine.info
+
+    @property
+    def slots(self) -> int:  # type: ignore[override]
+        if threading.current_thread().name == "engine":
+            raise SystemError("broken")
+        return 1
+
+
+async def test_a_worker_ends_when_its_engine_does(llama: Engine, tmp_path: Path) -> None:
+    """Instead of leaving drafts unanswered: that end was not wanted, and the log says where it came from."""
+    listening = listening_socket(tmp_path / "w.sock")
+    with capture_logs() as logs:
+        running = asyncio.create_task(
+            run(Dying(llama), listening, Bounds(4), structlog.get_logger(), os.getppid())  # type: ignore[arg-type]
+        )
+        async with connected(tmp_path / "w.sock") as (_, writer):
+            writer.write(encode(command()) + b"\n")
+            assert not await asyncio.wait_for(running, 10)
+    assert [log["event"] for log in logs] == ["ready", "draft_crashed", "ended"]
 
 
 def test_a_worker_ends_with_the_process_that_started_it(llama_folder: Path, tmp_path: Path) -> None:
