@@ -104,6 +104,16 @@ async def test_a_stream_says_what_a_whole_answer_says(stop: Any, text: str) -> N
     assert tokens == whole["logprobs"]["tokens"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stop", "reason"), [("\n\n", "stop"), ("absent", "length")])
+async def test_a_text_that_is_cut_at_a_stop_says_stop(stop: str, reason: str, stream: bool) -> None:
+    """Where the tokens run out behind a stop, the reason is the stop; elsewhere the length."""
+    end = protocol.Done(text="".join(PIECES), finish="length", decode_s=0, steps=7, tokens=7)
+    response = await asked(Scripted(end), stop=stop, stream=stream)
+    last = response.text.split("\n\n")[-3].removeprefix("data: ") if stream else response.text
+    assert json.loads(last)["choices"][0]["finish_reason"] == reason
+
+
 async def test_openais_own_client_reads_it() -> None:
     """The `openai` library, whole and streamed, and its list of models."""
     async with served(create_engine_app(Scripted())) as base:

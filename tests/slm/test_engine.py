@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,18 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
+from slm.draft import FORCED_AT_ONCE
 from slm.engine import DraftError, Engine
 from slm.model import LoadError, load
 from slm.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
-from slm.protocol import Done, DraftCommand, Event, Failed, PlanMade, Started, Token
+from slm.protocol import CompleteCommand, Done, DraftCommand, Event, Failed, PlanMade, Started, Token
 from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
 
 
-def drafted(engine: Engine, asked: DraftCommand) -> tuple[list[Event], list[Token], Done]:
+def drafted(engine: Engine, asked: DraftCommand | CompleteCommand) -> tuple[list[Event], list[Token], Done]:
     """All events of a draft, its tokens and its end."""
     events = list(engine.draft(asked))
     done = events[-1]
@@ -114,6 +117,42 @@ def test_forced_tokens_cost_no_step(engine: Engine) -> None:
     assert [token.id for token in tokens] == engine._loaded.tokens.encode(done.text)
     _, tokens, done = drafted(engine, command(tools=[TIME], tool_choice="named", forced_tool="get_time"))
     assert done.steps == sum(not token.forced for token in tokens) < len(tokens) / 2
+
+
+def test_a_long_literal_is_measured_in_pieces(engine: Engine) -> None:
+    """No pass measures more forced tokens than one may; divided, measured and followed by a choice as in one piece."""
+    literal = "What is the weather in London, 12 days? " * 8
+    asked = CompleteCommand(prompt="Say it:", grammar=f'root ::= "{literal}" [ab] "{literal}"', max_tokens=600)
+    draft = engine.begin(asked)
+    told = [0]
+    while not draft.finished:
+        engine.step([draft])
+        told.append(sum(isinstance(event, Token) for event in draft.events))
+    most = max(after - before for before, after in pairwise(told))
+    assert FORCED_AT_ONCE <= most <= FORCED_AT_ONCE + 1 < told[-1] / 2
+    tokens = [event for event in draft.events if isinstance(event, Token)]
+    (chosen,) = [place for place, token in enumerate(tokens) if not token.forced]
+    ids = [token.id for token in tokens]
+    vocabulary = engine._loaded.tokens
+    assert b"".join(map(vocabulary.piece, ids[:chosen])).decode() == literal
+    assert ids[:chosen] == vocabulary.encode(literal)[:chosen]
+    logs = reference(engine, draft.ids[: draft.prompt_tokens], ids)
+    assert [token.logprob for token in tokens] == pytest.approx(
+        [float(logs[place, id_]) for place, id_ in enumerate(ids)], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("behind", ["", "x" * 200])
+def test_a_stop_in_forced_text_ends_the_completion(engine: Engine, behind: str) -> None:
+    """The completion ends with the token that completes the stop, whoever chose it, and says so at its last token."""
+    grammar = f'root ::= [ab] " and the end. {behind}" [cd]'
+    asked = CompleteCommand(prompt="Say it:", grammar=grammar, stop=["end"], max_tokens=100)
+    _, tokens, done = drafted(engine, asked)
+    assert done.text[1:].startswith(" and the end")
+    assert "end" not in "".join(token.text for token in tokens[:-1])
+    assert (done.finish, done.tokens) == ("stop", len(tokens))
+    _, just, ended = drafted(engine, structs.replace(asked, max_tokens=len(tokens)))
+    assert (ended.finish, [token.id for token in just]) == ("stop", [token.id for token in tokens])
 
 
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 15, 16, 17])
