@@ -175,6 +175,8 @@ class Small(_Section):
     def _embeddable(self) -> Self:
         if self.shortlist.kind == "embedding" and self.dtype == "int8":
             raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
+        if self.shortlist.kind != "none" and self.engine.kind == "remote":
+            raise ValueError("small.shortlist: is for small.engine.kind worker")
         return self
 
     @property

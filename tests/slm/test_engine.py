@@ -1,7 +1,9 @@
 """The engine: its signals are the model's own, its choices the grammar's, and clients cannot reach its controls."""
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +20,10 @@ from slm.engine import DraftError, Engine
 from slm.model import LoadError, load
 from slm.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
 from slm.protocol import CompleteCommand, Done, DraftCommand, Event, Failed, PlanMade, Started, Token
+from slm.signature import Room
 from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
+from tests.slm.test_grammar import HOSTILE
 
 
 def drafted(engine: Engine, asked: DraftCommand | CompleteCommand) -> tuple[list[Event], list[Token], Done]:
@@ -207,6 +211,48 @@ def test_a_prompt_that_does_not_fit_is_refused(engine: Engine) -> None:
         with pytest.raises(DraftError, match="room for") as refused:
             engine.begin(asked)
         assert refused.value.code == "prompt_too_long"
+
+
+MULTIPLYING = {
+    "references to itself": schema(**{f"p{n}": {"$ref": "#"} for n in range(64)}),
+    "long names": schema(**{f"p{n}": {"$ref": "#"} for n in range(8)}, **{"x" * 100_000: {"$ref": "#"}}),
+    "long defaults": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/d"} for n in range(64)}),
+        "$defs": {"d": schema(**{f"q{n}": {"$ref": "#/$defs/e"} for n in range(64)}), "e": {"default": "x " * 200_000}},
+    },
+    "long enum": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
+        "$defs": {"e": {"enum": [f"{n:0>1000}" for n in range(512)]}},
+    },
+    "junk beside": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
+        "$defs": {"e": {**dict.fromkeys(map(str, range(200_000))), "type": "string"}},
+    },
+    "lists of types": schema(a={"type": ["object"] * 8, "properties": {f"p{n}": {"$ref": "#"} for n in range(64)}}),
+    "long pointers": schema(**{f"p{n}": {"$ref": "#" + "/x" * 200_000} for n in range(8)}),
+}
+
+
+@pytest.mark.parametrize("parameters", [*HOSTILE.values(), *MULTIPLYING.values()], ids=[*HOSTILE, *MULTIPLYING])
+def test_a_hostile_tool_is_begun_in_bounded_time(llama: Engine, parameters: Any) -> None:
+    """Spelled out, planned and compiled, whatever its references multiply; CPU time of this thread."""
+    room = Room()
+    asked = command(tools=[tool("f", parameters)], tool_choice="named", forced_tool="f", max_tokens=32)
+    began = time.thread_time()
+    text = "".join(segment.text for segment in render_prompt(asked.messages, asked.tools))
+    assert len(text) < room.read / 10
+    with contextlib.suppress(DraftError):  # Its prompt may be too long.
+        llama.begin(asked)
+    assert time.thread_time() - began < 1.0
+
+
+def test_many_hostile_tools_share_their_room(llama: Engine) -> None:
+    """A prompt's time does not grow by each of them."""
+    tools = [tool(f"f{n}", MULTIPLYING["references to itself"]) for n in range(1000)]
+    began = time.thread_time()
+    with pytest.raises(DraftError, match="room for"):
+        llama.begin(command(tools=tools))
+    assert time.thread_time() - began < 1.5
 
 
 @pytest.mark.parametrize(
