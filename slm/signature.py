@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypeGuard
 
 Schema = Mapping[str, Any]
 
@@ -192,7 +192,7 @@ class _Spelling:
         return one_line(text, self._limits.literal)
 
 
-def _listed(value: Any) -> bool:
+def _listed(value: Any) -> TypeGuard[Sequence[Any]]:
     return isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
 
 
