@@ -1,8 +1,9 @@
 """A completion server as the small model: any that speaks OpenAI's `/completions` with log-probabilities.
 
 The prompt is rendered here, by the same pattern as the worker's, and sent as text. Its control tokens must be the
-served model's own, so what a client spells like one is broken up. Guided decoding is the server's option: `vllm`
-(`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.gbnf`; `none` leaves the model free.
+served model's own; what a client spells like one of any usual model's is broken up. Guided decoding is the server's
+option: `vllm` (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.gbnf`; `none` leaves the model
+free.
 
 A server that tells no log-probabilities is an error: nothing could be judged by. What else such a server does not tell
 is NaN: entropy and feasible mass, the margin where fewer than two alternatives come; and no token counts as forced. Our
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -36,6 +38,8 @@ _LINE_BYTES = 1 << 20
 """Longest line of a stream."""
 _REFUSAL_BYTES = 4096
 _FRAMES = {"chatml": pattern.CHATML, "plain": pattern.PLAIN}
+_CONTROL = re.compile(r"<(?=[|\uff5c]|/?s>|(?:pad|unk|mask|bos|eos|start_of_turn|end_of_turn)>)")
+"""Where control tokens of the usual models begin."""
 _TOP = 2
 """Alternatives asked for: enough for the margin."""
 
@@ -89,17 +93,15 @@ class RemoteModel:
     async def _events(
         self, session: aiohttp.ClientSession, command: protocol.DraftCommand
     ) -> AsyncIterator[AsyncIterator[protocol.Event]]:
-        body = orjson.dumps(self._body(command))
+        url, headers = f"{self._server.api_base}/completions", {"Content-Type": "application/json"}
         try:
-            async with (
-                asyncio.timeout(command.deadline_s),
-                session.post(
-                    f"{self._server.api_base}/completions", data=body, headers={"Content-Type": "application/json"}
-                ) as response,
-            ):
-                if response.status != 200:
-                    raise await _refusal(response)
-                yield told(response.content, command.max_tokens)
+            async with asyncio.timeout(command.deadline_s):
+                # Schemas are hostile, small ones too: the event loop serves others.
+                body = await asyncio.to_thread(self._body, command)
+                async with session.post(url, data=body, headers=headers) as response:
+                    if response.status != 200:
+                        raise await _refusal(response)
+                    yield told(response.content, command.max_tokens)
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the completion server took too long") from error
         except aiohttp.ClientConnectorError as error:
@@ -107,23 +109,25 @@ class RemoteModel:
         except (aiohttp.ClientError, ConnectionError) as error:
             raise SmallModelError("worker_lost", "the completion server went away") from error
 
-    def _body(self, command: protocol.DraftCommand) -> dict[str, Any]:
+    def _body(self, command: protocol.DraftCommand) -> bytes:
         try:
             prompt = prompt_text(command, self._frame)
             guide = self._guide(command)
-        except (PatternError, ValueError, KeyError, TypeError) as error:
+        except (PatternError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SmallModelError("draft_refused", f"the request cannot be drafted: {type(error).__name__}") from error
-        return {
-            "model": self._server.model,
-            "prompt": prompt,
-            "max_tokens": command.max_tokens,
-            "temperature": 0,
-            "logprobs": _TOP,
-            "stream": True,
-            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
-            "stop": ["\n\n"],
-            **guide,
-        }
+        return orjson.dumps(
+            {
+                "model": self._server.model,
+                "prompt": prompt,
+                "max_tokens": command.max_tokens,
+                "temperature": 0,
+                "logprobs": _TOP,
+                "stream": True,
+                "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+                "stop": ["\n\n"],
+                **guide,
+            }
+        )
 
     def _guide(self, command: protocol.DraftCommand) -> dict[str, Any]:
         if not command.grammar or self._server.guided == "none":
@@ -166,14 +170,8 @@ class RemoteModel:
 
 def prompt_text(command: protocol.DraftCommand, frame: pattern.Frame) -> str:
     """The prompt as text in which only our own control tokens are whole. Raises: PatternError."""
-    controls = [control for control in (frame.open_control, frame.close_control) if control]
-    parts = []
-    for segment in pattern.render_prompt(command.messages, command.tools, frame):
-        text = segment.text
-        if not segment.control and controls:
-            text = text.replace("<|", "< |")
-        parts.append(text)
-    return "".join(parts)
+    segments = pattern.render_prompt(command.messages, command.tools, frame)
+    return "".join(segment.text if segment.control else _CONTROL.sub("< ", segment.text) for segment in segments)
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> SmallModelError:

@@ -21,6 +21,8 @@ from slm import pattern, protocol
 from slm.pattern import PatternError, Span, SpanTracker
 
 _NAN = math.nan
+_STOPPED = frozenset({"stop", "stop_sequence", "eos_token"})
+"""Reasons of a whole completion, OpenAI's and text-generation-inference's."""
 _ANSWER_CHARS_A_TOKEN = 64
 """More text than this for each token that was asked for is not a draft."""
 
@@ -105,9 +107,11 @@ class _Telling:
         return events
 
     def end(self) -> list[protocol.Event]:
-        """The end of the draft. Raises SmallModelError where the stream broke off."""
+        """The end of the draft. Raises SmallModelError where it broke off or ended for an unknown reason."""
         if self._finish is None or self._first_s is None:
             raise SmallModelError("worker_lost", "the completion has no end")
+        if self._finish != "length" and self._finish not in _STOPPED:
+            raise SmallModelError("worker_failed", "the completion ended neither by itself nor by its length")
         return [
             protocol.Done(
                 text=self._text.rstrip("\n"),

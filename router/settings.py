@@ -181,6 +181,8 @@ class Small(_Section):
             raise ValueError("small.device: int8 runs on the CPU only")
         if self.shortlist.kind == "embedding" and self.dtype == "int8":
             raise ValueError("small.shortlist.kind: embedding needs small.dtype float32 or bfloat16")
+        if self.shortlist.kind != "none" and self.engine.kind == "remote":
+            raise ValueError("small.shortlist: is for small.engine.kind worker")
         return self
 
     @property

@@ -4,7 +4,8 @@ The result says how arguments may be *drafted*, not which are valid: that is for
 It is narrower where a draft should not be free (keys that are not declared are forbidden where some are) and looser
 where a keyword cannot be drafted by, is unknown, or is beyond a bound. Only what stands in the tables below passes, so
 nothing of the client's reaches the grammar compiler unread. References are followed inside the document only and moved
-to `$defs`; recursion through them stays recursion. Work is bounded by `SchemaLimits.nodes`.
+to `$defs`; recursion through them stays recursion. Work and result are bounded by `SchemaLimits.nodes`, whatever
+references multiply.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class SchemaLimits:
 
     depth: int = 24
     nodes: int = 4000
+    """Schemas that are looked at, each as often as it is; 16 keys or values of one, or 256 characters of its names,
+    patterns and enum, count as much."""
     properties: int = 256
     alternatives: int = 32
     enum_values: int = 512
@@ -49,7 +52,16 @@ class SchemaLimits:
 
 DEFAULT_LIMITS = SchemaLimits()
 
+
+@dataclass(slots=True)
+class Allowance:
+    """Nodes that several schemas share."""
+
+    nodes: int
+
+
 _TYPES = frozenset({"string", "number", "integer", "boolean", "null", "object", "array"})
+_TYPES_LISTED = 32
 _FORMATS = frozenset({"date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"})
 _RANGE = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 _BESIDE = frozenset(
@@ -67,13 +79,17 @@ _NUMBER_BOUND = 10.0**15
 
 
 def drafted_schema(
-    parameters: Any, detail: Detail = Detail.FULL, limits: SchemaLimits = DEFAULT_LIMITS
+    parameters: Any,
+    detail: Detail = Detail.FULL,
+    limits: SchemaLimits = DEFAULT_LIMITS,
+    allowance: Allowance | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The schema to draft a tool's arguments by, always of an object, and what was left out of it.
 
     Args:
         parameters: the tool's `parameters` as the client sent them. None, or a schema that declares an empty set of
             properties, is a tool without arguments; what is not a schema of an object gives any JSON object.
+        allowance: bounds the nodes too, and loses those that were looked at.
 
     Returns:
         A fresh schema of keywords that the grammar compiler knows, and sentences without argument values.
@@ -83,13 +99,17 @@ def drafted_schema(
     if parameters is None:
         return dict(_NOTHING), []
     narrowing = _Narrowing(parameters, detail, limits)
+    if allowance is None:
+        return narrowing.arguments(), narrowing.notes()
+    narrowing.left = before = min(limits.nodes, allowance.nodes)
     schema = narrowing.arguments()
+    allowance.nodes -= before - narrowing.left
     return schema, narrowing.notes()
 
 
 def _types(schema: Schema) -> list[str]:
     declared = schema.get("type")
-    listed = [declared] if isinstance(declared, str) else declared if isinstance(declared, list) else []
+    listed = [declared] if isinstance(declared, str) else declared[:_TYPES_LISTED] if isinstance(declared, list) else []
     known = [kind for kind in listed if isinstance(kind, str) and kind in _TYPES]
     if not known and not listed:
         if isinstance(schema.get("properties"), Mapping):
@@ -120,7 +140,8 @@ class _Narrowing:
 
     def __init__(self, root: Schema, detail: Detail, limits: SchemaLimits) -> None:
         self._root, self._full, self._limits = root, detail is Detail.FULL, limits
-        self._nodes = limits.nodes
+        self.left = limits.nodes
+        """Nodes that may still be looked at."""
         self._names: dict[int, str] = {}
         """Names of reference targets by identity; the document outlives the walk."""
         self._definitions: dict[str, Any] = {}
@@ -145,18 +166,23 @@ class _Narrowing:
 
     def _merged(self, left: Schema, right: Any) -> dict[str, Any]:
         """Both schemas at once, as far as a draft needs it: keys are united; of other keywords the left one stands."""
-        if not isinstance(right, Mapping) or self._nodes < 0:
+        if not isinstance(right, Mapping) or self.left < 0:
             return dict(left)
+        self._charge(left, right, left.get("required"), right.get("required"))
         merged = {**right, **left}
         keys, more = left.get("properties"), right.get("properties")
         if isinstance(keys, Mapping) and isinstance(more, Mapping):
-            self._nodes -= (len(keys) + len(more)) // 16
+            self._charge(keys, more)
             both = {key: {"allOf": [keys[key], more[key]]} for key in keys if key in more}
             merged["properties"] = {**keys, **more, **both}
         required = dict.fromkeys(_strings(left.get("required")) + _strings(right.get("required")))
         if required:
             merged["required"] = list(required)
         return merged
+
+    def _charge(self, *parts: Any, chars: int = 0) -> None:
+        """Count keys and values that are gone through, and characters that are taken over."""
+        self.left -= sum(len(part) for part in parts if isinstance(part, Mapping | list)) // 16 + chars // 256
 
     def _loose(self, reason: str) -> dict[str, Any]:
         self._ignored[reason] = None
@@ -166,8 +192,9 @@ class _Narrowing:
         """`{}` is any value. A `false` schema must not get here (see `_drafted`)."""
         if not isinstance(schema, Mapping):
             return {}
-        self._nodes -= 1
-        if self._nodes < 0 or depth > self._limits.depth:
+        self.left -= 1
+        self._charge(schema)
+        if self.left < 0 or depth > self._limits.depth:
             return self._loose("parts beyond a size or depth limit")
         self._ignored.update((keyword, None) for keyword in _UNDRAFTED if schema.get(keyword))
         if "$ref" in schema:
@@ -204,6 +231,7 @@ class _Narrowing:
         return self._node(merged, depth + 1)
 
     def _any_of(self, schema: Schema, keyword: str, depth: int) -> dict[str, Any]:
+        self._charge(schema[keyword])
         options = [option for option in schema[keyword] if _drafted(option)]
         if len(options) > self._limits.alternatives or not options:
             return self._loose(f"a long or empty {keyword}")
@@ -218,6 +246,7 @@ class _Narrowing:
             sizes = [len(canonical_json(value)) for value in values[: limits.enum_values]]
         except (ValueError, RecursionError):
             return self._loose("an enum that is no JSON")
+        self._charge(sizes, chars=sum(sizes))
         if len(values) > limits.enum_values or max(sizes) > limits.literal_chars:
             self._ignored["a long enum"] = None
             return {"type": _types(schema)} if _types(schema) else {}
@@ -238,11 +267,13 @@ class _Narrowing:
 
     def _object(self, schema: Schema, depth: int) -> dict[str, Any]:
         declared = schema.get("properties")
+        self._charge(declared, schema.get("required"))
         required = list(dict.fromkeys(_strings(schema.get("required"))))
         properties = dict(declared) if isinstance(declared, Mapping) else {}
         properties.update((key, {}) for key in required if key not in properties)
         if len(properties) > self._limits.properties:
             return self._loose("an object of too many keys")
+        self._charge(chars=sum(len(str(key)) for key in properties))
         extra = schema.get("additionalProperties")
         if not properties:
             return self._map(schema, extra, depth)
@@ -267,6 +298,7 @@ class _Narrowing:
             made["additionalProperties"] = False
         patterns = schema.get("patternProperties")
         if self._full and isinstance(patterns, Mapping) and len(patterns) <= self._limits.alternatives:
+            self._charge(chars=sum(len(str(key)) for key in patterns))
             made["patternProperties"] = {
                 str(key): self._node(value, depth + 1)
                 for key, value in patterns.items()
@@ -300,6 +332,7 @@ class _Narrowing:
         made: dict[str, Any] = dict(self._counts(schema, "minLength", "maxLength", self._limits.string_chars // 4))
         pattern, layout = schema.get("pattern"), schema.get("format")
         if isinstance(pattern, str) and len(pattern) <= self._limits.pattern_chars:
+            self._charge(chars=len(pattern))
             made["pattern"] = pattern
         elif pattern is not None:
             self._ignored["pattern"] = None

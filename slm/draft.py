@@ -1,9 +1,9 @@
 """One draft under way: what is written, what is still to be measured, and the events that tell of it.
 
 No model in here: the engine feeds `pending` to a model and hands the distributions to `take`. Tokens that the grammar
-forces are written at once and measured with the next forward pass, in which they cost a row and not a step. Guesses of
-what the model will choose are read in the same pass; those that agree with its choice save a step each, the others are
-forgotten.
+forces are written at once, `FORCED_AT_ONCE` at most, and measured with the next forward pass, in which they cost a row
+and not a step. Guesses of what the model will choose are read in the same pass; those that agree with its choice save a
+step each, the others are forgotten.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from slm.signals import Distribution, Marks, Signals
 from slm.tokens import TextStream, Tokens
 
 Clock = Callable[[], float]
+
+FORCED_AT_ONCE = 64
+"""Forced tokens measured in one pass: each takes a row of logits, and other drafts wait for the pass."""
 
 
 def blank_line_behind_text(text: str) -> bool:
@@ -39,7 +42,7 @@ class Drafting:
         fast_forward: whether tokens that the grammar forces are written without a step; without it the model chooses
             among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
-        over: whether a draft with this text has come to its end, asked behind each token that the model chose.
+        over: whether a draft with this text has come to its end, asked behind each token, forced or not.
         alternatives: tokens to tell of beside each one that is written.
     """
 
@@ -75,6 +78,8 @@ class Drafting:
         self._constraint, self._tokens = constraint, tokens
         self._unmeasured: list[Mask] = []
         """For each forced token at the end of `ids`: what the grammar allowed in its place."""
+        self._coming: list[int] = []
+        """Forced tokens that are not written yet."""
         self._ending: Finish | None = None
         self._text, self._stream, self._spans = "", TextStream(tokens), SpanTracker()
         self._marks = Marks()
@@ -86,14 +91,19 @@ class Drafting:
 
     @property
     def pending(self) -> list[int]:
-        """Tokens that the model has to read next; the last one is left out where nothing follows it."""
-        end = len(self.ids) - 1 if self._ending else len(self.ids)
+        """Tokens that the model has to read next; the last one is left out where it chooses nothing behind it."""
+        end = len(self.ids) if self._choosing else len(self.ids) - 1
         return self.ids[self.memory.length : end] + self._guesses
 
     @property
     def rows(self) -> int:
         """Distributions, of the last pending tokens, that `take` needs."""
-        return len(self._unmeasured) + (0 if self._ending else 1) + len(self._guesses)
+        return len(self._unmeasured) + (1 if self._choosing else 0) + len(self._guesses)
+
+    @property
+    def _choosing(self) -> bool:
+        """Whether the model chooses what follows the forced tokens."""
+        return not self._ending and not self._coming
 
     @property
     def decoding(self) -> bool:
@@ -102,7 +112,7 @@ class Drafting:
 
     def guess(self) -> None:
         """Guess what will be written, to be read with what is pending."""
-        if self._lookahead is None or self._ending:
+        if self._lookahead is None or not self._choosing:
             return
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
         value = value_under_way(self._text) if self._span is Span.VALUE and not self._unmeasured else ""
@@ -122,6 +132,9 @@ class Drafting:
         guesses, self._guesses = self._guesses, []
         self.memory.set_length(self.memory.length - len(guesses))
         place = self._measure(distribution, 0, len(self._unmeasured))
+        if self._coming:
+            self._force()
+            return
         while not self._closed():
             written = self._write(distribution, place)
             read = _agreeing(guesses, written)
@@ -139,14 +152,17 @@ class Drafting:
         return self.finished
 
     def _measure(self, distribution: Distribution, place: int, count: int) -> int:
-        """Measure the first `count` forced tokens by the rows from `place` on; the row behind the last one."""
+        """Measure the first `count` forced tokens by the rows from `place` on, as far as the draft goes; the row behind
+        the last one."""
         start = len(self.ids) - len(self._unmeasured)
         forced, masks = self.ids[start : start + count], self._unmeasured[:count]
-        del self._unmeasured[:count]
         for token, signals in zip(
             forced, distribution.signals(range(place, place + count), forced, masks, self._alternatives), strict=True
         ):
+            del self._unmeasured[0]
             self._emit(token, signals, forced=True)
+            if self.finished:
+                break
         return place + count
 
     def _write(self, distribution: Distribution, place: int) -> list[int]:
@@ -160,11 +176,10 @@ class Drafting:
         (signals,) = distribution.signals([place], [token], [wanted], self._alternatives)
         self.ids.append(token)
         self._emit(token, signals, forced=False)
-        if self._constraint is not None:
-            self._constraint.write(token)
-        if self._over(self._text):
-            self._ending = "stop"
-        self._force()
+        if not self.finished:
+            if self._constraint is not None:
+                self._constraint.write(token)
+            self._force()
         return self.ids[before:]
 
     def finish(self, finish: Finish) -> None:
@@ -174,6 +189,7 @@ class Drafting:
         self.finished = True
         now = self._clock()
         del self.ids[len(self.ids) - len(self._unmeasured) :]
+        self._coming = []
         self.events.append(
             Done(
                 text=self._text,
@@ -214,18 +230,25 @@ class Drafting:
         )
 
     def _force(self) -> None:
-        """Write what the grammar leaves no choice about, and see whether the draft has come to its end."""
+        """Write what the grammar leaves no choice about, as much as one pass may measure, and see whether the draft has
+        come to its end. All that was forced before must be measured."""
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens)
-        if self._constraint is not None and not self._ending:
-            while self._fast_forward and (forced := self._constraint.forced()[: left - len(self._unmeasured)]):
-                for token in forced:
+        if self._constraint is not None:
+            room = min(left, FORCED_AT_ONCE)
+            while self._fast_forward and (coming := self._coming or self._constraint.forced()):
+                count = room - len(self._unmeasured)
+                for token in coming[:count]:
                     self._unmeasured.append(self._constraint.allowed())
                     self._constraint.write(token)
                     self.ids.append(token)
+                self._coming = coming[count:]
+                if self._coming:
+                    break
             if self._constraint.ended:
                 self._ending = "stop"
         if not self._ending and left <= len(self._unmeasured):
             self._ending = "length"
+            self._coming = []
 
     def _emit(self, token: int, signals: Signals, *, forced: bool) -> None:
         text = self._stream.feed(token)
@@ -250,13 +273,19 @@ class Drafting:
                 ],
             )
         )
-        if not self._planned and "\n" in self._text:
-            self._planned = True
-            try:
-                kind, names = parse_plan(self._text.partition("\n")[0])
-            except PatternError:  # Free text, and no plan in it: there is nothing to tell.
-                return
-            self.events.append(PlanMade(kind=kind, names=list(names)))
+        self._tell_plan()
+        if self._over(self._text):
+            self.finish("stop")
+
+    def _tell_plan(self) -> None:
+        if self._planned or "\n" not in self._text:
+            return
+        self._planned = True
+        try:
+            kind, names = parse_plan(self._text.partition("\n")[0])
+        except PatternError:  # Free text, and no plan in it: there is nothing to tell.
+            return
+        self.events.append(PlanMade(kind=kind, names=list(names)))
 
 
 def _agreeing(guesses: Sequence[int], written: Sequence[int]) -> int:

@@ -1,8 +1,9 @@
 """The grammar of a draft in llama.cpp's form (GBNF), which other servers read too.
 
 What `slm.grammar` says about types, keys, required keys, enums and alternatives is said here too; patterns, lengths,
-formats and ranges are not. These rules cannot know what was planned: any offered tool may follow any plan, and such a
-draft does not parse. Importing this module imports no model library.
+formats and ranges are not. Where the rules grow long, the arguments of the tools that come last are any object. These
+rules cannot know what was planned: any offered tool may follow any plan, and such a draft does not parse. Importing
+this module imports no model library.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from slm.argument_schema import Detail, drafted_schema
-from slm.pattern import canonical_json, written_name
+from slm.argument_schema import DEFAULT_LIMITS, Allowance, Detail, drafted_schema
+from slm.pattern import MAX_CALLS, canonical_json, written_name
 from slm.protocol import ToolChoice
 
-MAX_CALLS = 16
-"""Calls that one draft may plan."""
+MAX_GRAMMAR_CHARS = 200_000
+"""Of a grammar that is read, and of the rules of arguments that are written."""
+_NODES = 10 * DEFAULT_LIMITS.nodes
+"""Of all schemas that one grammar is made of."""
 
 _PRIMITIVES = r"""
 string ::= "\"" char* "\""
@@ -50,9 +53,9 @@ def draft_grammar(
     written, bodies = [], []
     for index, function in enumerate(offered):
         name = _literal(written_name(function["name"]))
-        schema, _ = drafted_schema(function.get("parameters"), Detail.STRUCTURE)
+        arguments = writer.arguments(f"t{index}", function.get("parameters"))
         written.append(name)
-        bodies.append(f'"Action: " {name} "\\nAction Input: " {writer.arguments(f"t{index}", schema)}')
+        bodies.append(f'"Action: " {name} "\\nAction Input: " {arguments}')
     more = MAX_CALLS - 1 if parallel and choice != "named" else 0
     drafts = ['"none\\nAction: none"', '"ask\\nAction: ask"'] if choice == "auto" else []
     rules = []
@@ -75,9 +78,23 @@ class _Writer:
         self.rules: list[str] = []
         self._prefix = ""
         self._count = 0
+        self._allowance = Allowance(_NODES)
+        self._left = MAX_GRAMMAR_CHARS
 
-    def arguments(self, prefix: str, schema: Mapping[str, Any]) -> str:
-        """Of one tool; its definitions get the tool's prefix."""
+    def arguments(self, prefix: str, parameters: Any) -> str:
+        """Of one tool; its definitions get the tool's prefix. Any object where there is no room left for its rules."""
+        if self._left <= 0:
+            return "object"
+        before = len(self.rules)
+        schema, _ = drafted_schema(parameters, Detail.STRUCTURE, allowance=self._allowance)
+        value = self._arguments(prefix, schema)
+        self._left -= len(value) + sum(map(len, self.rules[before:]))
+        if self._left > 0:
+            return value
+        del self.rules[before:]
+        return "object"
+
+    def _arguments(self, prefix: str, schema: Mapping[str, Any]) -> str:
         self._prefix = prefix
         for name, definition in schema.get("$defs", {}).items():
             self.rules.append(f"{prefix}-{name} ::= {self._value(definition)}")

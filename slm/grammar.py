@@ -23,11 +23,9 @@ import numpy.typing as npt
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from slm.argument_schema import Detail, drafted_schema
-from slm.pattern import Kind, parse_plan, render_plan, written_name
+from slm.pattern import MAX_CALLS, Kind, parse_plan, render_plan, written_name
 from slm.protocol import ToolChoice
 
-MAX_CALLS = 16
-"""Calls that one draft may plan."""
 NAME_CHARS = 128
 
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
 
+from slm.gbnf import MAX_GRAMMAR_CHARS
 from slm.grammar import LIMITS, GrammarError, Mask, leading, mask_of
-
-MAX_GRAMMAR_CHARS = 200_000
 
 
 class GbnfGuide:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from slm.signature import DEFAULT_LIMITS, SignatureLimits, signature
+from slm.signature import DEFAULT_LIMITS, Room, SignatureLimits, signature
 
 PATTERN_VERSION = "1"
 
@@ -41,6 +41,8 @@ _INSTRUCTION = (
     "Action Input: its arguments as JSON\n"
     "Tools:\n"
 )
+MAX_CALLS = 16
+"""Calls that one draft may plan."""
 TOOL_RESULT_CHARS = 2000
 """Of a tool's result that the model is shown; a longer one loses its middle."""
 
@@ -209,7 +211,8 @@ def render_prompt(
             belongs to the large model.
     """
     own = [message for message in messages if message.get("role") in ("system", "developer")]
-    system = _INSTRUCTION + "".join(_tool_line(tool, limits) for tool in tools)
+    room = Room()
+    system = _INSTRUCTION + "".join(_tool_line(tool, limits, room) for tool in tools)
     system += "".join("\n" + _text(message) for message in own)
     segments = _turn("system", system, frame)
     for message in messages:
@@ -234,13 +237,14 @@ def middle_cut(text: str, limit: int) -> str:
     return text[:half] + " … " + text[-half:]
 
 
-def _tool_line(tool: Mapping[str, Any], limits: SignatureLimits) -> str:
+def _tool_line(tool: Mapping[str, Any], limits: SignatureLimits, room: Room) -> str:
     function = tool.get("function")
     if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
         raise PatternError(f"cannot read a tool of type {tool.get('type')!r}")
     parameters = function.get("parameters") or {}
+    schema = parameters if isinstance(parameters, Mapping) else {}
     name, about = str(function["name"]), str(function.get("description") or "")
-    return signature(written_name(name), about, parameters if isinstance(parameters, Mapping) else {}, limits) + "\n"
+    return signature(written_name(name), about, schema, limits, room) + "\n"
 
 
 def _assistant_text(message: Mapping[str, Any]) -> str:

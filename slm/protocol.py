@@ -108,7 +108,8 @@ class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_on
 
 
 class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=True):
-    """The draft ended. `steps` counts forward passes after the prefill; tokens that are forced or guessed need none.
+    """The draft ended. `steps` counts forward passes after the prefill; guessed tokens need none, nor do up to 64 that
+    are forced one after another.
 
     `hidden`: the last layer's normed state, projected to 16 numbers of about unit size, in five rows: where the first
     token is chosen; where the first planned name is; where the first called name is; the mean over the argument values'

@@ -2,7 +2,8 @@
 
 A type that is not written is string, and a parameter's description is left out where it only repeats the names. A raw
 JSON Schema costs a small model three to five times the tokens and hides the names that it must copy. The schema is
-hostile input: depth, enum length and text length are bounded, and `$ref` is followed inside the document only.
+hostile input: depth, enum length and text length are bounded, `$ref` is followed inside the document only, and what
+its references multiply is bounded by `Room`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import islice
+from typing import Any, TypeGuard
 
 Schema = Mapping[str, Any]
 
@@ -33,9 +35,35 @@ class SignatureLimits:
     depth: int = 4
     """Nesting levels of objects and arrays that are spelled out."""
     properties: int = 64
+    types: int = 1024
+    """Types that are looked at for one signature; what comes behind them is `object`, `any` or `…`."""
+    read: int = 256 * 1024
+    """Characters of the schema that are read for one signature, each as often as a reference leads to it."""
 
 
 DEFAULT_LIMITS = SignatureLimits()
+REFERENCE_CHARS, REFERENCE_PARTS = 1024, 24
+"""Of a `$ref` that is followed, at most."""
+
+
+@dataclass(slots=True)
+class Room:
+    """What may still be spelled out and read; of one signature, or of all that share a prompt (`whole`)."""
+
+    types: int = 32 * DEFAULT_LIMITS.types
+    read: int = 16 * DEFAULT_LIMITS.read
+    whole: Room | None = None
+
+    @property
+    def left(self) -> bool:
+        return self.types > 0 and self.read > 0 and (self.whole is None or self.whole.left)
+
+    def spend(self, types: int, read: int) -> None:
+        """May be more than is left."""
+        self.types -= types
+        self.read -= read
+        if self.whole is not None:
+            self.whole.spend(types, read)
 
 
 def one_line(text: object, limit: int) -> str:
@@ -59,20 +87,18 @@ def tells_nothing_new(description: str, *said: str) -> bool:
     return _words(description) - _EMPTY_WORDS <= set().union(*(_words(text) for text in said))
 
 
-def literal(value: Any, limit: int) -> str:
-    """A JSON literal, cut to `limit` characters."""
-    return one_line(json.dumps(value, ensure_ascii=False), limit)
-
-
 def resolve(schema: Any, root: Schema, hops: int = 8) -> Any:
-    """Follow a `$ref` inside `root` (JSON pointer); a remote, missing or circular reference gives `{}`."""
+    """Follow a `$ref` inside `root` (JSON pointer); a remote, missing, overlong or circular reference gives `{}`."""
     while isinstance(schema, Mapping) and isinstance(schema.get("$ref"), str):
         reference = schema["$ref"]
         hops -= 1
-        if not reference.startswith("#") or hops < 0:
+        if not reference.startswith("#") or hops < 0 or len(reference) > REFERENCE_CHARS:
             return {}
         target: Any = root
-        for part in reference[1:].split("/")[1:]:
+        parts = reference[1:].split("/")[1:]
+        if len(parts) > REFERENCE_PARTS:
+            return {}
+        for part in parts:
             key = part.replace("~1", "/").replace("~0", "~")
             if not isinstance(target, Mapping) or key not in target:
                 return {}
@@ -81,75 +107,123 @@ def resolve(schema: Any, root: Schema, hops: int = 8) -> Any:
     return schema
 
 
-def type_of(schema: Any, root: Schema, limits: SignatureLimits, depth: int | None = None) -> str:
-    """A TypeScript-like type expression for a JSON Schema."""
-    depth = limits.depth if depth is None else depth
-    schema = resolve(schema, root)
-    if not isinstance(schema, Mapping) or depth < 0:
-        return "any"
-    if "const" in schema:
-        return literal(schema["const"], limits.literal)
-    enum = schema.get("enum")
-    if isinstance(enum, Sequence) and not isinstance(enum, str) and enum:
-        shown = [literal(value, limits.literal) for value in enum[: limits.enum_values]]
-        return "|".join(shown) + ("|…" if len(enum) > limits.enum_values else "")
-    for keyword in ("anyOf", "oneOf"):
-        options = schema.get(keyword)
-        if isinstance(options, Sequence) and not isinstance(options, str) and options:
-            return "|".join(dict.fromkeys(type_of(option, root, limits, depth - 1) for option in options[:8]))
-    declared = schema.get("type")
-    if isinstance(declared, Sequence) and not isinstance(declared, str):
-        kinds = [type_of({**schema, "type": kind}, root, limits, depth - 1) for kind in declared[:8]]
-        return "|".join(dict.fromkeys(kinds)) or "any"
-    return _plain_type(declared, schema, root, limits, depth)
+class _Spelling:
+    """The types of one tool's parameters, TypeScript-like."""
+
+    def __init__(self, root: Schema, limits: SignatureLimits, room: Room) -> None:
+        self._root, self._limits = root, limits
+        self.room = Room(limits.types, limits.read, room)
+
+    def fields(self, schema: Schema, depth: int) -> str:
+        """An object's keys with their types, without its braces."""
+        properties = schema.get("properties")
+        if not isinstance(properties, Mapping):
+            return ""
+        names = self._required(schema)
+        parts = []
+        for name, raw in islice(properties.items(), self._limits.properties):
+            if not self.room.left:
+                break
+            inner = resolve(raw, self._root)
+            optional = "" if name in names else "?"
+            default = ""
+            if isinstance(inner, Mapping) and inner.get("default") not in (None, ""):
+                default = " = " + self._literal(inner["default"])
+            kind = self._type(inner, depth - 1)
+            parts.append(f"{name}{optional}{'' if kind == 'string' else ': ' + kind}{default}")
+            self.room.spend(0, len(name))
+        if len(properties) > len(parts):
+            parts.append("…")
+        return ", ".join(parts)
+
+    def _required(self, schema: Schema) -> set[str]:
+        required = schema.get("required")
+        if not isinstance(required, list):
+            return set()
+        self.room.spend(0, len(required))
+        return set(required) if all(isinstance(name, str) for name in required) else set()
+
+    def _type(self, schema: Any, depth: int) -> str:
+        schema = resolve(schema, self._root)
+        if not isinstance(schema, Mapping) or depth < 0 or not self.room.left:
+            return "any"
+        self.room.spend(1, 0)
+        if "const" in schema:
+            return self._literal(schema["const"])
+        enum = schema.get("enum")
+        if _listed(enum):
+            shown = [self._literal(value) for value in enum[: self._limits.enum_values]]
+            return "|".join(shown) + ("|…" if len(enum) > self._limits.enum_values else "")
+        for keyword in ("anyOf", "oneOf"):
+            options = schema.get(keyword)
+            if _listed(options):
+                return "|".join(dict.fromkeys(self._type(option, depth - 1) for option in options[:8]))
+        return self._declared(schema.get("type"), schema, depth)
+
+    def _declared(self, declared: Any, schema: Schema, depth: int) -> str:
+        """The type that a schema without alternatives declares: one, or a list of them."""
+        if depth < 0 or not self.room.left:
+            return "any"
+        if isinstance(declared, Sequence) and not isinstance(declared, str):
+            kinds = [self._declared(kind, schema, depth - 1) for kind in declared[:8]]
+            return "|".join(dict.fromkeys(kinds)) or "any"
+        self.room.spend(1, 0)
+        if declared == "array":
+            inner = self._type(schema.get("items", {}), depth - 1)
+            return f"({inner})[]" if "|" in inner else f"{inner}[]"
+        if declared == "object" or "properties" in schema:
+            if not isinstance(schema.get("properties"), Mapping) or depth <= 0 or not self.room.left:
+                return "object"
+            return "{" + self.fields(schema, depth) + "}"
+        if not isinstance(declared, str):
+            return "any"
+        self.room.spend(0, len(declared))
+        return declared
+
+    def _literal(self, value: Any) -> str:
+        """A JSON literal, cut."""
+        if not self.room.left:
+            return "…"
+        try:
+            text = json.dumps(value, ensure_ascii=False)
+        except RecursionError:
+            return "…"
+        self.room.spend(0, len(text))
+        return one_line(text, self._limits.literal)
 
 
-def _plain_type(declared: Any, schema: Schema, root: Schema, limits: SignatureLimits, depth: int) -> str:
-    if declared == "array":
-        inner = type_of(schema.get("items", {}), root, limits, depth - 1)
-        return f"({inner})[]" if "|" in inner else f"{inner}[]"
-    if declared == "object" or "properties" in schema:
-        if not isinstance(schema.get("properties"), Mapping) or depth <= 0:
-            return "object"
-        return "{" + _fields(schema, root, limits, depth) + "}"
-    return declared if isinstance(declared, str) else "any"
+def _listed(value: Any) -> TypeGuard[Sequence[Any]]:
+    return isinstance(value, Sequence) and not isinstance(value, str) and bool(value)
 
 
-def _fields(schema: Schema, root: Schema, limits: SignatureLimits, depth: int) -> str:
-    properties = schema.get("properties")
-    if not isinstance(properties, Mapping):
-        return ""
-    required = schema.get("required")
-    names = set(required) if isinstance(required, list) and all(isinstance(r, str) for r in required) else set()
-    parts = []
-    for name, raw in list(properties.items())[: limits.properties]:
-        inner = resolve(raw, root)
-        optional = "" if name in names else "?"
-        default = ""
-        if isinstance(inner, Mapping) and inner.get("default") not in (None, ""):
-            default = " = " + literal(inner["default"], limits.literal)
-        kind = type_of(inner, root, limits, depth - 1)
-        parts.append(f"{name}{optional}{'' if kind == 'string' else ': ' + kind}{default}")
-    if len(properties) > limits.properties:
-        parts.append("…")
-    return ", ".join(parts)
-
-
-def signature(name: str, description: str, parameters: Schema, limits: SignatureLimits = DEFAULT_LIMITS) -> str:
-    """One tool as one line; parameter descriptions follow the tool's own."""
+def signature(
+    name: str,
+    description: str,
+    parameters: Schema,
+    limits: SignatureLimits = DEFAULT_LIMITS,
+    room: Room | None = None,
+) -> str:
+    """One tool as one line; parameter descriptions follow the tool's own. `room`: of the prompt that it stands in."""
     resolved = resolve(parameters, parameters)
     root = resolved if isinstance(resolved, Mapping) else {}
-    line = f"{name}({_fields(root, parameters, limits, limits.depth)})"
+    spelling = _Spelling(parameters, limits, room or Room())
+    line = f"{name}({spelling.fields(root, limits.depth)})"
     about = one_line(description, limits.description)
     if about:
         line += f" {about}"
-    properties = root.get("properties")
+    notes = _notes(name, root, parameters, limits, spelling.room)
+    return f"{line} [{'; '.join(notes)}]" if notes else line
+
+
+def _notes(name: str, schema: Schema, root: Schema, limits: SignatureLimits, room: Room) -> list[str]:
+    """What the parameters' descriptions say that their names do not."""
+    properties = schema.get("properties")
     notes = []
-    for key, raw in list(properties.items())[: limits.properties] if isinstance(properties, Mapping) else ():
-        inner = resolve(raw, parameters)
-        text = (
-            one_line(inner.get("description", ""), limits.parameter_description) if isinstance(inner, Mapping) else ""
-        )
+    for key, raw in islice(properties.items(), limits.properties) if isinstance(properties, Mapping) else ():
+        inner = resolve(raw, root)
+        told = str(inner.get("description", "")) if isinstance(inner, Mapping) and room.left else ""
+        room.spend(0, len(told))
+        text = one_line(told, limits.parameter_description)
         if text and not tells_nothing_new(text, key, name):
             notes.append(f"{key}: {text}")
-    return f"{line} [{'; '.join(notes)}]" if notes else line
+    return notes

@@ -9,18 +9,18 @@ import msgspec
 from msgspec import Meta
 
 from router.dialects.errors import ClientError, wrong
+from slm.gbnf import MAX_GRAMMAR_CHARS
 from slm.protocol import CompleteCommand
 
 MAX_TOKENS = 4096
 MAX_STOPS = 4
 STOP_CHARS = 64
-GRAMMAR_CHARS = 100_000
 ALTERNATIVES = 5
 _AT = re.compile(r" - at `\$\.?([^`]*)`$")
 _FIELD = re.compile(r"field `([^`]*)`$")
 
 Stop = Annotated[str, Meta(min_length=1, max_length=STOP_CHARS)]
-Grammar = Annotated[str, Meta(min_length=1, max_length=GRAMMAR_CHARS)]
+Grammar = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -50,7 +50,7 @@ class Telling:
 
     def last(self, done: Done) -> list[Mapping[str, Any]]:
         """What a stream says at its end: the rest of the text with the reason, and the usage where it is wanted."""
-        chunks: list[Mapping[str, Any]] = [self._chunk(self._rest(), None, _reason(done), None)]
+        chunks: list[Mapping[str, Any]] = [self._chunk(self._rest(), None, self._reason(done), None)]
         options = self._body.stream_options
         if options is not None and options.include_usage:
             chunks.append({**self._head, "choices": [], "usage": self._usage()})
@@ -68,7 +68,7 @@ class Telling:
         for token in self._waiting:
             offsets.append(place)
             place += len(token.text)
-        choice = self._choice(self._rest(), self._logprobs(self._waiting, offsets), _reason(done))
+        choice = self._choice(self._rest(), self._logprobs(self._waiting, offsets), self._reason(done))
         if signals := self._signals(self._waiting):
             choice["smallcall"] = signals
         return {**self._head, "choices": [choice], "usage": self._usage()}
@@ -77,6 +77,9 @@ class Telling:
         """Where the first stop begins."""
         found = [place for stop in self._stops if (place := self._all.find(stop)) >= 0]
         return min(found, default=None)
+
+    def _reason(self, done: Done) -> str:
+        return "length" if done.finish == "length" and self._cut() is None else "stop"
 
     def _releasable(self) -> str:
         end = self._cut()
@@ -137,10 +140,6 @@ class Telling:
             "total_tokens": prompt + self._tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
-
-
-def _reason(done: Done) -> str:
-    return "length" if done.finish == "length" else "stop"
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -20,6 +20,7 @@ class CompletionServer:
         self.breaks_after: int | None = None
         """Tokens behind which the connection is lost."""
         self.pause_s = 0.0
+        self.finish = "stop"
         self.there = True
         self.bodies: list[dict[str, Any]] = []
         self.keys: list[str | None] = []
@@ -45,7 +46,7 @@ class CompletionServer:
             choice = {"index": 0, "text": character, "logprobs": self._logprobs(character), "finish_reason": None}
             usage = {"prompt_tokens": 7, "completion_tokens": place + 1, "total_tokens": place + 8}
             yield f"data: {json.dumps({'choices': [choice], 'usage': usage})}\n\n"
-        last = {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"}
+        last = {"index": 0, "text": "", "logprobs": None, "finish_reason": self.finish}
         yield f"data: {json.dumps({'choices': [last]})}\n\ndata: [DONE]\n\n"
 
     def _logprobs(self, token: str) -> dict[str, Any] | None:

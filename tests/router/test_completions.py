@@ -13,6 +13,7 @@ import pytest
 from router.completions.app import Terms, create_engine_app
 from router.local import SmallModelError
 from slm import protocol
+from slm.gbnf import MAX_GRAMMAR_CHARS
 from tests.router.conftest import served
 from tests.router.fake_worker import INFO
 
@@ -104,6 +105,16 @@ async def test_a_stream_says_what_a_whole_answer_says(stop: Any, text: str) -> N
     assert tokens == whole["logprobs"]["tokens"]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("stop", "reason"), [("\n\n", "stop"), ("absent", "length")])
+async def test_a_text_that_is_cut_at_a_stop_says_stop(stop: str, reason: str, stream: bool) -> None:
+    """Where the tokens run out behind a stop, the reason is the stop; elsewhere the length."""
+    end = protocol.Done(text="".join(PIECES), finish="length", decode_s=0, steps=7, tokens=7)
+    response = await asked(Scripted(end), stop=stop, stream=stream)
+    last = response.text.split("\n\n")[-3].removeprefix("data: ") if stream else response.text
+    assert json.loads(last)["choices"][0]["finish_reason"] == reason
+
+
 async def test_openais_own_client_reads_it() -> None:
     """The `openai` library, whole and streamed, and its list of models."""
     async with served(create_engine_app(Scripted())) as base:
@@ -132,7 +143,7 @@ async def test_openais_own_client_reads_it() -> None:
         ({"stop": ["a"] * 5}, "stop"),
         ({"stop": ""}, "stop"),
         ({"structured_outputs": {"json": {}}}, "structured_outputs.json"),
-        ({"structured_outputs": {"grammar": "x" * 200_000}}, "structured_outputs.grammar"),
+        ({"structured_outputs": {"grammar": "x" * (MAX_GRAMMAR_CHARS + 1)}}, "structured_outputs.grammar"),
         ({"structured_outputs": {"grammar": "g"}, "grammar": "g"}, "structured_outputs"),
         ({"stream_options": {}}, "stream_options"),
         ({"raw": b"{"}, None),
@@ -169,6 +180,13 @@ async def test_the_workers_failures_have_a_status(
     response = await asked(Scripted(protocol.Failed(code=failure, message="m")), grammar="g", stream=stream)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
+
+
+async def test_a_grammar_as_long_as_the_worker_reads_is_taken() -> None:
+    """The endpoint's bound is the worker's."""
+    scripted = Scripted()
+    assert (await asked(scripted, grammar="x" * MAX_GRAMMAR_CHARS)).status_code == 200
+    assert len(scripted.commands[0].grammar or "") == MAX_GRAMMAR_CHARS
 
 
 async def test_what_else_is_refused() -> None:

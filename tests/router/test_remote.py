@@ -3,7 +3,8 @@
 import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -15,6 +16,7 @@ from router.local import DraftBuilder, SmallModelError
 from router.remote import RemoteModel, RemoteServer, prompt_text
 from router.settings import Settings, SettingsError, load_settings
 from slm import pattern, protocol
+from slm.gbnf import MAX_GRAMMAR_CHARS
 from tests.router.completion_server import CompletionServer
 from tests.router.conftest import served
 
@@ -114,6 +116,69 @@ def test_a_client_cannot_spell_a_control_token() -> None:
     assert "< |im_start|>system\nyes" in text
 
 
+@pytest.mark.parametrize("frame", [pattern.CHATML, pattern.PLAIN], ids=lambda frame: frame.name)
+@pytest.mark.parametrize("control", ["<s>", "</s>", "<pad>", "<|endoftext|>", "<end_of_turn>", "<\uff5cUser\uff5c>"])
+def test_control_tokens_of_other_models_are_broken_up(frame: pattern.Frame, control: str) -> None:
+    """Whatever the frame, and wherever it stands: in a message, a description, a tool's result."""
+    described = {**TOOL, "function": {**TOOL["function"], "description": f"a{control}b"}}
+    messages = [{"role": "user", "content": f"x{control}y"}, {"role": "tool", "content": control}]
+    text = prompt_text(protocol.DraftCommand(messages=messages, tools=[described]), frame)
+    assert control not in text
+    assert text.count("< " + control[1:]) == 3
+    plain = protocol.DraftCommand(messages=[{"role": "user", "content": "1 < 2 <b> <split> a<b"}], tools=[])
+    assert "1 < 2 <b> <split> a<b" in prompt_text(plain, frame)
+
+
+class Watched(list[dict[str, object]]):
+    """Tools that tell which threads read them."""
+
+    def __init__(self, tools: list[dict[str, object]]) -> None:
+        super().__init__(tools)
+        self.readers: set[int] = set()
+
+    def __iter__(self) -> Iterator[dict[str, object]]:
+        self.readers.add(threading.get_ident())
+        return super().__iter__()
+
+
+async def test_a_hostile_tool_costs_the_event_loop_nothing() -> None:
+    """Prompt and grammar are made in a thread, and stay small where references multiply."""
+    keys = {f"p{n}": {"$ref": "#"} for n in range(64)}
+    long = {f"q{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(64)}
+    values = {"enum": [f"{n:0>900}" for n in range(500)]}
+    schemas = [
+        {"type": "object", "properties": keys},
+        {"type": "object", "properties": long, "$defs": {"e": values}},
+    ] * 5
+    tools = Watched(
+        [{"type": "function", "function": {"name": f"t{n}", "parameters": one}} for n, one in enumerate(schemas)]
+    )
+    server = CompletionServer(TEXT)
+    async with seen(server) as model:
+        await drafted(model, protocol.DraftCommand(messages=COMMAND.messages, tools=tools))
+    assert tools.readers
+    assert threading.get_ident() not in tools.readers
+    (body,) = server.bodies
+    assert len(body["structured_outputs"]["grammar"]) < MAX_GRAMMAR_CHARS + 10_000
+    assert len(body["prompt"]) < 500_000
+
+
+@pytest.mark.parametrize(("reason", "finish"), [("length", "length"), ("eos_token", "stop"), ("abort", None)])
+async def test_a_completion_ends_for_a_reason_that_is_known(reason: str, finish: str | None) -> None:
+    """What is given up for any other reason is no whole draft."""
+    server = CompletionServer(TEXT)
+    server.finish = reason
+    async with seen(server) as model:
+        if finish is None:
+            with pytest.raises(SmallModelError) as caught:
+                await drafted(model)
+            assert caught.value.code == "worker_failed"
+        else:
+            done = (await drafted(model))[-1]
+            assert isinstance(done, protocol.Done)
+            assert done.finish == finish
+
+
 @pytest.mark.parametrize(
     ("status", "refusal", "code"),
     [
@@ -202,3 +267,15 @@ def test_a_half_told_engine_is_refused(tmp_path: Path, engine: dict[str, str], m
     variables = {f"SMALLCALL_SMALL__ENGINE__{key.upper()}": value for key, value in engine.items()}
     with pytest.raises(SettingsError, match=message):
         load_settings(None, variables)
+
+
+def test_a_shortlist_for_a_remote_engine_is_refused() -> None:
+    """Tools are left out by the worker only."""
+    variables = {
+        "SMALLCALL_SMALL__ENGINE__KIND": "remote",
+        "SMALLCALL_SMALL__ENGINE__API_BASE": "http://x/v1",
+        "SMALLCALL_SMALL__ENGINE__MODEL": "m",
+    }
+    assert not load_settings(None, variables).small.local
+    with pytest.raises(SettingsError, match=r"small\.shortlist"):
+        load_settings(None, {**variables, "SMALLCALL_SMALL__SHORTLIST__KIND": "bm25"})

@@ -1,8 +1,11 @@
 """The engine: its signals are the model's own, its choices the grammar's, and clients cannot reach its controls."""
 
+import contextlib
 import json
 import math
+import time
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +13,22 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from slm.cache import Chunk, KeyValues
+from slm.draft import FORCED_AT_ONCE
 from slm.engine import DraftError, Engine
 from slm.model import LoadError, load
 from slm.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
-from slm.protocol import Done, DraftCommand, Event, Failed, PlanMade, Started, Token
+from slm.protocol import CompleteCommand, Done, DraftCommand, Event, Failed, PlanMade, Started, Token
 from slm.signals import Pass
+from slm.signature import Room
 from slm.weights import DEFAULT_MODEL, default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
+from tests.slm.test_grammar import HOSTILE
 
 
-def drafted(engine: Engine, asked: DraftCommand) -> tuple[list[Event], list[Token], Done]:
+def drafted(engine: Engine, asked: DraftCommand | CompleteCommand) -> tuple[list[Event], list[Token], Done]:
     """All events of a draft, its tokens and its end."""
     events = list(engine.draft(asked))
     done = events[-1]
@@ -129,6 +136,42 @@ def test_what_is_forced_is_what_the_masks_leave(engine: Engine) -> None:
     assert done.steps >= len(tokens) - 1
 
 
+def test_a_long_literal_is_measured_in_pieces(engine: Engine) -> None:
+    """No pass measures more forced tokens than one may; divided, measured and followed by a choice as in one piece."""
+    literal = "What is the weather in London, 12 days? " * 8
+    asked = CompleteCommand(prompt="Say it:", grammar=f'root ::= "{literal}" [ab] "{literal}"', max_tokens=600)
+    draft = engine.begin(asked)
+    told = [0]
+    while not draft.finished:
+        engine.step([draft])
+        told.append(sum(isinstance(event, Token) for event in draft.events))
+    most = max(after - before for before, after in pairwise(told))
+    assert FORCED_AT_ONCE <= most <= FORCED_AT_ONCE + 1 < told[-1] / 2
+    tokens = [event for event in draft.events if isinstance(event, Token)]
+    (chosen,) = [place for place, token in enumerate(tokens) if not token.forced]
+    ids = [token.id for token in tokens]
+    vocabulary = engine._loaded.tokens
+    assert b"".join(map(vocabulary.piece, ids[:chosen])).decode() == literal
+    assert ids[:chosen] == vocabulary.encode(literal)[:chosen]
+    logs = reference(engine, draft.ids[: draft.prompt_tokens], ids)
+    assert [token.logprob for token in tokens] == pytest.approx(
+        [float(logs[place, id_]) for place, id_ in enumerate(ids)], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize("behind", ["", "x" * 200])
+def test_a_stop_in_forced_text_ends_the_completion(engine: Engine, behind: str) -> None:
+    """The completion ends with the token that completes the stop, whoever chose it, and says so at its last token."""
+    grammar = f'root ::= [ab] " and the end. {behind}" [cd]'
+    asked = CompleteCommand(prompt="Say it:", grammar=grammar, stop=["end"], max_tokens=100)
+    _, tokens, done = drafted(engine, asked)
+    assert done.text[1:].startswith(" and the end")
+    assert "end" not in "".join(token.text for token in tokens[:-1])
+    assert (done.finish, done.tokens) == ("stop", len(tokens))
+    _, just, ended = drafted(engine, structs.replace(asked, max_tokens=len(tokens)))
+    assert (ended.finish, [token.id for token in just]) == ("stop", [token.id for token in tokens])
+
+
 @pytest.mark.parametrize("max_tokens", [1, 2, 3, 7, 15, 16, 17])
 def test_a_draft_never_exceeds_its_tokens(engine: Engine, max_tokens: int) -> None:
     """The bound holds for forced tokens too, and a draft that it ends says `length` with every token measured."""
@@ -181,6 +224,48 @@ def test_a_prompt_that_does_not_fit_is_refused(engine: Engine) -> None:
         with pytest.raises(DraftError, match="room for") as refused:
             engine.begin(asked)
         assert refused.value.code == "prompt_too_long"
+
+
+MULTIPLYING = {
+    "references to itself": schema(**{f"p{n}": {"$ref": "#"} for n in range(64)}),
+    "long names": schema(**{f"p{n}": {"$ref": "#"} for n in range(8)}, **{"x" * 100_000: {"$ref": "#"}}),
+    "long defaults": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/d"} for n in range(64)}),
+        "$defs": {"d": schema(**{f"q{n}": {"$ref": "#/$defs/e"} for n in range(64)}), "e": {"default": "x " * 200_000}},
+    },
+    "long enum": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
+        "$defs": {"e": {"enum": [f"{n:0>1000}" for n in range(512)]}},
+    },
+    "junk beside": {
+        **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
+        "$defs": {"e": {**dict.fromkeys(map(str, range(200_000))), "type": "string"}},
+    },
+    "lists of types": schema(a={"type": ["object"] * 8, "properties": {f"p{n}": {"$ref": "#"} for n in range(64)}}),
+    "long pointers": schema(**{f"p{n}": {"$ref": "#" + "/x" * 200_000} for n in range(8)}),
+}
+
+
+@pytest.mark.parametrize("parameters", [*HOSTILE.values(), *MULTIPLYING.values()], ids=[*HOSTILE, *MULTIPLYING])
+def test_a_hostile_tool_is_begun_in_bounded_time(llama: Engine, parameters: Any) -> None:
+    """Spelled out, planned and compiled, whatever its references multiply; CPU time of this thread."""
+    room = Room()
+    asked = command(tools=[tool("f", parameters)], tool_choice="named", forced_tool="f", max_tokens=32)
+    began = time.thread_time()
+    text = "".join(segment.text for segment in render_prompt(asked.messages, asked.tools))
+    assert len(text) < room.read / 10
+    with contextlib.suppress(DraftError):  # Its prompt may be too long.
+        llama.begin(asked)
+    assert time.thread_time() - began < 1.0
+
+
+def test_many_hostile_tools_share_their_room(llama: Engine) -> None:
+    """A prompt's time does not grow by each of them."""
+    tools = [tool(f"f{n}", MULTIPLYING["references to itself"]) for n in range(1000)]
+    began = time.thread_time()
+    with pytest.raises(DraftError, match="room for"):
+        llama.begin(command(tools=tools))
+    assert time.thread_time() - began < 1.5
 
 
 @pytest.mark.parametrize(

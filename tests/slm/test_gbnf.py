@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from slm.gbnf import MAX_CALLS, draft_grammar
+from slm.gbnf import draft_grammar
+from slm.pattern import MAX_CALLS
 from tests.slm.conftest import TIME, WEATHER, schema, tool
 
 

@@ -243,6 +243,16 @@ def test_every_level_of_detail_gives_an_object(detail: Detail) -> None:
         json.dumps(made, allow_nan=False)
 
 
+@pytest.mark.parametrize("one", [{"enum": [f"{n:0>1000}" for n in range(512)]}, schema(**{"k" * 100_000: {}})])
+def test_a_drafted_schema_stays_small_where_references_multiply(one: dict[str, Any]) -> None:
+    """Long enums and names are not copied as often as references with something beside them lead there."""
+    keys = {f"p{n}": {"$ref": "#/$defs/d", "minLength": 1} for n in range(100)}
+    made, _ = drafted_schema({**schema(**keys), "$defs": {"d": one}})
+    assert len(json.dumps(made)) < 3_000_000
+    alone, _ = drafted_schema({**schema(a={"$ref": "#/$defs/d"}), "$defs": {"d": one}})
+    assert len(json.dumps(alone)) > 100_000
+
+
 def test_forced_tokens_are_the_tokenizers_own(tokens: Tokens) -> None:
     """A draft without any choice, across the line between the two grammars, is divided as the tokenizer divides it."""
     only = tool("get_weather", schema(["city", "unit"], city={"const": "Paris"}, unit={"enum": ["c"]}))
