@@ -7,10 +7,11 @@ start it is not known yet, and its true figures come with `message_delta`, as cu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from router.dialects.call_pieces import CallPieces
 from router.dialects.chat import ChatRequest
 from router.dialects.chat_answers import COMMENT
 from router.dialects.errors import ClientError
@@ -128,10 +129,10 @@ class MessageWriter:
     def __init__(self, chat: ChatRequest, decision_id: str) -> None:
         self._chat, self._decision_id = chat, decision_id
         self._started = False
-        self._open: str | int | None = None
-        """`text`, or the number of the call whose block is open."""
+        self._open: Literal["text", "call"] | None = None
+        """What the open block is."""
         self._blocks = 0
-        self._calls: set[int] = set()
+        self._calls = CallPieces()
         self._stop = "end_turn"
         self._usage: Any = None
 
@@ -184,22 +185,20 @@ class MessageWriter:
 
     def _said(self, said: str) -> Iterator[bytes]:
         if self._open != "text":
+            self._calls.close()
             yield from self._opened("text", {"type": "text", "text": ""})
         yield self._delta({"type": "text_delta", "text": said})
 
     def _called(self, call: Mapping[str, Any]) -> Iterator[bytes]:
-        index, function = call.get("index", 0), call.get("function") or {}
-        if self._open != index:
-            if index in self._calls:
-                raise ClientError(502, "the large model mixed the pieces of its calls", "upstream_unavailable")
-            self._calls.add(index)
-            call_id = call.get("id") or _call_id(self._decision_id, index)
+        function = call.get("function") or {}
+        if self._calls.begins(call):
+            call_id = call.get("id") or _call_id(self._decision_id, self._calls.begun - 1)
             block: dict[str, Any] = {"type": "tool_use", "id": call_id, "name": function.get("name") or "", "input": {}}
-            yield from self._opened(index, block)
+            yield from self._opened("call", block)
         if function.get("arguments"):
             yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
 
-    def _opened(self, what: str | int, block: Mapping[str, Any]) -> Iterator[bytes]:
+    def _opened(self, what: Literal["text", "call"], block: Mapping[str, Any]) -> Iterator[bytes]:
         yield from self._closed()
         self._open = what
         self._blocks += 1

@@ -315,24 +315,27 @@ async def test_a_broken_stream_ends_in_a_failed_response(gateway: Make) -> None:
 
 
 async def test_an_answer_that_was_cut_short_is_incomplete(gateway: Make) -> None:
-    """`length` is told as Responses tell it, whole and streamed."""
+    """`length` is told as Responses tell it, whole and streamed: of the response, and of the item that it cut."""
+    function = {"name": "get_weather", "arguments": '{"city": "Par'}
+    message = {"content": "half", "tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}
 
     class Short(Scripted):
         async def complete(self, body: Any) -> dict[str, Any]:
-            message = {"role": "assistant", "content": "half"}
             return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
 
         async def __aiter__(self) -> Any:
-            yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "half"}, "finish_reason": None}]}
+            yield {"id": "x", "choices": [{"index": 0, "delta": message, "finish_reason": None}]}
             yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
     async with served(gateway(upstream=Short())) as url:
         _, _, whole = await post(url, ask())
         _, events = await stream(url, ask())
     assert events[-1]["type"] == "response.incomplete"
+    assert events[-2]["item"]["status"] == "incomplete"
     for told in (whole, events[-1]["response"]):
         assert (told["status"], told["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
         assert told["output"][0]["content"][0]["text"] == "half"
+        assert [item["status"] for item in told["output"]] == ["completed", "incomplete"]
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
