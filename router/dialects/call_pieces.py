@@ -27,8 +27,8 @@ class CallPieces:
         index, call_id = piece.get("index"), piece.get("id")
         if not isinstance(index, int):
             index = 0
-        new = isinstance(call_id, str) and bool(call_id) and call_id not in self._ids
-        if new and (piece.get("function") or {}).get("name"):
+        named = bool((piece.get("function") or {}).get("name"))
+        if named and isinstance(call_id, str) and call_id and call_id not in self._ids:
             self._ids.add(call_id)
         elif index == self._open:
             return False

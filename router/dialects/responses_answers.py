@@ -103,11 +103,12 @@ def _usage(reported: Any) -> dict[str, Any] | None:
     if not isinstance(reported, dict):
         return None
     prompt, completion = reported.get("prompt_tokens") or 0, reported.get("completion_tokens") or 0
-    read = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = reported.get("prompt_tokens_details") or {}
+    read, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
     thought = (reported.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": read},
+        "input_tokens_details": {"cache_write_tokens": written, "cached_tokens": read},
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": prompt + completion,
@@ -227,6 +228,8 @@ class ResponseWriter:
 
     def forwarded(self, event: Mapping[str, Any]) -> bytes:
         """See `Writer.forwarded`."""
+        if self._frame is None:
+            self._frame = event.get("response")
         number = event.get("sequence_number")
         self._number = number + 1 if isinstance(number, int) else self._number + 1
         return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
@@ -242,11 +245,13 @@ class ResponseWriter:
     def failed(self, error: ClientError) -> bytes:
         """See `Writer.failed`. `response.failed` once the response was created, else `error`."""
         told = error_body(error)["error"]
-        if self._frame is None:
+        if not isinstance(self._frame, dict):
             fields = {"code": told["code"], "message": told["message"], "param": told["param"]}
             return self._event({"type": "error", **fields})
         failure = {"code": told["code"], "message": told["message"]}
-        ended = {**self._frame, "status": "failed", "error": failure, "output": self._items.done}
+        ended = {**self._frame, "status": "failed", "error": failure}
+        if self._items.done:
+            ended["output"] = self._items.done
         return self._event({"type": "response.failed", "response": ended})
 
     def keep_alive(self) -> bytes:
