@@ -1,7 +1,8 @@
 """Answers in Anthropic's Messages dialect: whole, as the events of a stream, and errors.
 
-The events of a block stand together: start, deltas, stop. Usage is told as the provider reported it; at a stream's
-start it is not known yet, and its true figures come with `message_delta`, as cumulative counts do.
+The events of a block stand together: start, deltas, stop. Usage is told as the provider reported it. A large model's is
+not known at a stream's start: the prompt's tokens are estimated there, by the body's bytes, and the true figures come
+with `message_delta`, as cumulative counts do.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+BYTES_PER_TOKEN = 4
+"""Of a request's body, taken as a rule of thumb."""
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -140,7 +143,10 @@ class MessageWriter:
         """See `Writer.events`. Raises ClientError where a provider mixes the pieces of several calls."""
         if not self._started:
             self._started = True
-            yield _event("message_start", message=_frame(self._chat, self._decision_id))
+            self._usage = self._usage or chunk.get("usage")
+            begun = _usage(self._usage or {"prompt_tokens": max(1, self._chat.size_bytes // BYTES_PER_TOKEN)})
+            frame = _frame(self._chat, self._decision_id) | {"usage": {**begun, "output_tokens": 0}}
+            yield _event("message_start", message=frame)
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
@@ -154,6 +160,7 @@ class MessageWriter:
 
     def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Writer.ending`. The `smallcall` object stands in `message_delta`."""
+        self._usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), self._usage)
         for chunk in chunks:
             yield from self.events(chunk)
         yield from self._closed()
