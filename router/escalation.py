@@ -16,6 +16,9 @@ from router.recorder import Recorder
 from router.telemetry import where
 from router.upstream import LargeModel, LargeStream, UpstreamError, Usage, usage_of
 
+MAX_HELD_CHARS = 1024 * 1024
+"""Of the pieces that wait for the row, as Python writes them. A provider that goes on for longer did not mean the end:
+they are sent, but for the newest."""
 _log = structlog.get_logger("gateway")
 
 
@@ -124,12 +127,32 @@ class Translated:
 
     def ends(self, piece: Mapping[str, Any]) -> bool:
         """See `Source.ends`."""
-        # Without choices and usage it is no end: some providers begin with such a chunk.
-        return bool(piece.get("usage")) or any(choice.get("finish_reason") for choice in piece.get("choices") or ())
+        choices = piece.get("choices")
+        if not choices:
+            return bool(piece.get("usage"))  # without either it is no end: some providers begin with such a chunk
+        return any(choice.get("finish_reason") for choice in choices)
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """See `Source.usage`."""
         return usage_of(piece)
+
+
+class _Held:
+    """The pieces of an end that wait for the row, within bounds."""
+
+    def __init__(self) -> None:
+        self.pieces: list[dict[str, Any]] = []
+        self._chars = 0
+
+    def put(self, piece: dict[str, Any]) -> list[dict[str, Any]]:
+        """Take one more; gives those that need wait no longer."""
+        freed: list[dict[str, Any]] = []
+        chars = len(str(piece))
+        if self._chars + chars > MAX_HELD_CHARS:
+            freed, self.pieces, self._chars = self.pieces, [], 0
+        self.pieces.append(piece)
+        self._chars += chars
+        return freed
 
 
 class Relay:
@@ -141,7 +164,7 @@ class Relay:
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events. What breaks after the first byte ends in an error event, and nothing comes after it."""
-        held: list[dict[str, Any]] = []
+        held = _Held()
         source, see = self._source, self._decision.seen.piece
         try:
             async for pieces in source:
@@ -151,27 +174,21 @@ class Relay:
                     if usage is not None:
                         count(self._decision, self._prices, usage)
                     see(piece)
-                    if held or source.ends(piece):
-                        held.append(piece)
+                    if held.pieces or source.ends(piece):
+                        told_now += [event for one in held.put(piece) for event in source.told(one)]
                     else:
                         told_now += source.told(piece)
                 if told_now:
                     yield b"".join(told_now)
-            ending = list(source.ending(held, asked_extras(self._decision)))
+            ending = list(source.ending(held.pieces, asked_extras(self._decision)))
             message = self._decision.seen.message()
             self._decision.answer = {"choices": [{"message": message}]} if message else None
             await self._recorder.record(self._decision)
-        except UpstreamError as error:
-            self._decision.failed(error.status, error.code)
-            yield await self._broken(told(error))
-        except ClientError as error:
-            self._decision.failed(error.status, error.code)
+        except (UpstreamError, ClientError) as error:
             yield await self._broken(error)
         except Exception as error:  # noqa: BLE001 - the client must not take a fault of ours for an answer's end
             _log.error("crashed", where=where(error), decision_id=self._decision.decision_id)
-            failure = ClientError(500, "the gateway failed in mid-answer", "internal_error")
-            self._decision.failed(failure.status, failure.code)
-            yield await self._broken(failure)
+            yield await self._broken(ClientError(500, "the gateway failed in mid-answer", "internal_error"))
         else:
             yield b"".join(ending)
 
@@ -185,10 +202,15 @@ class Relay:
                 self._decision.left()
                 await self._recorder.record(self._decision)
 
-    async def _broken(self, error: ClientError) -> bytes:
+    async def _broken(self, failure: UpstreamError | ClientError) -> bytes:
+        if isinstance(failure, UpstreamError):
+            if failure.usage is not None:
+                count(self._decision, self._prices, failure.usage)
+            failure = told(failure)
+        self._decision.failed(failure.status, failure.code)
         cut_short(self._decision, self._prices)
         try:
             await self._recorder.record(self._decision)
         except ClientError as unrecorded:
-            error = unrecorded
-        return self._writer.failed(error)
+            failure = unrecorded
+        return self._writer.failed(failure)

@@ -35,8 +35,10 @@ def no_large_model(verdict: Verdict) -> ClientError:
 def not_translatable(native_only: LargeOnly) -> ClientError:
     """400: only a large model that speaks the client's own dialect could do this, and the configured one does not."""
     param = native_only.param
-    message = f"{param}: the large model does not speak this dialect itself, and cannot be told this in its own"
-    return ClientError(400, message, native_only.reason, param=param)
+    why = "the large model does not speak this dialect itself, and cannot be told this in its own"
+    if native_only.reason == "stored_state":
+        why = "responses are not stored here: send the whole conversation in input"
+    return ClientError(400, f"{param}: {why}", native_only.reason, param=param)
 
 
 def _schema_param(verdict: Verdict) -> str | None:

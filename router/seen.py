@@ -116,8 +116,11 @@ class Seen:
             function = call.get("function")
             if not isinstance(function, dict):
                 function = {}
-            key = _key(call.get("index", position))
-            seen = self._at.get(key) or self._call(key, call.get("id"), function.get("name"))
+            key, call_id, tool = _key(call.get("index", position)), call.get("id"), function.get("name")
+            seen = self._at.get(key)
+            # Some providers give every call of an answer the same index: a new id beside a name begins another.
+            if seen is None or (tool and call_id and call_id != seen.call_id):
+                seen = self._call(key, call_id, tool)
             self._write(seen, function.get("arguments"))
 
     def _block(self, index: Any, block: Mapping[str, Any]) -> None:
@@ -137,6 +140,7 @@ class Seen:
 
     def _call(self, key: Any, call_id: Any, tool: Any) -> SeenCall | None:
         if len(self.calls) >= MAX_CALLS or not isinstance(tool, str):
+            self._at.pop(key, None)
             return None
         call = SeenCall(call_id if isinstance(call_id, str) else "", tool)
         self.calls.append(call)

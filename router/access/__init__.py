@@ -3,7 +3,7 @@
 keys.py       a key, how it is minted and recognised
 store.py      keys and spending in the ledger's database
 limits.py     rates and budgets counted in this process
-redis.py      the same, counted for all replicas
+redis_counters.py  the same, counted for all replicas
 door.py       what a request meets: recognised, admitted, settled
 admin.py      /admin/keys
 experiment_routes.py  /admin/experiments

@@ -1,9 +1,10 @@
 """Anthropic's Messages: a request read by hand and turned into chat completions.
 
-Only what the gateway must understand is checked. A field that has no counterpart in chat completions goes along as it
-came. What cannot be said there at all, such as a provider's own tools, needs a large model that speaks Messages
-itself. Not carried over where the provider speaks another dialect: thinking blocks of earlier turns, which only their
-author can read, and the flag `is_error`, which becomes the word "Error" before the result.
+Only what the gateway must understand is checked. A field that is unknown here goes along as it came. What cannot be
+said in chat completions at all, such as a provider's own tools, needs a large model that speaks Messages itself. Not
+carried over where the provider speaks another dialect: how Anthropic's own models think, sample and are served;
+thinking blocks of earlier turns, which only their author can read; and the flag `is_error`, which becomes the word
+"Error" before the result.
 """
 
 from __future__ import annotations
@@ -32,11 +33,13 @@ from router.dialects.reading import (
 )
 
 _NATIVE_FIELDS = ("mcp_servers", "container", "context_management")
+_ANTHROPICS = ("thinking", "top_k", "service_tier", "cache_control", "inference_geo", "speed")
+"""Fields that other providers do not know, or know otherwise, and without which an answer is still one."""
 _DROPPED = frozenset(
     """model messages system tools tool_choice stop_sequences metadata output_format output_config stream max_tokens
     smallcall betas""".split()
-) | frozenset(_NATIVE_FIELDS)
-"""Fields that are translated, or ours. All others go along as they came."""
+) | frozenset((*_NATIVE_FIELDS, *_ANTHROPICS))
+"""Fields that are translated, left out, or ours. All others go along as they came."""
 _HEADERS = ("anthropic-version", "anthropic-beta")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
@@ -319,10 +322,7 @@ def _body(
         }
     if isinstance(native.get("output_config"), dict) and native["output_config"].get("effort"):
         body["reasoning_effort"] = native["output_config"]["effort"]
-    body |= {key: value for key, value in native.items() if key not in _DROPPED}
-    if _thinking(native) is None:
-        body.pop("thinking", None)
-    return body
+    return body | {key: value for key, value in native.items() if key not in _DROPPED}
 
 
 def _schema(native: Mapping[str, Any]) -> Any:

@@ -1,16 +1,18 @@
 """Answers in Anthropic's Messages dialect: whole, as the events of a stream, and errors.
 
-The events of a block stand together: start, deltas, stop. Usage is told as the provider reported it; at a stream's
-start it is not known yet, and its true figures come with `message_delta`, as cumulative counts do.
+The events of a block stand together: start, deltas, stop. Usage is told as the provider reported it. A large model's is
+not known at a stream's start: the prompt's tokens are estimated there, by the body's bytes, and the true figures come
+with `message_delta`, as cumulative counts do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
+from router.dialects.call_pieces import CallPieces
 from router.dialects.chat import ChatRequest
 from router.dialects.chat_answers import COMMENT
 from router.dialects.errors import ClientError
@@ -35,6 +37,8 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+BYTES_PER_TOKEN = 4
+"""Of a request's body, taken as a rule of thumb."""
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
@@ -128,10 +132,10 @@ class MessageWriter:
     def __init__(self, chat: ChatRequest, decision_id: str) -> None:
         self._chat, self._decision_id = chat, decision_id
         self._started = False
-        self._open: str | int | None = None
-        """`text`, or the number of the call whose block is open."""
+        self._open: Literal["text", "call"] | None = None
+        """What the open block is."""
         self._blocks = 0
-        self._calls: set[int] = set()
+        self._calls = CallPieces()
         self._stop = "end_turn"
         self._usage: Any = None
 
@@ -139,7 +143,10 @@ class MessageWriter:
         """See `Writer.events`. Raises ClientError where a provider mixes the pieces of several calls."""
         if not self._started:
             self._started = True
-            yield _event("message_start", message=_frame(self._chat, self._decision_id))
+            self._usage = self._usage or chunk.get("usage")
+            begun = _usage(self._usage or {"prompt_tokens": max(1, self._chat.size_bytes // BYTES_PER_TOKEN)})
+            frame = _frame(self._chat, self._decision_id) | {"usage": {**begun, "output_tokens": 0}}
+            yield _event("message_start", message=frame)
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk.get("choices") or ():
             delta = choice.get("delta") or {}
@@ -153,6 +160,7 @@ class MessageWriter:
 
     def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Writer.ending`. The `smallcall` object stands in `message_delta`."""
+        self._usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), self._usage)
         for chunk in chunks:
             yield from self.events(chunk)
         yield from self._closed()
@@ -184,22 +192,20 @@ class MessageWriter:
 
     def _said(self, said: str) -> Iterator[bytes]:
         if self._open != "text":
+            self._calls.close()
             yield from self._opened("text", {"type": "text", "text": ""})
         yield self._delta({"type": "text_delta", "text": said})
 
     def _called(self, call: Mapping[str, Any]) -> Iterator[bytes]:
-        index, function = call.get("index", 0), call.get("function") or {}
-        if self._open != index:
-            if index in self._calls:
-                raise ClientError(502, "the large model mixed the pieces of its calls", "upstream_unavailable")
-            self._calls.add(index)
-            call_id = call.get("id") or _call_id(self._decision_id, index)
+        function = call.get("function") or {}
+        if self._calls.begins(call):
+            call_id = call.get("id") or _call_id(self._decision_id, self._calls.begun - 1)
             block: dict[str, Any] = {"type": "tool_use", "id": call_id, "name": function.get("name") or "", "input": {}}
-            yield from self._opened(index, block)
+            yield from self._opened("call", block)
         if function.get("arguments"):
             yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
 
-    def _opened(self, what: str | int, block: Mapping[str, Any]) -> Iterator[bytes]:
+    def _opened(self, what: Literal["text", "call"], block: Mapping[str, Any]) -> Iterator[bytes]:
         yield from self._closed()
         self._open = what
         self._blocks += 1

@@ -1,14 +1,15 @@
 """OpenAI's Responses: a request read by hand and turned into chat completions.
 
-The gateway keeps no responses: each request must carry its whole conversation in `input`. Fields that refer to stored
-state (`previous_response_id`, `conversation`, `background`, `prompt`, item references) are refused by name. What has
-no counterpart in chat completions, such as built-in tools, needs a large model that speaks Responses itself; a field
-that is unknown here goes along as it came. Not carried over where the provider speaks another dialect: reasoning items,
-which only their author can read.
+The gateway keeps no responses: `background`, and ids of its own answers, are refused by name. What a provider may have
+stored (`previous_response_id`, `conversation`, `prompt`, item references), and what has no counterpart in chat
+completions, such as built-in tools, needs a large model that speaks Responses itself; a field that is unknown here
+goes along as it came. Not carried over where the provider speaks another dialect: reasoning items, which only their
+author can read.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,11 +31,13 @@ from router.dialects.reading import (
 )
 from router.dialects.responses_answers import ResponseWriter, error_body, response
 
-_STATEFUL = ("previous_response_id", "conversation", "background", "prompt")
+_STORED = ("previous_response_id", "conversation", "prompt")
+_OWN_ID = re.compile(r"(?:resp|msg|fc)_[0-9a-hjkmnp-tv-z]{26}(?:_\d+)?")
+"""Of a response that the gateway wrote, or of an item of one; a provider's are longer."""
 _TRANSLATED = frozenset(
     """model input instructions tools tool_choice parallel_tool_calls stream stream_options max_output_tokens text
-    reasoning store include truncation metadata smallcall max_tool_calls""".split()
-) | frozenset(_STATEFUL)
+    reasoning store include truncation metadata smallcall max_tool_calls background""".split()
+) | frozenset(_STORED)
 """Fields that are translated, concern stored state, or are only told again in the answer. All others go along."""
 
 
@@ -73,13 +76,12 @@ def read_request(raw: bytes) -> ChatRequest:
     native = decoded(raw)
     model, pin = model_name(native)
     include = included(native.pop("smallcall", None))
-    for field in _STATEFUL:
-        if native.get(field):
-            raise wrong(field, "the gateway keeps no responses: send the whole conversation in input")
     turns = _Turns()
+    stored = turns.native_only = _stored(native)
     if native.get("instructions"):
         turns.messages.append({"role": "system", "content": text(native["instructions"], "instructions")})
-    _read_input(native.get("input"), turns)
+    if native.get("input") is not None or stored is None:
+        _read_input(native.get("input"), turns)
     tools, made, foreign = _tools(native.get("tools"))
     choice, forced, unreadable = _tool_choice(native.get("tool_choice"), tools, foreign)
     native_only = foreign or unreadable or turns.native_only
@@ -106,6 +108,22 @@ def read_request(raw: bytes) -> ChatRequest:
     )
 
 
+def _stored(native: Mapping[str, Any]) -> LargeOnly | None:
+    """The first field that refers to what a provider has stored."""
+    if native.get("background"):
+        raise wrong("background", "the gateway gives no answers later: ask without it")
+    for field in _STORED:
+        if native.get(field):
+            return _kept_elsewhere(native[field], field)
+    return None
+
+
+def _kept_elsewhere(stored_id: Any, path: str) -> LargeOnly:
+    if isinstance(stored_id, str) and _OWN_ID.fullmatch(stored_id):
+        raise wrong(path, "this answer was not stored: send the whole conversation in input")
+    return LargeOnly("stored_state", path)
+
+
 def _read_input(given: Any, turns: _Turns) -> None:
     if isinstance(given, str) and given:
         turns.messages.append({"role": "user", "content": given})
@@ -114,6 +132,7 @@ def _read_input(given: Any, turns: _Turns) -> None:
         raise wrong("input", "must be text or a list of at least one item")
     for index, item in enumerate(given):
         turns.add(obj(item, f"input[{index}]"), f"input[{index}]")
+    turns.end_outputs()
 
 
 class _Turns:
@@ -123,10 +142,22 @@ class _Turns:
         self.messages: list[dict[str, Any]] = []
         self.large_only: LargeOnly | None = None
         self.native_only: LargeOnly | None = None
+        self._shown: list[dict[str, Any]] = []
+        """What of the last outputs is not text. The results of parallel calls must stand together, so it follows them
+        as the user's."""
+
+    def end_outputs(self) -> None:
+        """A run of outputs is over."""
+        if self._shown:
+            self.messages.append({"role": "user", "content": self._shown})
+            self._shown = []
 
     def add(self, item: Mapping[str, Any], path: str) -> None:
         """One item of the input."""
-        match item.get("type", "message"):
+        kind = item.get("type")
+        if kind is None:
+            kind = "item_reference" if "id" in item and "role" not in item else "message"
+        match kind:
             case "message":
                 self._message(item, path)
             case "function_call":
@@ -136,7 +167,7 @@ class _Turns:
             case "reasoning":
                 self.large_only = self.large_only or LargeOnly("reasoning_unseen", f"{path}.type")
             case "item_reference":
-                raise wrong(path, "the gateway keeps no responses: send the item itself")
+                self.native_only = self.native_only or _kept_elsewhere(item.get("id"), path)
             case other:
                 text(other, f"{path}.type")
                 self.native_only = self.native_only or LargeOnly("item_type", f"{path}.type")
@@ -145,6 +176,7 @@ class _Turns:
         role, content = item.get("role"), item.get("content")
         if role not in ("user", "assistant", "system", "developer"):
             raise wrong(f"{path}.role", "must be user, assistant, system or developer")
+        self.end_outputs()
         if isinstance(content, str):
             self.messages.append({"role": role, "content": content})
             return
@@ -166,6 +198,7 @@ class _Turns:
             "arguments": text(item.get("arguments"), f"{path}.arguments"),
         }
         call = {"id": text(item.get("call_id"), f"{path}.call_id"), "type": "function", "function": function}
+        self.end_outputs()
         last = self.messages[-1] if self.messages else None
         if last is not None and last["role"] == "assistant":
             last.setdefault("tool_calls", []).append(call)
@@ -174,16 +207,13 @@ class _Turns:
 
     def _output(self, item: Mapping[str, Any], path: str) -> None:
         call_id, output = text(item.get("call_id"), f"{path}.call_id"), item.get("output")
-        others: list[dict[str, Any]] = []
         if not isinstance(output, str):
             parts: list[dict[str, Any]] = []
             for index, given in enumerate(listed(output, f"{path}.output")):
                 parts += self._part(obj(given, f"{path}.output[{index}]"), f"{path}.output[{index}]")
             output = "\n".join(part["text"] for part in parts if part["type"] == "text")
-            others = [part for part in parts if part["type"] != "text"]
+            self._shown += [part for part in parts if part["type"] != "text"]
         self.messages.append({"role": "tool", "tool_call_id": call_id, "content": output})
-        if others:
-            self.messages.append({"role": "user", "content": others})
 
     def _part(self, part: Mapping[str, Any], path: str) -> list[dict[str, Any]]:
         kind = part.get("type")

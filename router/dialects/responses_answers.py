@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from router.dialects.call_pieces import CallPieces
 from router.dialects.chat import ChatRequest
 from router.dialects.chat_answers import COMMENT
 from router.dialects.errors import ClientError
@@ -57,9 +58,9 @@ def response(chat: ChatRequest, decision_id: str, completion: Mapping[str, Any])
     }
     for _ in items.take(delta):
         pass
-    for _ in items.close():
-        pass
     finish, created = choice.get("finish_reason"), completion.get("created")
+    for _ in items.close(finish):
+        pass
     return _finished(_frame(chat, decision_id, created), items.done, finish, completion.get("usage"))
 
 
@@ -102,11 +103,12 @@ def _usage(reported: Any) -> dict[str, Any] | None:
     if not isinstance(reported, dict):
         return None
     prompt, completion = reported.get("prompt_tokens") or 0, reported.get("completion_tokens") or 0
-    read = (reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    details = reported.get("prompt_tokens_details") or {}
+    read, written = details.get("cached_tokens") or 0, details.get("cache_write_tokens") or 0
     thought = (reported.get("completion_tokens_details") or {}).get("reasoning_tokens") or 0
     return {
         "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": read},
+        "input_tokens_details": {"cache_write_tokens": written, "cached_tokens": read},
         "output_tokens": completion,
         "output_tokens_details": {"reasoning_tokens": thought},
         "total_tokens": prompt + completion,
@@ -120,8 +122,7 @@ class _Items:
         self._decision_id = decision_id
         self.done: list[dict[str, Any]] = []
         self._item: dict[str, Any] | None = None
-        self._call: int | None = None
-        self._calls: set[int] = set()
+        self._calls = CallPieces()
         self._messages = 0
 
     def take(self, delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
@@ -132,12 +133,12 @@ class _Items:
         for call in delta.get("tool_calls") or ():
             yield from self._called(call)
 
-    def close(self) -> Iterator[dict[str, Any]]:
-        """The end of the item that is open, if one is."""
+    def close(self, finish: str | None = None) -> Iterator[dict[str, Any]]:
+        """The end of the item that is open, if one is; `finish`: why the whole answer ends, where it does."""
         item = self._item
         if item is None:
             return
-        self._item = self._call = None
+        self._item = None
         at = {"item_id": item["id"], "output_index": len(self.done)}
         if item["type"] == "function_call":
             done = {"arguments": item["arguments"], "name": item["name"]}
@@ -147,7 +148,7 @@ class _Items:
             told = {"text": part["text"], "logprobs": []} if "text" in part else {"refusal": part["refusal"]}
             yield {"type": f"response.{part['type']}.done", **at, "content_index": 0, **told}
             yield {"type": "response.content_part.done", **at, "content_index": 0, "part": dict(part)}
-        item["status"] = "completed"
+        item["status"] = "incomplete" if finish in _INCOMPLETE else "completed"
         self.done.append(item)
         yield {"type": "response.output_item.done", "output_index": len(self.done) - 1, "item": item}
 
@@ -155,6 +156,7 @@ class _Items:
         field = "text" if kind == "output_text" else "refusal"
         if self._item is None or self._item["type"] != "message" or self._item["content"][0]["type"] != kind:
             yield from self.close()
+            self._calls.close()
             item_id = f"msg_{self._decision_id}_{self._messages}"
             self._messages += 1
             item = {"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
@@ -171,22 +173,20 @@ class _Items:
         yield {"type": f"response.{kind}.delta", **at, "delta": said} | ({"logprobs": []} if field == "text" else {})
 
     def _called(self, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        index, function = call.get("index", 0), call.get("function") or {}
-        if self._call != index or self._item is None:
-            if index in self._calls:
-                raise ClientError(502, "the large model mixed the pieces of its calls", "upstream_unavailable")
+        function = call.get("function") or {}
+        if self._calls.begins(call) or self._item is None:
             yield from self.close()
-            self._calls.add(index)
+            number = self._calls.begun - 1
             item = {
-                "id": f"fc_{self._decision_id}_{index}",
+                "id": f"fc_{self._decision_id}_{number}",
                 "type": "function_call",
                 "status": "in_progress",
-                "call_id": call.get("id") or f"call_{self._decision_id}_{index}",
+                "call_id": call.get("id") or f"call_{self._decision_id}_{number}",
                 "name": function.get("name") or "",
                 "arguments": "",
             }
             yield {"type": "response.output_item.added", "output_index": len(self.done), "item": dict(item)}
-            self._item, self._call = item, index
+            self._item = item
         if function.get("arguments"):
             self._item["arguments"] += function["arguments"]
             at = {"item_id": self._item["id"], "output_index": len(self.done)}
@@ -220,7 +220,7 @@ class ResponseWriter:
         """See `Writer.ending`. The `smallcall` object stands beside the whole response, in the last event."""
         for chunk in chunks:
             yield from self.events(chunk)
-        for event in self._items.close():
+        for event in self._items.close(self._finish):
             yield self._event(event)
         told = _finished(self._frame or {}, self._items.done, self._finish, self._usage)
         ended = {"type": f"response.{told['status']}", "response": told}
@@ -228,6 +228,8 @@ class ResponseWriter:
 
     def forwarded(self, event: Mapping[str, Any]) -> bytes:
         """See `Writer.forwarded`."""
+        if self._frame is None:
+            self._frame = event.get("response")
         number = event.get("sequence_number")
         self._number = number + 1 if isinstance(number, int) else self._number + 1
         return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
@@ -243,11 +245,13 @@ class ResponseWriter:
     def failed(self, error: ClientError) -> bytes:
         """See `Writer.failed`. `response.failed` once the response was created, else `error`."""
         told = error_body(error)["error"]
-        if self._frame is None:
+        if not isinstance(self._frame, dict):
             fields = {"code": told["code"], "message": told["message"], "param": told["param"]}
             return self._event({"type": "error", **fields})
         failure = {"code": told["code"], "message": told["message"]}
-        ended = {**self._frame, "status": "failed", "error": failure, "output": self._items.done}
+        ended = {**self._frame, "status": "failed", "error": failure}
+        if self._items.done:
+            ended["output"] = self._items.done
         return self._event({"type": "response.failed", "response": ended})
 
     def keep_alive(self) -> bytes:

@@ -30,6 +30,8 @@ class UpstreamError(Exception):
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s, self.retryable = retry_after_s, retryable
+        self.usage: Usage | None = None
+        """What was used all the same, where the provider told it."""
 
 
 class UpstreamRejected(UpstreamError):

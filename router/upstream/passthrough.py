@@ -247,6 +247,7 @@ class Forwarded:
                 failure = self._state.failure(event)
                 if failure is not None:
                     self._broken = _failed(failure, self._settings)
+                    self._broken.usage = self._state.see(event)
                     return events
                 events.append(event)
         if len(self._rest) > MAX_EVENT_BYTES:

@@ -1,5 +1,5 @@
-"""What the agents talk to: a gateway whose small model makes the first and third move, and whose large model, behind an
-OpenAI-compatible server, makes the second and the last.
+"""What the agents talk to: a gateway whose small model makes the first and third move, and whose large model, behind a
+server of all three dialects, makes the second and the last.
 
 The small model first asks for a city that does not exist; the tool fails; the large model asks again.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,10 @@ from typing import Any
 from aiohttp import web
 
 from router.app import create_app
+from router.dialects.chat import Dialect
+from router.dialects.chat_completions import ChatCompletions
+from router.dialects.messages import Messages
+from router.dialects.responses import Responses
 from router.ledger.row import DecisionRow
 from router.settings import Settings
 from slm import protocol
@@ -61,7 +66,7 @@ class Small:
 
 
 class Large:
-    """An OpenAI-compatible server."""
+    """A server that speaks the three dialects. What it is asked is kept as chat completions."""
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
@@ -70,7 +75,8 @@ class Large:
     async def running(self) -> AsyncIterator[str]:
         """The base URL, until the block ends."""
         app = web.Application(client_max_size=2**24)
-        app.router.add_post("/v1/chat/completions", self._complete)
+        for dialect in (ChatCompletions(), Messages(), Responses()):
+            app.router.add_post(f"/v1{dialect.path}", functools.partial(self._complete, dialect))
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
@@ -79,27 +85,28 @@ class Large:
         finally:
             await runner.cleanup()
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
-        body = await request.json()
-        self.asked.append(body)
-        message, finish = _message(body, len(self.asked))
-        head = {"id": f"chatcmpl-{len(self.asked)}", "created": 1, "model": body["model"]}
+    async def _complete(self, dialect: Dialect, request: web.Request) -> web.StreamResponse:
+        chat = dialect.read(await request.read(), {})
+        self.asked.append(chat.body)
+        answer_id = f"large{len(self.asked)}"
+        message, finish = _message(chat.body, len(self.asked))
+        head = {"id": f"chatcmpl-{answer_id}", "created": 1, "model": chat.client_model}
         usage = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
-        if not body.get("stream"):
+        if not chat.stream:
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
-            return web.json_response({**head, "object": "chat.completion", "choices": [choice], "usage": usage})
+            completion = {**head, "object": "chat.completion", "choices": [choice], "usage": usage}
+            return web.json_response(dialect.whole(chat, answer_id, completion, None))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for delta, ended in [*((delta, None) for delta in _deltas(message)), ({}, finish)]:
-            choice = {"index": 0, "delta": delta, "finish_reason": ended}
-            await _send(response, {**head, "object": "chat.completion.chunk", "choices": [choice]})
-        await _send(response, {**head, "object": "chat.completion.chunk", "choices": [], "usage": usage})
-        await response.write(b"data: [DONE]\n\n")
+        writer = dialect.writer(chat, answer_id)
+        head["object"] = "chat.completion.chunk"
+        for delta in _deltas(message):
+            choice = {"index": 0, "delta": delta, "finish_reason": None}
+            await response.write(b"".join(writer.events({**head, "choices": [choice]})))
+        ended = {"index": 0, "delta": {}, "finish_reason": finish}
+        last = [{**head, "choices": [ended]}, {**head, "choices": [], "usage": usage}]
+        await response.write(b"".join(writer.ending(last, None)))
         return response
-
-
-async def _send(response: web.StreamResponse, chunk: Mapping[str, Any]) -> None:
-    await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
 
 
 def _message(body: Mapping[str, Any], number: int) -> tuple[dict[str, Any], str]:
@@ -141,13 +148,19 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path) -> AsyncIterator[World]:
-    """Run everything until the block ends."""
+async def world(folder: Path, *, forwarded: bool) -> AsyncIterator[World]:
+    """Run everything until the block ends; `forwarded`: the large model's server is asked in the client's dialect, else
+    in chat completions."""
     large = Large()
     async with large.running() as base:
         settings = Settings.model_validate(
             {
-                "large": {"model": "openai/gpt-4o-2024-08-06", "api_base": base, "api_key": "unused"},
+                "large": {
+                    "model": "openai/gpt-4o-2024-08-06",
+                    "api_base": base,
+                    "api_key": "unused",
+                    "forward": ["chat_completions", "messages", "responses"] if forwarded else ["chat_completions"],
+                },
                 "policy": {"kind": "threshold", "threshold": 0.5},
                 "ledger": {"url": f"sqlite+aiosqlite:///{folder / 'ledger.db'}"},
             }

@@ -100,7 +100,8 @@ async def stream(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], list[d
         assert response.content_type == "text/event-stream"
         *events, done, rest = (await response.text()).split("\n\n")
         assert (done, rest) == ("data: [DONE]", "")
-        return dict(response.headers), [json.loads(event.removeprefix("data: ")) for event in events]
+        told = [event for event in events if not event.startswith(":")]  # keep-alives, on a busy machine
+        return dict(response.headers), [json.loads(event.removeprefix("data: ")) for event in told]
 
 
 async def rows_of(app: Any, count: int) -> list[Any]:

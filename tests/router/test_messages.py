@@ -146,6 +146,7 @@ async def test_small_answers_have_anthropics_shape(gateway: Make) -> None:
             },
         }
         headers, events = await stream(url, ask())
+        assert events[0]["message"]["usage"] == {**whole["usage"], "output_tokens": 0}
         streamed = assembled(events)
         other_id = headers["x-smallcall-decision-id"]
         assert json.loads(json.dumps(streamed).replace(other_id, decision_id)) == whole
@@ -174,6 +175,8 @@ async def test_large_answers_come_in_the_clients_dialect(gateway: Make) -> None:
                     assert whole["stop_reason"] == "end_turn"
                 _, events = await stream(url, of(row))
                 assert events[-1]["type"] == "message_stop", events[-2:]
+                estimated = events[0]["message"]["usage"]["input_tokens"]
+                assert given.input_tokens / 2 < estimated < given.input_tokens * 3
                 streamed = assembled(events)
                 for key in ("content", "stop_reason", "usage", "model"):
                     one, other = streamed[key], whole[key]
@@ -184,7 +187,7 @@ async def test_large_answers_come_in_the_clients_dialect(gateway: Make) -> None:
 
 
 async def test_a_conversation_is_told_in_chat_completions() -> None:
-    """System text, tool calls and results, an error among them, and what has no counterpart goes along."""
+    """System text, tool calls and results, an error among them; what only Anthropic's models know stays behind."""
     turns = [
         {"role": "user", "content": [{"type": "text", "text": "Weather in Paris?"}]},
         {
@@ -213,7 +216,10 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
             stop_sequences=["x"],
             metadata={"user_id": "u"},
             top_k=3,
+            thinking={"type": "enabled", "budget_tokens": 2000},
+            service_tier="standard_only",
             temperature=0.5,
+            new_field="x",
             smallcall={"include": ["decision"]},
         )
     )
@@ -248,8 +254,8 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
         "max_tokens": 100,
         "stop": ["x"],
         "user": "u",
-        "top_k": 3,
         "temperature": 0.5,
+        "new_field": "x",
     }
     assert (request.view.tool_choice, request.view.parallel_tool_calls) == ("required", False)
     reasoned = LargeOnly("reasoning_unseen", "messages[1].content[0].type")

@@ -14,16 +14,17 @@ from aiohttp import web
 from evaluation.faults import Cut, Disconnect, Fault, Garbage, Hang, Status, always
 from router.settings import Large, Settings, SettingsError, load_settings
 from router.upstream.passthrough import spoken
-from tests.router.conftest import Make, served
-from tests.router.test_gateway import CALLING, TALKING, leave, of, post, recorded, rows_of, stream
+from tests.router.conftest import Make, ScriptedSmall, served
+from tests.router.test_gateway import CALL, CALLING, TALKING, leave, of, post, recorded, rows_of, stream
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Provider:
-    """A provider of one's own: answers every path with `answer`, bytes or pieces of an event stream."""
+    """A provider of one's own: answers every path with `answer`, bytes or pieces of an event stream, pauses in seconds
+    or until an event among them."""
 
-    def __init__(self, *answer: bytes | float, status: int = 200) -> None:
+    def __init__(self, *answer: bytes | float | asyncio.Event, status: int = 200) -> None:
         self.answer, self.status = answer, status
         self.asked: list[tuple[str, dict[str, str], bytes]] = []
         self.left = asyncio.Event()
@@ -51,6 +52,8 @@ class Provider:
             for piece in self.answer:
                 if isinstance(piece, bytes):
                     await response.write(piece)
+                elif isinstance(piece, asyncio.Event):
+                    await piece.wait()
                 else:
                     await asyncio.sleep(piece)
         except asyncio.CancelledError:
@@ -319,7 +322,7 @@ RESPONSE_EVENTS = [
 
 
 async def test_responses_go_to_a_provider_that_speaks_them(gateway: Make) -> None:
-    """Built-in tools too; usage and price, and a failure in the stream carries on its numbers."""
+    """Built-in tools too; usage and price; a failure in the stream is the response's own, and what it used is paid."""
     body = {"model": "gpt-x", "input": "Hi", "tools": [{"type": "web_search"}]}
     provider = Provider(orjson.dumps(RESPONSE))
     async with provider.running() as base:
@@ -333,19 +336,51 @@ async def test_responses_go_to_a_provider_that_speaks_them(gateway: Make) -> Non
             events = [json.loads(block.split("\ndata: ")[1]) for block in text.split("\n\n")[:-1]]
             assert [event["sequence_number"] for event in events] == [0, 1, 2]
             assert events[-1]["response"] == {**RESPONSE, "model": "gpt-x"}
-            failed = {"type": "response.failed", "response": {"error": {"message": "no"}}, "sequence_number": 2}
+            used = {"input_tokens": 50, "output_tokens": 5}
+            failure = {"id": "resp_1", "error": {"message": "no, by http://x/y"}, "usage": used}
+            failed = {"type": "response.failed", "response": failure, "sequence_number": 2}
             provider.answer = (sse(*RESPONSE_EVENTS[:2], failed),)
             _, _, text = await send(url, "/responses", {**body, "stream": True})
             last = json.loads(text.split("\n\n")[-2].split("\ndata: ")[1])
-            assert (last["type"], last["code"], last["sequence_number"]) == ("error", "upstream_unavailable", 2)
+            assert (last["type"], last["sequence_number"]) == ("response.failed", 2)
+            told = last["response"]
+            assert (told["id"], told["model"], told["status"]) == ("resp_1", "gpt-x", "failed")
+            assert told["error"]["code"] == "upstream_unavailable"
+            assert "http" not in text
             rows = await app.state.ledger.page()
     assert provider.asked[0][0] == "/v1/responses"
     dollars = 30 * 2.5e-6 + 20 * 1.25e-6 + 5 * 1e-5
     assert sorted((row.status, row.large_cost_nusd or 0) for row in rows) == [
         (200, round(dollars * 1e9)),
         (200, round(dollars * 1e9)),
-        (502, 0),
+        (502, round((50 * 2.5e-6 + 5 * 1e-5) * 1e9)),
     ]
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {"previous_response_id": "resp_" + "0a" * 25},
+        {"conversation": {"id": "conv_1"}},
+        {"prompt": {"id": "pmpt_1"}, "input": None},
+        {"input": [{"type": "item_reference", "id": "fc_" + "0a" * 25}]},
+    ],
+)
+async def test_what_a_provider_stored_is_its_own_to_honour(gateway: Make, stored: dict[str, Any]) -> None:
+    """It goes on as it came, without a draft; the ids of our own answers do not."""
+    body = {"model": "gpt-x", "input": "Hi", "tools": [{"type": "function", "name": "f", "parameters": {}}], **stored}
+    provider, small = Provider(orjson.dumps(RESPONSE)), ScriptedSmall(CALL)
+    async with provider.running() as base:
+        settings = large("openai/gpt-4o-2024-08-06", base, forward=["responses"])
+        async with served(gateway(small=small, large=settings)) as url:
+            status, headers, text = await send(url, "/responses", body)
+            assert (status, headers["x-smallcall-reason"]) == (200, "stored_state")
+            assert json.loads(text)["id"] == "resp_1"
+            own = f"resp_{headers['x-smallcall-decision-id']}"
+            status, _, text = await send(url, "/responses", {**body, "previous_response_id": own})
+            assert (status, json.loads(text)["error"]["param"]) == (400, "previous_response_id")
+    assert json.loads(provider.asked[0][2]) == {**body, "model": "gpt-4o-2024-08-06"}
+    assert (len(provider.asked), small.commands) == (1, [])
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.faults import Cut, Status, always
+from router.decision import new_decision_id
 from router.dialects.chat import LargeOnly
 from router.dialects.errors import ClientError
 from router.dialects.responses import read_request
@@ -96,7 +97,7 @@ async def test_small_answers_have_the_shape_of_responses(gateway: Make) -> None:
         "store": False,
         "usage": {
             "input_tokens": 7,
-            "input_tokens_details": {"cached_tokens": 0},
+            "input_tokens_details": {"cache_write_tokens": 0, "cached_tokens": 0},
             "output_tokens": len(TWO),
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": 7 + len(TWO),
@@ -217,6 +218,33 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}
 
 
+async def test_results_of_parallel_calls_stand_together(gateway: Make) -> None:
+    """An image among them follows the last of them, as OpenAI's chat completions want it."""
+
+    class Asked(Scripted):
+        async def complete(self, body: Any) -> dict[str, Any]:
+            self.body = body
+            return await super().complete(body)
+
+    calls = [{"type": "function_call", "call_id": one, "name": "get_weather", "arguments": "{}"} for one in "ab"]
+    outputs: list[dict[str, Any]] = [
+        {"type": "function_call_output", "call_id": "a", "output": [{"type": "input_text", "text": "see"}, IMAGE]},
+        {"type": "function_call_output", "call_id": "b", "output": "20 °C"},
+    ]
+    last = {"role": "user", "content": "And?"}
+    large = Asked()
+    async with served(gateway(upstream=large)) as url:
+        status, _, _ = await post(url, ask(input=[{"role": "user", "content": "?"}, *calls, *outputs, last]))
+        assert (status, [turn["role"] for turn in large.body["messages"]]) == (
+            200,
+            ["user", "assistant", "tool", "tool", "user", "user"],
+        )
+        shown = {"type": "image_url", "image_url": {"url": IMAGE["image_url"]}}
+        assert large.body["messages"][4]["content"] == [shown]
+        await post(url, ask(input=[{"role": "user", "content": "?"}, *calls, *outputs]))
+        assert large.body["messages"][-1]["content"] == [shown]
+
+
 @pytest.mark.parametrize(
     ("changes", "reason", "param", "native"),
     [
@@ -263,8 +291,10 @@ async def test_what_the_small_model_cannot_take_goes_large_or_is_refused(
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"conversation": "conv_1"}, "conversation"),
         ({"background": True}, "background"),
-        ({"prompt": {"id": "x"}}, "prompt"),
+        ({"prompt": {"id": "x"}, "input": None}, "prompt"),
         ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0]"),
+        ({"input": [{"id": "x"}]}, "input[0]"),
+        ({"input": [{"type": "item_reference", "id": f"fc_{new_decision_id()}_0"}]}, "input[0]"),
         ({"input": None}, "input"),
         ({"input": [{"role": "tool", "content": "x"}]}, "input[0].role"),
         ({"input": [{"type": "function_call", "call_id": "x", "name": "y"}]}, "input[0].arguments"),
@@ -276,7 +306,7 @@ async def test_what_the_small_model_cannot_take_goes_large_or_is_refused(
 )
 async def test_what_cannot_be_honoured_is_refused_by_name(gateway: Make, changes: dict[str, Any], param: str) -> None:
     """400 in OpenAI's shape; stored state among it."""
-    async with served(gateway(small=ScriptedSmall(CALL))) as url:
+    async with served(gateway(small=ScriptedSmall(CALL), upstream=Scripted())) as url:
         status, _, body = await post(url, ask(**changes))
     assert (status, body["error"]["param"], body["error"]["type"]) == (400, param, "invalid_request_error")
     assert body["error"]["message"].startswith(param)
@@ -315,24 +345,27 @@ async def test_a_broken_stream_ends_in_a_failed_response(gateway: Make) -> None:
 
 
 async def test_an_answer_that_was_cut_short_is_incomplete(gateway: Make) -> None:
-    """`length` is told as Responses tell it, whole and streamed."""
+    """`length` is told as Responses tell it, whole and streamed: of the response, and of the item that it cut."""
+    function = {"name": "get_weather", "arguments": '{"city": "Par'}
+    message = {"content": "half", "tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}
 
     class Short(Scripted):
         async def complete(self, body: Any) -> dict[str, Any]:
-            message = {"role": "assistant", "content": "half"}
             return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
 
         async def __aiter__(self) -> Any:
-            yield {"id": "x", "choices": [{"index": 0, "delta": {"content": "half"}, "finish_reason": None}]}
+            yield {"id": "x", "choices": [{"index": 0, "delta": message, "finish_reason": None}]}
             yield {"id": "x", "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}
 
     async with served(gateway(upstream=Short())) as url:
         _, _, whole = await post(url, ask())
         _, events = await stream(url, ask())
     assert events[-1]["type"] == "response.incomplete"
+    assert events[-2]["item"]["status"] == "incomplete"
     for told in (whole, events[-1]["response"]):
         assert (told["status"], told["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
         assert told["output"][0]["content"][0]["text"] == "half"
+        assert [item["status"] for item in told["output"]] == ["completed", "incomplete"]
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "streamed"])
@@ -360,7 +393,8 @@ VALUES = st.recursive(
     ),
     max_leaves=12,
 )
-FIELDS = "input instructions tools tool_choice stream text reasoning metadata include parallel_tool_calls".split()
+FIELDS = """input instructions tools tool_choice stream text reasoning metadata include parallel_tool_calls prompt
+    previous_response_id""".split()
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=4))
