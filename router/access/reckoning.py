@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from router.access.limits import Need
+from router.dialects.reading import MAX_CHOICES
 from router.ledger.row import NANO
 from router.upstream import Usage
 
@@ -83,13 +84,13 @@ def need(size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, r
     """What a request is reckoned to take if the large model answers it.
 
     Prompt: a token for every four bytes of the body. Answer: `assumed_output_tokens`, or the client's own limit where
-    that is lower, times the number of choices. No prompt is taken for cached. Without `rates` it costs nothing.
+    that is lower, times the number of choices (`MAX_CHOICES` at most). No prompt is taken for cached. Without `rates`
+    it costs nothing.
     """
     prompt = size_bytes // BYTES_PER_TOKEN + 1
     told = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), assumed_output_tokens)
     choices = body.get("n")
-    answer = max(0, min(int(told), assumed_output_tokens)) * (
-        choices if isinstance(choices, int) and choices > 1 else 1
-    )
+    answers = min(choices, MAX_CHOICES) if isinstance(choices, int) and choices > 1 else 1
+    answer = max(0, min(int(told), assumed_output_tokens)) * answers
     cost = 0.0 if rates is None else prompt * rates.input_usd + answer * rates.output_usd
     return Need(prompt + answer, round(cost * NANO))
