@@ -53,7 +53,7 @@ def feedback_route(
     async def feedback(request: Request) -> Response:
         try:
             key_id = owner(request)
-            admission.enter()
+            stay = admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
@@ -62,7 +62,7 @@ def feedback_route(
         except ClientError as error:
             return error_response(error, _DIALECT)
         finally:
-            admission.leave()
+            stay.leave()
         answer = {"decision_id": place.decision_id, "call_index": _shown(place.call_index), "recorded": True}
         return Response(orjson.dumps(answer), media_type="application/json")
 
