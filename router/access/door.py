@@ -234,6 +234,7 @@ class Access:
         try:
             standing = await self._counters.take(key, needed, self.now())
         except CountersDownError as error:
+            self._local.forget(key)
             failure = ClientError(503, "limits cannot be checked now", "access_unavailable", retry_after_s=1)
             raise self._refused(failure) from error
         headers = _told(key, standing)

@@ -117,6 +117,12 @@ class LocalCounters:
         bucket.level -= 1
         return 0.0
 
+    def forget(self, key: VirtualKey) -> None:
+        """A request that arrived is not to have counted."""
+        bucket = self._arrivals.get(key.key_id)
+        if bucket is not None:
+            bucket.level = min(key.requests_per_minute or 0, bucket.level + 1)
+
     async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
         """See `Counters.take`."""
         account = self._account(key, now)
