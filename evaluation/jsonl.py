@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TypeVar, cast
 
@@ -29,11 +29,17 @@ class RowError(ValueError):
         self.detail = detail
 
 
-def read_rows(path: Path, row_type: type[Row], *, max_line_bytes: int = MAX_LINE_BYTES) -> Iterator[tuple[int, Row]]:
+def read_rows(
+    path: Path,
+    row_type: type[Row],
+    *,
+    max_line_bytes: int = MAX_LINE_BYTES,
+    passed_over: Callable[[RowError], None] | None = None,
+) -> Iterator[tuple[int, Row]]:
     """Yield (line number from 1, row), decoded as `row_type`. A name that ends in `.gz` is decompressed.
 
-    Raises RowError for a line that is too long, blank, not JSON or not of the type, and for a broken archive. An
-    unreadable file raises its own OSError.
+    Raises RowError for a line that is blank, not JSON or not of the type, unless `passed_over` takes it; and for a line
+    that is too long and for a broken archive. An unreadable file raises its own OSError.
     """
     decoder = msgspec.json.Decoder(row_type)
     with _open(path) as lines:
@@ -49,9 +55,14 @@ def read_rows(path: Path, row_type: type[Row], *, max_line_bytes: int = MAX_LINE
             if len(line) > max_line_bytes:
                 raise RowError(path, number, f"line is longer than {max_line_bytes} bytes")
             try:
-                yield number, decoder.decode(line)
+                row = decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-                raise RowError(path, number, str(error)) from error
+                wrong = RowError(path, number, str(error))
+                if passed_over is None:
+                    raise wrong from error
+                passed_over(wrong)
+                continue
+            yield number, row
 
 
 def _open(path: Path) -> IO[bytes]:

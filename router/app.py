@@ -25,7 +25,7 @@ from router.delivery import Admission
 from router.drafting import Drafter
 from router.experiment_store import ExperimentStore
 from router.feedback import feedback_route
-from router.front import Completion, Front, body_limit, owner, whole_body
+from router.front import Completion, Front, body_limit, whole_body
 from router.gateway import Gateway
 from router.ledger import Ledger
 from router.ledger.retention import Retention
@@ -137,7 +137,7 @@ def create_app(
     limit = body_limit(settings)
     counting = counting_route(admission, lambda request, stay: whole_body(request, limit, stay))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
-    app.add_api_route("/v1/feedback", feedback_route(admission, whole_body, owner), methods=["POST"])
+    app.add_api_route("/v1/feedback", feedback_route(admission, whole_body), methods=["POST"])
     for path, completion in answering.items():
         # Other methods are refused there, and what is mounted below a path is found.
         app.router.routes.append(Route(path, completion, methods=["POST"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -48,7 +49,9 @@ def train(
             chosen = chosen.model_copy(update={"base": base})
         files = data or [shipped_data()]
         folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
-        result = _run(chosen, folder, files, start, run or Path("runs") / chosen.name, threads, errors)
+        run = run or Path("runs") / chosen.name
+        result = _run(chosen, folder, files, start, run, threads, errors)
+        _tell_refused(run, errors)
         print(result)
         if score_rows:
             _score(chosen, folder, files, result, score_rows, errors)
@@ -69,14 +72,27 @@ def shipped_data() -> Path:
     return path
 
 
+def _tell_refused(run: Path, errors: Console) -> None:
+    """How many rows were left out for what: of each file, and on the way to tokens."""
+    facts = json.loads((run / "data.json").read_text(encoding="utf-8"))
+    for name, part in {**facts["files"], "training": facts["train"], "validation": facts["validation"]}.items():
+        if part["refused"]:
+            told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(part["refused"].items()))
+            errors.print(f"{name}: rows left out: {told}", markup=False, highlight=False, soft_wrap=True)
+
+
 def _score(recipe: Recipe, base: Path, files: list[Path], trained: Path, rows: int, errors: Console) -> None:
     from router.cli_progress import progress_bar
-    from router.train_scores import score_run
+    from router.train_scores import score_run, validation_cases
 
-    small = load_settings().small
+    drawn = validation_cases(files, recipe.data.validation_share, rows)
+    if not drawn.cases:
+        errors.print(str(drawn), highlight=False, soft_wrap=True)
+        return
     with progress_bar(errors) as tell:
-        passed, drafted = score_run(recipe, base, files, trained, small, rows, partial(tell, "validation rows"))
-    errors.print(f"{passed} of {drafted} validation rows right", highlight=False)
+        small = load_settings().small
+        passed = score_run(recipe, base, drawn.cases, trained, small, partial(tell, "validation rows"))
+    errors.print(f"{passed} of {drawn} right", highlight=False)
 
 
 def _run(

@@ -13,6 +13,8 @@ from policies.messages import texts
 from router.dialects.chat import LargeOnly
 from slm.pattern import TOOL_RESULT_CHARS
 
+OF_EARLIER_TURNS = frozenset({"reasoning_unseen", "audio", "tool_result_unmatched", "tool_result_cut"})
+"""Reasons that no conversation begins with: they may hang on who answered its earlier turns."""
 _REASONING_FIELDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
 
 

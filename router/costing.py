@@ -11,9 +11,12 @@ import dataclasses
 from typing import NamedTuple, Protocol
 
 from router.upstream import Usage
+from router.upstream.prices import plain_usage
 
 CHARS_PER_TOKEN = 4
+PER_MTOK = 1_000_000
 _PROBE = 1000
+"""So few tokens that no provider's dearer price for long prompts begins."""
 
 
 class Priced(Protocol):
@@ -32,14 +35,13 @@ class UnitPrices(NamedTuple):
 
 
 def unit_prices(priced: Priced) -> UnitPrices | None:
-    """The price of small usage, by asking for a thousand tokens of each kind; None where it is not known. Prices that
-    rise with the size of a prompt are those of a small one."""
+    """The price of small usage, by asking for a thousand tokens of each kind; None where it is not known."""
     asked = priced.cost_usd(_usage(_PROBE, 0))
     cached = priced.cost_usd(_usage(_PROBE, 0, cached=_PROBE))
     answered = priced.cost_usd(_usage(_PROBE, _PROBE))
     if asked is None or answered is None:
         return None
-    per_mtok = 1_000_000 / _PROBE
+    per_mtok = PER_MTOK / _PROBE
     return UnitPrices(asked * per_mtok, (asked if cached is None else cached) * per_mtok, (answered - asked) * per_mtok)
 
 
@@ -64,10 +66,4 @@ def cut_short_usd(
 
 
 def _usage(prompt: int, completion: int, *, cached: int = 0) -> Usage:
-    reported = {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-    return Usage(prompt, completion, cached, reported)
+    return Usage(prompt, completion, cached, plain_usage(prompt - cached, cached, completion))

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import orjson
@@ -42,6 +42,13 @@ def new_decision_id(unix_ms: int | None = None) -> str:
     lower case. Sorts by time; cannot be guessed."""
     value = (unix_ms if unix_ms is not None else time.time_ns() // 1_000_000) << 80 | secrets.randbits(80)
     return "".join([_PAIRS[value >> shift & 1023] for shift in range(120, -1, -10)])
+
+
+class Digests(NamedTuple):
+    """SHA-256 of what a row does not keep."""
+
+    request: str
+    tools: str
 
 
 @dataclass(slots=True)
@@ -213,7 +220,11 @@ class Decision:
             return builder.started.prefill_s + builder.done.decode_s
         return max(0.0, self.draft_s - builder.started.queue_s)
 
-    def row(self, *, store_content: bool, small_usd_per_hour: float = 0.0) -> DecisionRow:
+    def digests(self) -> Digests:
+        """Of the request and of its tools; a large body takes tens of milliseconds."""
+        return Digests(_sha256(self.chat.body), _sha256(self.chat.tools))
+
+    def row(self, digests: Digests, *, store_content: bool, small_usd_per_hour: float = 0.0) -> DecisionRow:
         """The ledger's row."""
         seconds, prices = self.small_seconds(), self.unit_prices
         chat, builder, usage, exposure = self.chat, self.builder, self.usage, self.exposure
@@ -256,8 +267,8 @@ class Decision:
             small_prefill_s=started.prefill_s if started else None,
             small_decode_s=done.decode_s if done else None,
             latency_s=self.latency_s,
-            request_sha256=_sha256(chat.body),
-            tools_sha256=_sha256(chat.tools),
+            request_sha256=digests.request,
+            tools_sha256=digests.tools,
             weights_sha256=info.weights_sha256 if info else None,
             adapter_sha256=info.adapter_sha256 if info else None,
             pattern_version=info.pattern_version if info else None,

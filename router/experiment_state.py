@@ -6,6 +6,7 @@ import asyncio
 import time
 from array import array
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
@@ -14,6 +15,7 @@ import structlog
 
 from evaluation.experiments import Guardrails, Plan, State, state
 from evaluation.exposures import Requests, gather
+from router.experiment_store import ExperimentStore
 from router.experiments import Assignment
 from router.ledger import Ledger
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
@@ -142,19 +144,22 @@ def _number(known: bool | None) -> float:
 
 
 def _cost(row: ExposedRequest) -> float:
-    if row.large_model is None:
-        return 0.0
-    return float("nan") if row.large_cost_nusd is None else row.large_cost_nusd / NANO
+    """USD of draft, answer (what was estimated of one that was cut short included) and audit; NaN where the large model
+    answered and nothing is known of its cost. Tries that gave no answer cost nothing."""
+    asked = row.side == "large" and row.large_model is not None and row.large_attempts != 0
+    if asked and row.large_cost_nusd is None and row.large_estimate_nusd is None:
+        return float("nan")
+    parts = row.large_cost_nusd, row.large_estimate_nusd, row.small_cost_nusd, row.audit_cost_nusd
+    return sum(part or 0 for part in parts) / NANO
 
 
 class Watch:
-    """Looks at the experiment now and then, and stops its assignment when a guardrail has gone.
-
-    A guardrail that went is read off the rows again by every replica and after every restart; nothing else is kept.
-    """
+    """Looks at the experiment now and then, and stops it for good when a guardrail has gone: its assignment at once,
+    and in the database, for other replicas, restarts, and when the rows that told of it are gone."""
 
     def __init__(self, ledger_url: str, experiment: Experiment, assignment: Assignment) -> None:
         self._url, self._experiment, self._assignment = ledger_url, experiment, assignment
+        self._kept = False
 
     async def look(self) -> None:
         """Once. A ledger that cannot be read leaves things as they are."""
@@ -168,16 +173,22 @@ class Watch:
         if found.stopped:
             gone = {f"{one.name}:{rail.name}" for one in found.treatments for rail in one.guardrails if rail.tripped_at}
             _log.warning("experiment_stopped", experiment=name, guardrails=sorted(gone))
-            self._assignment.stopped = True
 
     async def _state(self) -> State:
+        name, experiment = self._assignment.name, self._experiment
         async with Ledger.open(self._url) as ledger:
-            return await experiment_state(ledger, self._assignment.name, self._experiment, {}, time.time())
+            found = await experiment_state(ledger, name, experiment, {}, time.time())
+            if found.stopped:
+                self._assignment.stopped = True
+                store = ExperimentStore(ledger.engine)
+                await store.stop(name, {name: experiment}, datetime.now(UTC), by="guardrail")
+                self._kept = True
+            return found
 
     async def run(self) -> None:
-        """Look until it is over."""
+        """Look until it is over, and that is kept."""
         pause_s = self._experiment.check_every_s
-        while not self._assignment.stopped:
+        while not self._kept:
             await asyncio.sleep(pause_s)
             began = time.monotonic()
             await self.look()

@@ -1,4 +1,4 @@
-"""Experiments that were made or stopped over HTTP, in the ledger's database, so that replicas and restarts agree.
+"""Experiments that were made over HTTP or stopped, in the ledger's database, so that replicas and restarts agree.
 
 What is kept of a configured experiment is only that it was stopped. An experiment that has served requests is not
 changed, and one that was stopped does not begin again: a changed one gets a new name.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 
 from pydantic import ValidationError
 from sqlalchemy import Row, delete, insert, select, update
@@ -19,6 +20,8 @@ from router.ledger import LedgerUnavailableError
 from router.ledger.store import zoned
 from router.ledger.tables import decisions, experiment_revision, live_experiments, rollups
 from router.settings import Experiment
+
+StoppedBy = Literal["admin", "guardrail"]
 
 
 class ExperimentConflictError(RuntimeError):
@@ -37,7 +40,9 @@ class StoredExperiment:
     experiment: Experiment | None
     """None: it stands in the configuration, and was stopped; or this version of the gateway cannot read it."""
     created_at: datetime
-    stopped_at: datetime | None
+    stopped_at: datetime | None = None
+    stopped_by: StoppedBy | None = None
+    """None: nobody, or it was not kept."""
 
 
 class ExperimentStore:
@@ -89,9 +94,11 @@ class ExperimentStore:
                 await connection.execute(insert(live_experiments).values(name=name, **values))
         except (SQLAlchemyError, OSError) as error:
             raise _unavailable("written", error) from error
-        return StoredExperiment(name, experiment, created_at, None), old is None
+        return StoredExperiment(name, experiment, created_at), old is None
 
-    async def stop(self, name: str, configured: Mapping[str, Experiment], now: datetime) -> StoredExperiment | None:
+    async def stop(
+        self, name: str, configured: Mapping[str, Experiment], now: datetime, by: StoppedBy = "admin"
+    ) -> StoredExperiment | None:
         """The experiment, stopped now or before; None: there is no such."""
         try:
             async with self._engine.begin() as connection:
@@ -99,7 +106,7 @@ class ExperimentStore:
                 if name in configured and name not in await _all(connection):
                     await connection.execute(insert(live_experiments).values(name=name, created_at=now))
                 running = (live_experiments.c.name == name) & live_experiments.c.stopped_at.is_(None)
-                await connection.execute(update(live_experiments).where(running).values(stopped_at=now))
+                await connection.execute(update(live_experiments).where(running).values(stopped_at=now, stopped_by=by))
                 return (await _all(connection)).get(name)
         except (SQLAlchemyError, OSError) as error:
             raise _unavailable("stopped", error) from error
@@ -148,7 +155,7 @@ def _stored(row: Row[tuple[object, ...]]) -> StoredExperiment:
         except ValidationError:  # of another version of the gateway
             experiment = None
     stopped_at = None if row.stopped_at is None else zoned(row.stopped_at)
-    return StoredExperiment(row.name, experiment, zoned(row.created_at), stopped_at)
+    return StoredExperiment(row.name, experiment, zoned(row.created_at), stopped_at, row.stopped_by)
 
 
 async def _served(connection: AsyncConnection, name: str) -> bool:

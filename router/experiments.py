@@ -15,7 +15,8 @@ from typing import Any
 
 from policies.baselines import make_policy
 from policies.policy import Policy
-from router.conversation import conversation_of, shown_key
+from router.context import OF_EARLIER_TURNS
+from router.conversation import asker_of, conversation_of
 from router.dialects.chat import ChatRequest
 from router.settings import Experiment
 
@@ -42,7 +43,7 @@ class Assignment:
         """`make`: the policy of an arm's configuration."""
         self.name = name
         self.stopped = False
-        """Set when a guardrail has gone: from then on nothing is assigned, and the gateway's own policy serves all."""
+        """Set when a guardrail has gone: from then on nothing is assigned."""
         self._unit, self._salt = experiment.unit, (experiment.salt or name).encode()
         total = sum(arm.weight for arm in experiment.arms.values())
         self._arms = [
@@ -51,16 +52,21 @@ class Assignment:
         ]
         self._ends = list(accumulate(share for _, share, _ in self._arms))
 
-    def exposure(self, chat: ChatRequest, headers: Mapping[str, str]) -> Exposure | None:
+    def exposure(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None = None) -> Exposure | None:
         """The request's arm; None where the experiment does not touch it: no policy is asked about it (pinned, or for
         the large model only), it shows no key and the unit is the key, or the experiment was stopped.
 
+        What goes large because of its earlier turns is taken in: left out, an arm would be told by the conversations
+        that its own answers did not send there.
+
         Args:
             headers: of the request, names in lower case.
+            key_id: of the virtual key that asks; None without keys.
         """
-        if self.stopped or chat.pin is not None or chat.large_only is not None:
+        large_only = chat.large_only is not None and chat.large_only.reason not in OF_EARLIER_TURNS
+        if self.stopped or chat.pin is not None or large_only:
             return None
-        unit = self._unit_of(chat, headers)
+        unit = self._unit_of(chat, headers, key_id)
         if unit is None:
             return None
         digest = hashlib.sha256(self._salt + b"\0" + unit)
@@ -68,8 +74,8 @@ class Assignment:
         arm, share, policy = self._arms[min(bisect_right(self._ends, place), len(self._arms) - 1)]
         return Exposure(self.name, arm, digest.hexdigest(), share, policy)
 
-    def _unit_of(self, chat: ChatRequest, headers: Mapping[str, str]) -> bytes | None:
+    def _unit_of(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> bytes | None:
         if self._unit == "key":
-            key = shown_key(headers)
-            return None if key is None else key.encode()
-        return conversation_of(chat, headers)
+            asker = asker_of(headers, key_id)
+            return None if asker is None else asker.encode()
+        return conversation_of(chat, headers, key_id)

@@ -15,6 +15,7 @@ from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from router.access.door import Access
 from router.delivery import Admission, error_response
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError, wrong
@@ -40,24 +41,21 @@ _DIALECT = ChatCompletions()
 def feedback_route(
     admission: Admission,
     body: Callable[[Request, int], Awaitable[bytes]],
-    owner: Callable[[Request], str | None],
     clock: Callable[[], datetime] = now,
 ) -> Callable[[Request], Awaitable[Response]]:
-    """The route.
-
-    Args:
-        body: reads a request's bytes within a bound.
-        owner: whose decisions may be judged: the id of the key that asks, None without keys. Raises ClientError.
-    """
+    """The route; `body` reads a request's bytes within a bound. A key may judge its own decisions only."""
 
     async def feedback(request: Request) -> Response:
         try:
-            key_id = owner(request)
+            access: Access = request.app.state.access
+            key = access.caller(request.headers)
             stay = admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
+            await access.count(key)
             told = _read(decoded(await body(request, MAX_BODY_BYTES)))
+            key_id = key.key_id if key is not None else None
             place = await _recorded(request.app.state.ledger.engine, told, key_id, clock())
         except ClientError as error:
             return error_response(error, _DIALECT)

@@ -93,24 +93,18 @@ class Completion:
         experiments: LiveExperiments = state.experiments
         assigned = experiments.assignment
         stickiness: Stickiness = state.stickiness
+        key_id = key.key_id if key is not None else None
 
         def read() -> tuple[ChatRequest, Exposure | None, str | None]:
             chat = self._dialect.read(raw, headers)
-            exposure = assigned.exposure(chat, headers) if assigned is not None else None
-            return chat, exposure, stickiness.digest(chat, headers)
+            exposure = assigned.exposure(chat, headers, key_id) if assigned is not None else None
+            return chat, exposure, stickiness.digest(chat, headers, key_id)
 
         chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
         sticky = await stickiness.turn(chat, digest)
         grant = await state.access.admit(key, chat)
-        state.outcomes.see(chat, key.key_id if key is not None else None)
+        state.outcomes.see(chat, key_id)
         return Delivery(state.gateway, chat, self._dialect, self._server, Terms(exposure, grant, sticky))
-
-
-def owner(request: Request) -> str | None:
-    """The id of the key that asks; None without keys. Raises ClientError: 401."""
-    access: Access = request.app.state.access
-    key = access.caller(request.headers)
-    return key.key_id if key is not None else None
 
 
 def body_limit(settings: Settings) -> int:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from router.conversation import opening
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.tables import audits, decisions
 from router.seen import Seen
@@ -156,16 +157,15 @@ def folder_of(tenant: str) -> str:
     return f"{plain or 'tenant'}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}"
 
 
-def opening_of(messages: Sequence[Mapping[str, Any]]) -> bytes:
-    """The digest of a conversation's messages up to the user's first, which all its turns share."""
-    first = next((i for i, message in enumerate(messages) if message.get("role") == "user"), 0)
-    opening = [{key: turn.get(key) for key in ("role", "content")} for turn in messages[: first + 1]]
-    return hashlib.sha256(json.dumps(opening, sort_keys=True).encode("utf-8", "surrogatepass")).digest()
+def opening_digest(messages: Sequence[Mapping[str, Any]]) -> bytes:
+    """Of what was said in a conversation's opening."""
+    told = [{key: turn.get(key) for key in ("role", "content")} for turn in opening(messages)]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).digest()
 
 
 def share_of(messages: Sequence[Mapping[str, Any]]) -> float:
     """Where a conversation lies in [0, 1), by its opening."""
-    return int.from_bytes(opening_of(messages)[:8], "big") / 2**64
+    return int.from_bytes(opening_digest(messages)[:8], "big") / 2**64
 
 
 async def _page(engine: AsyncEngine, since: datetime, until: datetime, after: str) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from evaluation.learning_curve import CurvePoint, SetRate
 from router.settings import Small
 from router.small_scores import Arm, collect_arm
 from slm.curve import kept_steps
-from slm.folders import ModelFolder, read_model
+from slm.folders import ModelFolder
 
 SETS = ("in_domain", "heldout_tools")
 
@@ -43,11 +43,7 @@ async def curve_points(
     plain = small.model_copy(update={"dtype": "float32", "adapter": "none"})
     points = [CurvePoint(step=0, rows=0, validation_loss=None, rates=await rates(Arm("step 0", plain, base)))]
     for one in kept:
-        name = f"step {one.step}"
-        if one.adapter:
-            arm = Arm(name, plain.model_copy(update={"adapter": str(one.folder)}), base)
-        else:
-            arm = Arm(name, plain, read_model(one.folder))
+        arm = Arm(f"step {one.step}", plain.model_copy(update={"adapter": str(one.folder)}), base)
         points.append(
             CurvePoint(step=one.step, rows=one.rows, validation_loss=one.validation_loss, rates=await rates(arm))
         )

@@ -46,7 +46,7 @@ class LiveExperiments:
 
     @contextlib.asynccontextmanager
     async def in_force(self) -> AsyncIterator[LiveExperiments]:
-        """Heed the database until the block ends; what its rows say of guardrails is heeded from the start.
+        """Heed the database until the block ends; what rows say of guardrails is heeded from the start.
 
         Raises:
             LedgerUnavailableError: the database does not answer.
@@ -123,7 +123,7 @@ class LiveExperiments:
 
     def _state(self, name: str, experiment: Experiment | None, stored: StoredExperiment | None) -> str:
         if stored is not None and stored.stopped_at is not None:
-            return "stopped"
+            return "guardrail" if stored.stopped_by == "guardrail" else "stopped"
         if experiment is None:
             return "unreadable"
         if self._current is not None and self._current[0] == name and self.assignment is not None:

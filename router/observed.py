@@ -13,7 +13,7 @@ from evaluation.chat_wire import TextCall
 from evaluation.costs import Means, Priced, alternative_nusd
 from evaluation.observed import Observed
 from evaluation.observed_traces import Kept
-from router.harvest import opening_of
+from router.harvest import opening_digest
 from router.ledger.cost_queries import start_of, typical_answers
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.row import NANO
@@ -190,7 +190,7 @@ def _kept(content: Mapping[str, Any], owner: str, audit: Mapping[str, Any] | Non
     return Kept(
         messages=messages,
         tools=[name for name in names if isinstance(name, str)],
-        conversation=f"{owner}/{opening_of(messages).hex()}" if messages else None,
+        conversation=f"{owner}/{opening_digest(messages).hex()}" if messages else None,
         answer=_calls(content.get("answer")),
         audit=_calls({"choices": [{"message": audit}]}),
     )

@@ -8,6 +8,7 @@ import structlog
 
 from router.decision import Decision
 from router.dialects.errors import ClientError
+from router.drafting import OFFLOAD_BYTES
 from router.ledger import Ledger, LedgerUnavailableError
 from router.served_bundle import ServedBundle
 from router.telemetry import Metrics
@@ -51,7 +52,9 @@ class Recorder:
 
     async def _write(self, decision: Decision) -> None:
         try:
-            row = decision.row(store_content=self._store_content, small_usd_per_hour=self._small_usd_per_hour)
+            large = decision.chat.size_bytes > OFFLOAD_BYTES
+            digests = await asyncio.to_thread(decision.digests) if large else decision.digests()
+            row = decision.row(digests, store_content=self._store_content, small_usd_per_hour=self._small_usd_per_hour)
             await self._ledger.write(row, decision.seen.large_calls)
         except LedgerUnavailableError as error:
             _log.error("ledger_unavailable", decision_id=decision.decision_id, error=str(error))

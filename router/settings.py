@@ -214,6 +214,10 @@ class Price(_Section):
     output_usd_per_mtok: float = Field(ge=0)
     cached_input_usd_per_mtok: float | None = Field(default=None, ge=0)
     """None: as any other input."""
+    cache_write_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """Of input that the provider writes to its cache and charges for that, as Anthropic does. None: as any other."""
+    cache_write_1h_usd_per_mtok: float | None = Field(default=None, ge=0)
+    """Of what it is to keep for an hour. None: as other writes."""
 
 
 class Large(_Section):

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from policies.break_even import TokenPrices, Turn, draft_gain_usd
-from router.access.reckoning import BYTES_PER_TOKEN, LargeRates, Rates
+from router.access.reckoning import BYTES_PER_TOKEN, LargeRates
 from router.conversation import conversation_of
+from router.costing import PER_MTOK, UnitPrices
 from router.dialects.chat import ChatRequest
 from router.settings import Conversations
 from router.upstream import Usage
@@ -146,11 +147,11 @@ class Stickiness:
     ) -> None:
         self._settings, self._memories, self._rates, self._now = settings, memories, rates, now
 
-    def digest(self, chat: ChatRequest, headers: Mapping[str, str]) -> str | None:
-        """What a conversation is remembered by; None where nothing is."""
+    def digest(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> str | None:
+        """What a conversation is remembered by; None where nothing is. `key_id`: see `router.conversation`."""
         if self._settings.sticky == "none":
             return None
-        return hashlib.sha256(conversation_of(chat, headers)).hexdigest()
+        return hashlib.sha256(conversation_of(chat, headers, key_id)).hexdigest()
 
     async def turn(self, chat: ChatRequest, digest: str | None) -> Sticky | None:
         """The turn that a request of that conversation is."""
@@ -165,7 +166,7 @@ class Stickiness:
             why = "sticky_cache" if rates is not None and not self._worth_drafting(chat, memory, rates) else None
         return Sticky(digest, memory, why, self)
 
-    def _worth_drafting(self, chat: ChatRequest, memory: Memory, rates: Rates) -> bool:
+    def _worth_drafting(self, chat: ChatRequest, memory: Memory, rates: UnitPrices) -> bool:
         """By `policies.break_even`. The share of drafts that are served is the conversation's own, with one served and
         one not served added; a later turn is taken to go large as often as a draft is not served; the next turn is
         expected after the conversation's mean pause."""
@@ -180,7 +181,7 @@ class Stickiness:
             answer_tokens=memory.answer_tokens or _ANSWER_TOKENS,
             cache_outlives=warm and now + pause_s - memory.large_at < settings.cache_ttl_s,
         )
-        prices = TokenPrices(rates.input_usd, rates.cached_usd, rates.output_usd)
+        prices = TokenPrices(*(price / PER_MTOK for price in rates))
         gain = draft_gain_usd(turn, prices, accepted=served, later_large=1 - served, draft_usd=settings.draft_usd)
         return gain > 0
 

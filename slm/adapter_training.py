@@ -16,7 +16,7 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class AdapterStartError(ValueError):
-    """An adapter that a run cannot go on from; the message says why."""
+    """An adapter that a run cannot begin or go on with; the message says why."""
 
 
 def trainable(model: PreTrainedModel, lora: Lora, start: Path | None, *, seed: int) -> PeftModel:
@@ -27,7 +27,8 @@ def trainable(model: PreTrainedModel, lora: Lora, start: Path | None, *, seed: i
         seed: of a fresh adapter's first weights.
 
     Raises:
-        AdapterStartError: the adapter cannot be read, or is of another rank or scale.
+        AdapterStartError: the adapter cannot be read, or is of another rank or scale; or the model has no numbered
+            layers to tell `lora.from_layer` by.
     """
     model.requires_grad_(False)
     if start is None:
@@ -53,8 +54,15 @@ def trainable(model: PreTrainedModel, lora: Lora, start: Path | None, *, seed: i
         made = PeftModel.from_pretrained(model, str(start), is_trainable=True)
         for config in made.peft_config.values():  # where peft looks for the base's configuration when it saves
             config.base_model_name_or_path = model.config.name_or_path
-    for name, weight in made.named_parameters():
-        layer = _LAYER.search(name)
-        if layer and int(layer[1]) < lora.from_layer:
-            weight.requires_grad_(False)
+    if lora.from_layer:
+        _freeze_below(made, lora.from_layer)
     return made
+
+
+def _freeze_below(model: PeftModel, first: int) -> None:
+    layers = {name: int(found[1]) for name, _ in model.named_parameters() if (found := _LAYER.search(name))}
+    if first > max(layers.values(), default=-1):
+        raise AdapterStartError(f"lora.from_layer: the model has no layer {first} under a name like layers.{first}")
+    for name, weight in model.named_parameters():
+        if layers.get(name, first) < first:
+            weight.requires_grad_(False)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -44,19 +45,21 @@ def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
 def more_tools(group: Sequence[Example], rng: random.Random, pool: Sequence[Example], count: int) -> list[Example]:
     """Up to `count` tools of random rows of other sources put among the tools that a group of rows shares.
 
-    Rows that offer none stay as they are, and so do those that ask back: the value may be missing for a new tool too.
+    A new tool might fit a request that none fits, or lack the value that is asked for: only groups in which every row
+    makes a call get some, and none whose name shares a word with a called one's.
     """
     tools, source = list(group[0].tools), group[0].source
-    if not tools or any(example.kind == "ask" for example in group):
+    if not tools or any(example.kind != "calls" for example in group):
         return list(group)
     names = {_name(tool) for tool in tools}
+    called: set[str] = set().union(*(name_words(name) for example in group for name in example.gold_names))
     for other in rng.sample(pool, min(len(pool), 4 * count)):
         if count <= 0:
             break
         if other.source == source or not other.tools:
             continue
         tool = rng.choice(other.tools)
-        if _name(tool) not in names:
+        if _name(tool) not in names and not called & name_words(_name(tool)):
             names.add(_name(tool))
             tools.insert(rng.randint(0, len(tools)), tool)
             count -= 1
@@ -88,19 +91,19 @@ def masked(example: Example, rng: random.Random) -> Example:
 
     The model must then read descriptions (Lin et al. 2024, "Hammer", arXiv 2410.04587). Nested fields keep their names.
     """
-    taken: set[str] = set()
+    taken = {_name(tool) for tool in example.tools if not tool["function"].get("description")}
     tools: dict[str, str] = {}
     parameters: dict[str, dict[str, str]] = {}
     for tool in example.tools:
         function = tool["function"]
         name = function["name"]
         tools[name] = _fresh(rng, taken) if function.get("description") else name
-        own: set[str] = set()
         properties = (function.get("parameters") or {}).get("properties") or {}
-        parameters[name] = {
-            key: _fresh(rng, own) if isinstance(schema, Mapping) and schema.get("description") else key
-            for key, schema in properties.items()
+        described = {
+            key for key, schema in properties.items() if isinstance(schema, Mapping) and schema.get("description")
         }
+        own = properties.keys() - described
+        parameters[name] = {key: _fresh(rng, own) if key in described else key for key in properties}
     return renamed(example, tools, parameters)
 
 
@@ -124,6 +127,12 @@ def varied_limits(rng: random.Random) -> SignatureLimits:
     return replace(
         DEFAULT_LIMITS, description=rng.choice((48, 80, 120)), parameter_description=rng.choice((24, 40, 60))
     )
+
+
+def name_words(name: str) -> set[str]:
+    """The longer words of a tool's name in lower case, their plural s cut."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return {word.lower().rstrip("s") for word in parts if len(word) > 3}
 
 
 def _name(tool: Mapping[str, Any]) -> str:

@@ -1,9 +1,9 @@
 """Conversations in OpenAI's fine-tuning format to examples: one for each answer of the assistant.
 
 A line is `{"messages": [...], "tools": [...]}`; what stands before an assistant's message is its request. A message
-with `weight: 0` is context only. The first call of parallel ones stands first in the draft. Calls must be of offered
-tools and fit their schemas. Nobody says why a message makes no call: it is `ask` where its words ask for a value
-(`slm.dataset.asks_back`) and `none` otherwise.
+with `weight: 0` is context only, and no answer is taught behind a message that cannot be read. The first call of
+parallel ones stands first in the draft. Calls must be of offered tools and fit their schemas. Nobody says why a message
+makes no call: it is `ask` where its words ask for a value (`slm.dataset.asks_back`) and `none` otherwise.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jsonschema_rs
 import msgspec
 
-from slm.dataset import BadRow, Example, asks_back
+from slm.dataset import BadRow, Example, asks_back, check_message, check_tools, schema_validator
 from slm.pattern import Kind
 
 _READABLE = frozenset({"system", "developer", "user", "assistant", "tool"})
@@ -34,18 +33,27 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
     `source` names where the conversation comes from. Raises BadRow where the row as a whole cannot be read.
     """
     messages, tools = row["messages"], row.get("tools") or []
-    if not isinstance(tools, list) or not all(isinstance(one, dict) for one in (*messages, *tools)):
+    if not isinstance(tools, list) or not all(isinstance(message, dict) for message in messages):
         raise BadRow("malformed", "messages and tools must be lists of objects")
+    check_tools(tools)
     if any(message.get("role") not in _READABLE for message in messages):
         raise BadRow("malformed", "a message of an unknown role")
     name = str(row.get("id") or hashlib.sha256(msgspec.json.encode(messages)).hexdigest()[:16])
-    schemas = _schemas(tools)
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     found = False
+    unread: BadRow | None = None
     for index, message in enumerate(messages):
+        try:
+            check_message(message)
+        except BadRow as bad:
+            unread = unread or bad
         before = messages[:index]
         if message["role"] != "assistant" or message.get("weight") == 0 or not _asks(before):
             continue
         found = True
+        if unread is not None:
+            yield unread
+            continue
         try:
             kind, calls = _answer(message, before, tools, schemas)
         except BadRow as bad:
@@ -60,13 +68,6 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
 
 def _asks(before: Sequence[Mapping[str, Any]]) -> bool:
     return bool(before) and before[-1]["role"] in ("user", "tool")
-
-
-def _schemas(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    try:
-        return {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-    except (KeyError, TypeError, AttributeError) as exc:
-        raise BadRow("malformed", "a tool without a function's name") from exc
 
 
 def _answer(
@@ -89,17 +90,7 @@ def _call(call: Any, schemas: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]
         raise BadRow("malformed", "a call without a name or without arguments as JSON") from exc
     if name not in schemas:
         raise BadRow("gold calls a tool that is not offered", str(name))
-    try:
-        fits = isinstance(arguments, dict) and jsonschema_rs.validator_for(
-            schemas[name], retriever=_refuse, validate_formats=False
-        ).is_valid(arguments)
-    except (ValueError, jsonschema_rs.ReferencingError) as exc:
-        raise BadRow("a schema that is not valid", str(name)) from exc
-    if not fits:
+    if not isinstance(arguments, dict) or not schema_validator(schemas[name], str(name)).is_valid(arguments):
         raise BadRow("a call that does not fit its schema", str(name))
     order = [key for key in schemas[name].get("properties") or {} if key in arguments]
     return name, {key: arguments[key] for key in (*order, *(key for key in arguments if key not in order))}
-
-
-def _refuse(uri: str) -> Any:
-    raise ValueError(f"a reference to {uri} is not followed")

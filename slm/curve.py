@@ -1,4 +1,7 @@
-"""The adapters or models that a run kept on its way: `curve/step-N`, each with the rows that were seen by then."""
+"""The adapters that a run kept on its way: `curve/step-N`, each with the rows that were seen by then.
+
+A run that trains every weight keeps none.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,6 @@ class Kept:
 
     step: int
     folder: Path
-    adapter: bool
-    """Whether it is an adapter; else a whole model."""
     rows: int | None
     """Rows that the run had seen; None where the run folder does not say how many rows a step has."""
     validation_loss: float | None
@@ -30,7 +31,9 @@ def kept_steps(run: Path) -> list[Kept]:
         FolderError: it holds nothing of the kind, or its records cannot be read.
     """
     found = {
-        int(path.name[5:]): path for path in (run / "curve").glob("step-*") if re.fullmatch(r"step-\d+", path.name)
+        int(path.name[5:]): path
+        for path in (run / "curve").glob("step-*")
+        if re.fullmatch(r"step-\d+", path.name) and (path / ADAPTER_CONFIG).is_file()
     }
     if not found:
         raise FolderError(f"{run} holds no curve/step-N: only a run that keeps its adapters has a curve of pass rates")
@@ -45,7 +48,6 @@ def kept_steps(run: Path) -> list[Kept]:
         Kept(
             step=step,
             folder=found[step],
-            adapter=(found[step] / ADAPTER_CONFIG).is_file(),
             rows=share.get(step),
             validation_loss=losses.get(step),
         )

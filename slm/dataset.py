@@ -85,9 +85,12 @@ def example_of(row: Mapping[str, Any]) -> Example:
         BadRow: a field is missing or of a wrong kind, or the gold does not fit the tools' schemas.
     """
     try:
-        tools = tuple(row["tools"])
+        tools, messages = tuple(row["tools"]), tuple(row["messages"])
+        check_tools(tools)
+        for message in messages:
+            check_message(message)
         schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
-        messages, meta, gold = tuple(row["messages"]), row.get("meta") or {}, row["gold"]
+        meta, gold = row.get("meta") or {}, row["gold"]
         source = str(row.get("source", ""))
         kind: Kind = "calls"
         calls: tuple[tuple[str, Mapping[str, Any]], ...] = ()
@@ -104,6 +107,55 @@ def example_of(row: Mapping[str, Any]) -> Example:
         return Example(str(row["id"]), source, category, conversation, messages, tools, kind, calls)
     except (KeyError, TypeError, AttributeError) as exc:
         raise BadRow("malformed", type(exc).__name__) from exc
+
+
+def check_tools(tools: Iterable[Any]) -> None:
+    """Refuse what is no definition of a function, or could not be varied as one.
+
+    Raises:
+        BadRow: a tool is malformed, or two have one name.
+    """
+    names: set[str] = set()
+    for tool in tools:
+        function = tool.get("function") if isinstance(tool, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise BadRow("malformed", "a tool without a function's name")
+        if not isinstance(function.get("description"), str | None) or not _is_plain(function.get("parameters")):
+            raise BadRow("malformed", f"tool {function['name']}")
+        if function["name"] in names:
+            raise BadRow("two tools of one name", function["name"])
+        names.add(function["name"])
+
+
+def _is_plain(parameters: Any) -> bool:
+    """Whether a schema's outermost level has the shape that an object's has; None is one without parameters."""
+    if parameters is None:
+        return True
+    if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties"), Mapping | None):
+        return False
+    required = parameters.get("required") or []
+    return isinstance(required, list) and all(isinstance(key, str) for key in required)
+
+
+def check_message(message: Any) -> None:
+    """Refuse what is no chat message, or calls something else than functions with arguments as text.
+
+    Raises:
+        BadRow: it is malformed.
+    """
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise BadRow("malformed", "a message without a role")
+    calls = message.get("tool_calls") or []
+    if not isinstance(calls, list):
+        raise BadRow("malformed", "calls that are no list")
+    for call in calls:
+        function = call.get("function") if isinstance(call, Mapping) else None
+        if (
+            not isinstance(function, Mapping)
+            or not isinstance(function.get("name"), str)
+            or not isinstance(function.get("arguments"), str | None)
+        ):
+            raise BadRow("malformed", "a call without a function's name and arguments as text")
 
 
 def asks_back(messages: Sequence[Mapping[str, Any]], reply: str) -> bool:
@@ -134,11 +186,20 @@ def _arguments(call: Mapping[str, Any], schemas: Mapping[str, Mapping[str, Any]]
     return chosen
 
 
-def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) -> Any:
+def schema_validator(schema: Any, where: str) -> Any:
+    """A validator that follows no reference out of its schema. Raises BadRow: not a valid schema."""
     try:
-        validator = jsonschema_rs.validator_for(schema)
+        return jsonschema_rs.validator_for(schema, retriever=_refuse, validate_formats=False)
     except (ValueError, jsonschema_rs.ReferencingError) as exc:
-        raise BadRow("a schema that is not valid", f"{name}.{key}") from exc
+        raise BadRow("a schema that is not valid", where) from exc
+
+
+def _refuse(uri: str) -> Any:
+    raise ValueError(f"a reference to {uri} is not followed")
+
+
+def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) -> Any:
+    validator = schema_validator(schema, f"{name}.{key}")
     for value in acceptable:
         if validator.is_valid(value):
             return value
@@ -177,7 +238,7 @@ def encode(example: Example, tokens: Tokens, max_tokens: int, limits: SignatureL
     try:
         segments = render_prompt(example.messages, example.tools, tokens.frame, limits)
         draft = render_draft(example.draft)
-    except (PatternError, ValueError, KeyError, AttributeError) as exc:
+    except (PatternError, ValueError, KeyError, AttributeError, TypeError) as exc:
         raise BadRow("cannot be rendered", str(exc)) from exc
     if tokens.at_least(segments) > max_tokens:
         raise BadRow("too long")

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from slm.augment import name_words
 from slm.dataset import Example
 from slm.requests import parameters_of, places, request_text, said, system_texts, with_text
 
@@ -97,12 +98,7 @@ def _stands_alone(word: str) -> bool:
 def _has_rival(example: Example, key: str) -> bool:
     """Whether a tool of a similar name is offered that does not require a parameter `key`."""
     (called,) = example.gold_names
-    words = _name_words(called)
+    words = name_words(called)
     names = [str(tool["function"]["name"]) for tool in example.tools]
-    alike = [name for name in names if name != called and words & _name_words(name)]
+    alike = [name for name in names if name != called and words & name_words(name)]
     return any(key not in (parameters_of(example, name).get("required") or ()) for name in alike)
-
-
-def _name_words(name: str) -> set[str]:
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return {word.lower().rstrip("s") for word in parts if len(word) > 3}

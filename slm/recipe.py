@@ -48,7 +48,7 @@ class Augment(_Part):
 
     shuffle_tools: Share = 1.0
     other_tools: Share = 0.0
-    """One to three tools of other sources are offered too."""
+    """One to three tools of other sources are offered too, where every row that shares the list makes a call."""
     mask_names: Share = 0.0
     """Tools and parameters that have a description get made-up names."""
     remove_gold: Share = 0.0

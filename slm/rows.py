@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import msgspec
 
 from slm.conversations import examples_of, is_conversation
 from slm.dataset import BadRow, Example, example_of
 
-MAX_LINE_CHARS = 4_000_000
+MAX_LINE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ def read_rows(path: Path, split: str = "train") -> Rows:
     """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: the file cannot be read, or is a broken archive.
     """
     examples: list[Example] = []
     refused: Counter[str] = Counter()
@@ -51,18 +52,20 @@ def read_rows(path: Path, split: str = "train") -> Rows:
         return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _lines(path: Path) -> Iterator[str]:
-    file: IO[str]
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-        while line := file.readline(MAX_LINE_CHARS):
-            if line.strip():
-                yield line
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with cast(IO[bytes], gzip.open(path, "rb")) if path.suffix == ".gz" else path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES):
+                if line.strip():
+                    yield line
+    except (gzip.BadGzipFile, EOFError, zlib.error) as exc:
+        raise OSError(f"{path}: broken gzip archive: {exc}") from exc
 
 
-def _row(line: str) -> Mapping[str, Any]:
+def _row(line: bytes) -> Mapping[str, Any]:
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, RecursionError) as exc:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         raise BadRow("not JSON") from exc
     if not isinstance(row, dict):
         raise BadRow("not an object")

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from torch.utils.data import SequentialSampler
+from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from slm.dataset import IGNORED
@@ -48,6 +49,15 @@ def tree_loss(
 class TreeTrainer(SFTTrainer):  # type: ignore[misc]
     """`SFTTrainer` over trees that are in order. See the module's docstring."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(_CountsOn(self))
+
+    def count_on(self, history: Sequence[Mapping[str, float]]) -> None:
+        """Count tokens from the last number in a history on."""
+        counted = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
+        self._total_train_tokens = int(counted[-1]) if counted else 0
+
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
@@ -68,3 +78,13 @@ class TreeTrainer(SFTTrainer):  # type: ignore[misc]
         count = (labels != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
         mean = loss / torch.as_tensor(count).clamp(min=1)
         return (mean, {}) if return_outputs else mean
+
+
+class _CountsOn(TrainerCallback):  # type: ignore[misc]
+    """A run that goes on counts on: TRL keeps the number of tokens in no checkpoint but the log's."""
+
+    def __init__(self, trainer: TreeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._trainer.count_on(state.log_history)

@@ -13,9 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import jsonschema_rs
-
-from slm.dataset import Example
+from slm.dataset import BadRow, Example, schema_validator
 from slm.requests import parameters_of
 
 _MISSING = (
@@ -62,8 +60,8 @@ def _faults(
 ) -> Iterator[tuple[Mapping[str, Any], str]]:
     """Wrong arguments and what the tool says of them; only such that the schema refuses."""
     try:
-        validator = jsonschema_rs.validator_for(dict(schema))
-    except (ValueError, jsonschema_rs.ReferencingError):
+        validator = schema_validator(dict(schema), "the called tool")
+    except BadRow:
         return
     properties = schema.get("properties") or {}
     required = schema.get("required") or ()

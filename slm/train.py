@@ -3,16 +3,19 @@
 The run folder holds `recipe.yaml`, `data.json` (hashes of the files and of the token rows, what was refused),
 `curve.json` and `curve.png`, `curve/step-N/` (the adapter at each validation), `checkpoints/`, `scores.json`, and the
 result: `adapter/` in PEFT's layout, bfloat16, or `model/` where every weight was trained. A run that was killed goes
-on from its last checkpoint and takes the same steps that it would have taken (on the same machine and number of
-threads). Checkpoints hold optimiser states in torch's format: resume only from folders of your own.
+on from its last whole checkpoint and takes the same steps that it would have taken (on the same machine and number of
+threads). Checkpoints hold optimiser states in torch's format: resume only from folders of your own. Not guaranteed:
+that a checkpoint outlives a power cut.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +72,11 @@ class Result:
     folder: Path
     """The adapter or the model."""
     steps: int
+    """Steps that it has behind it; with `run.patience` those of the best checkpoint, which is then taken."""
     tokens: int
+    """Tokens computed in these steps."""
     validation_loss: float | None
+    """Its own, in nats a token; None where it was not validated."""
 
 
 def train(
@@ -105,13 +111,18 @@ def train(
     facts["pattern_version"] = loaded.info.pattern_version
     if start is not None and recipe.lora is not None:
         facts["start_weights_sha256"] = file_sha256(start / ADAPTER_WEIGHTS)
-    resumable = _prepare_folder(run, recipe, facts)
+    _prepare_folder(run, recipe, facts)
+    left = _newest_checkpoint(run)
     use_tree_attention(loaded.model)
     try:
         model = _model(recipe, loaded, start)
     except AdapterStartError as error:
         raise TrainingError(str(error)) from error
-    trainer = _trainer(recipe, base, model, course, validation, run)
+    whole = -(-len(course.trees) // recipe.optimiser.trees_a_step)
+    steps = min(whole, recipe.optimiser.steps or whole)
+    if left is not None and left.out_of_patience(recipe):
+        steps = left.step
+    trainer = _trainer(recipe, base, model, course.trees[: steps * recipe.optimiser.trees_a_step], validation, run)
     if trainer.accelerator.num_processes > 1:
         raise TrainingError("trees are taught in one process: start it without a launcher")
     trainer.add_callback(_Report(progress, clock, stop_after))
@@ -119,23 +130,29 @@ def train(
         trainer.add_callback(_KeepAdapters(run / CURVE, recipe))
     if recipe.run.patience is not None and validation.trees:
         trainer.add_callback(EarlyStoppingCallback(recipe.run.patience))
-    trainer.train(resume_from_checkpoint=str(resumable) if resumable else None)
+    trainer.train(resume_from_checkpoint=str(left.folder) if left else None)
     state = trainer.state
     _write_curve(run, state.log_history)
     if stop_after is not None and state.global_step < state.max_steps:
-        return Result(run / "checkpoints", state.global_step, int(state.num_input_tokens_seen), None)
+        return Result(run / "checkpoints", state.global_step, _tokens(course, recipe, state.global_step), None)
     if recipe.lora is not None:
         folder = run / "adapter"
         export_adapter(trainer.model, folder, recipe.base)
     else:
         folder = run / "model"
         trainer.save_model(str(folder))
-    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
-    seen = course.trees[: state.global_step * recipe.optimiser.trees_a_step]
-    result = Result(folder, state.global_step, sum(map(len, seen)), losses[-1] if losses else None)
-    scores = {**asdict(result), "folder": folder.name, "validation_losses": losses}
+    taken = state.global_step
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        taken = state.best_global_step
+    losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
+    result = Result(folder, taken, _tokens(course, recipe, taken), losses.get(taken))
+    scores = {**asdict(result), "folder": folder.name, "validation_losses": list(losses.values())}
     (run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return result
+
+
+def _tokens(course: Course, recipe: Recipe, steps: int) -> int:
+    return sum(map(len, course.trees[: steps * recipe.optimiser.trees_a_step]))
 
 
 def export_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
@@ -161,7 +178,8 @@ def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Cou
     taught, kept = split_by_conversation(examples, recipe.data.validation_share)
     course = training_course(taught, recipe, loaded.tokens)
     if not course.trees:
-        raise TrainingError(f"no row to train on; refused: {dict(course.refused)}")
+        refused = sum((Counter(file["refused"]) for file in facts["files"].values()), Counter(course.refused))
+        raise TrainingError(f"no row to train on; refused: {dict(refused)}")
     validation = validation_course(kept, recipe, loaded.tokens)
     for name, part in (("train", course), ("validation", validation)):
         facts[name] = {
@@ -178,8 +196,8 @@ def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Cou
     return course, validation, facts
 
 
-def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | None:
-    """Write what the run is made of, or check that it is the same; the newest checkpoint if there is one."""
+def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
+    """Write what the run is made of, or check that it is the same. A file is there whole or not at all."""
     texts = {
         "recipe.yaml": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
         "data.json": json.dumps(facts, indent=1) + "\n",
@@ -188,11 +206,39 @@ def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> Path | 
     for name, text in texts.items():
         path = run / name
         if not path.exists():
-            path.write_text(text, encoding="utf-8")
+            part = path.with_name(f"{name}.part")
+            part.write_text(text, encoding="utf-8")
+            os.replace(part, path)
         elif path.read_text(encoding="utf-8") != text:
             raise TrainingError(f"the run folder holds another {name}: choose another folder")
-    done = [path for path in (run / "checkpoints").glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(done, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    step: int
+    folder: Path
+    state: Mapping[str, Any]
+
+    def out_of_patience(self, recipe: Recipe) -> bool:
+        """Whether the run ended here early: no step follows."""
+        stopping = self.state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
+        return (
+            recipe.run.patience is not None
+            and stopping is not None
+            and bool(stopping["attributes"]["early_stopping_patience_counter"] >= recipe.run.patience)
+        )
+
+
+def _newest_checkpoint(run: Path) -> _Checkpoint | None:
+    """The newest that is whole: its last file, the trainer's state, can be read. A kill may leave one that is not."""
+    made = {int(path.name.rpartition("-")[2]): path for path in (run / "checkpoints").glob("checkpoint-*")}
+    for step in sorted(made, reverse=True):
+        try:
+            state = json.loads((made[step] / "trainer_state.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        return _Checkpoint(step, made[step], state)
+    return None
 
 
 def _model(recipe: Recipe, loaded: Loaded, start: Path | None) -> Any:
@@ -204,10 +250,11 @@ def _model(recipe: Recipe, loaded: Loaded, start: Path | None) -> Any:
     return loaded.model.requires_grad_(True)
 
 
-def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation: Course, run: Path) -> TreeTrainer:
+def _trainer(
+    recipe: Recipe, base: Path, model: Any, trees: Sequence[Tree], validation: Course, run: Path
+) -> TreeTrainer:
     optimiser, settings = recipe.optimiser, recipe.run
-    whole = -(-len(course.trees) // optimiser.trees_a_step)
-    steps = min(whole, optimiser.steps or whole)
+    steps = -(-len(trees) // optimiser.trees_a_step)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -216,7 +263,7 @@ def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation:
         output_dir=str(run / "checkpoints"),
         seed=settings.seed,
         data_seed=settings.seed,
-        max_steps=steps,  # the course holds all epochs
+        max_steps=steps,  # the trees are those of all epochs
         per_device_train_batch_size=1,
         per_device_eval_batch_size=1,
         gradient_accumulation_steps=optimiser.trees_a_step,
@@ -237,6 +284,7 @@ def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation:
         save_strategy="steps",
         save_steps=settings.evaluate_every,
         save_total_limit=CHECKPOINTS_KEPT,
+        restore_callback_states_from_checkpoint=True,  # patience goes on where it was
         load_best_model_at_end=settings.patience is not None and bool(validation.trees),
         metric_for_best_model="eval_loss",
         greater_is_better=False,
@@ -252,7 +300,7 @@ def _trainer(recipe: Recipe, base: Path, model: Any, course: Course, validation:
         model=model,
         args=arguments,
         data_collator=collate,
-        train_dataset=_table(course.trees),
+        train_dataset=_table(trees),
         eval_dataset=_table(validation.trees) if validation.trees else None,
         processing_class=tokenizer,
     )

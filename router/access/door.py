@@ -15,7 +15,7 @@ import hmac
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -231,19 +231,33 @@ class Access:
         if not key.limited:
             return Grant(key, Need(0, 0), _UNLIMITED, {}, self._over)
         needed = Need(0, 0) if counted_only else await self._need(key, chat)
+        standing = await self._taken(key, needed)
+        headers = _told(key, standing)
+        if standing.soft:
+            self._warn(key, standing)
+            headers["x-smallcall-budget"] = "soft_budget_spent"
+        return Grant(key, needed, standing, headers, self._over)
+
+    async def count(self, key: VirtualKey | None) -> None:
+        """Count a request that asks no model, against the key's rates alone. Raises ClientError: 429, 503."""
+        if key is None or not (key.requests_per_minute or key.tokens_per_minute):
+            return
+        self.arrive(key)
+        rated, nothing = replace(key, hard_nusd=None, soft_nusd=None), Need(0, 0)
+        standing = await self._taken(rated, nothing)
+        self._counters.settle(rated, nothing, nothing, standing)
+
+    async def _taken(self, key: VirtualKey, needed: Need) -> Standing:
+        """Raises ClientError where a limit keeps the request out."""
         try:
             standing = await self._counters.take(key, needed, self.now())
         except CountersDownError as error:
             self._local.forget(key)
             failure = ClientError(503, "limits cannot be checked now", "access_unavailable", retry_after_s=1)
             raise self._refused(failure) from error
-        headers = _told(key, standing)
         if standing.refused is not None:
-            raise self._refused(self._limit(key, standing, headers))
-        if standing.soft:
-            self._warn(key, standing)
-            headers["x-smallcall-budget"] = "soft_budget_spent"
-        return Grant(key, needed, standing, headers, self._over)
+            raise self._refused(self._limit(key, standing, _told(key, standing)))
+        return standing
 
     async def _need(self, key: VirtualKey, chat: ChatRequest) -> Need:
         costs = self._rates.costs and chat.pin != "small"

@@ -2,18 +2,22 @@
 
 The rules are those of `router.access.limits`, on Redis' own clock. What was spent is never below what the database
 knows, so a Redis that was emptied, or missed a settlement, is put right by the next request. What a replica holds is
-kept by replica and forgotten `HELD_S` after it last took or settled: one that dies gives its holdings back.
+kept by replica and forgotten `HELD_S` after it last took or settled: one that dies gives its holdings back. A replica
+counts what it holds itself, and writes all of it each time, numbered, so that none of its writes goes before a later
+one: what a lost connection left wrong is put right by the key's next request or settlement.
 """
 
 from __future__ import annotations
 
+import itertools
 import secrets
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, cast
 
 from router.access.keys import VirtualKey, period_of, window_left_s
 from router.access.limits import CountersDownError, Limit, LocalCounters, Need, Standing
-from router.redis_link import RedisLink
+from router.redis_link import Answer, RedisLink
 
 HELD_S = 900
 _RATE_S = 120
@@ -22,27 +26,25 @@ _LIMITS: tuple[Limit | None, ...] = (None, "budget", "requests", "tokens")
 
 # KEYS: rates, spending, holdings. All numbers are whole; Lua's doubles hold them exactly up to 2^53.
 _HEAD = """
-local last
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 local function whole(x) return string.format('%.0f', x) end
-local function hold(replica, more)
-  local mine = 0
+local function held_by_others(replica)
   local all = 0
-  for i, pair in ipairs(redis.call('HGETALL', KEYS[3])) do
-    if i % 2 == 1 then last = pair else
-      local amount, till = string.match(pair, '^(-?%d+)|(%d+)$')
-      if tonumber(till) < now then redis.call('HDEL', KEYS[3], last) else
-        all = all + tonumber(amount)
-        if last == replica then mine = tonumber(amount) end
-      end
+  local name
+  for i, part in ipairs(redis.call('HGETALL', KEYS[3])) do
+    if i % 2 == 1 then name = part elseif name ~= replica then
+      local amount, till = string.match(part, '^(%d+)|(%d+)|')
+      if tonumber(till) < now then redis.call('HDEL', KEYS[3], name) else all = all + tonumber(amount) end
     end
   end
-  if more ~= 0 then
-    redis.call('HSET', KEYS[3], replica, whole(math.max(mine + more, 0)) .. '|' .. whole(now + HELD_MS))
-    redis.call('PEXPIRE', KEYS[3], HELD_MS)
-  end
   return all
+end
+local function hold(replica, amount, turn)
+  local kept = redis.call('HGET', KEYS[3], replica)
+  if kept and tonumber(string.match(kept, '(%d+)$')) > turn then return end
+  redis.call('HSET', KEYS[3], replica, whole(amount) .. '|' .. whole(now + HELD_MS) .. '|' .. whole(turn))
+  redis.call('PEXPIRE', KEYS[3], HELD_MS)
 end
 """.replace("HELD_MS", str(HELD_S * 1000))
 _TAKE = (
@@ -62,14 +64,14 @@ local gone = math.max(now - at, 0)
 local rl = math.min(rpm, tonumber(kept[1] or rpm) + gone * rpm / 60000)
 local tl = math.min(tpm, tonumber(kept[2] or tpm) + gone * tpm / 60000)
 local refused, wait = 0, 0
-if hard >= 0 and spent + hold(ARGV[1], 0) >= hard then refused = 1
+if hard >= 0 and spent + held_by_others(ARGV[1]) + tonumber(ARGV[11]) >= hard then refused = 1
 elseif rpm > 0 and rl < 1 then refused = 2; wait = (1 - rl) * 60000 / rpm
 elseif tpm > 0 and tl < math.min(tokens, tpm) then refused = 3; wait = (math.min(tokens, tpm) - tl) * 60000 / tpm
 end
 if refused == 0 then
   if rpm > 0 then rl = rl - 1 end
   if tpm > 0 then tl = tl - tokens end
-  if cost > 0 then hold(ARGV[1], cost) end
+  if hard >= 0 then hold(ARGV[1], tonumber(ARGV[11]) + cost, tonumber(ARGV[12])) end
 end
 if rpm > 0 or tpm > 0 then
   redis.call('HSET', KEYS[1], 'rl', string.format('%.6f', rl), 'tl', string.format('%.6f', tl), 'at', whole(now))
@@ -85,7 +87,7 @@ return {refused, math.ceil(wait), math.floor(math.max(rl, 0)), reset(rl, rpm),
 _SETTLE = (
     _HEAD
     + """
-if tonumber(ARGV[2]) > 0 then hold(ARGV[1], -tonumber(ARGV[2])) end
+if tonumber(ARGV[2]) >= 0 then hold(ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[7])) end
 if tonumber(ARGV[3]) > 0 then
   redis.call('INCRBY', KEYS[2], ARGV[3])
   redis.call('EXPIRE', KEYS[2], ARGV[4])
@@ -100,6 +102,16 @@ return 0
 )
 
 
+@dataclass(slots=True)
+class _Holding:
+    """What this replica holds of a key's budget."""
+
+    nusd: int = 0
+    """Of requests under way, and of those that ask to be let in."""
+    turn: int = 0
+    """Of the last write."""
+
+
 class RedisCounters:
     """Counts in Redis; where it is down, in this process or not at all. See `router.access.limits.Counters`.
 
@@ -110,11 +122,14 @@ class RedisCounters:
     def __init__(self, link: RedisLink, local: LocalCounters, *, on_down: Literal["allow", "refuse"]) -> None:
         self._link, self._local, self._on_down = link, local, on_down
         self._take, self._settle = link.client.register_script(_TAKE), link.client.register_script(_SETTLE)
-        self._replica = secrets.token_hex(8)
+        self._replica, self._turns = secrets.token_hex(8), itertools.count(1)
+        self._holdings: dict[str, _Holding] = {}
 
     async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
         """See `Counters.take`. Raises CountersDownError."""
-        left_s = window_left_s(key.window, now)
+        left_s, period = window_left_s(key.window, now), period_of(key.window, now)
+        holding = self._holdings.setdefault(key.key_id, _Holding())
+        turn = holding.turn = next(self._turns)
         arguments = (
             self._replica,
             key.requests_per_minute or 0,
@@ -126,9 +141,21 @@ class RedisCounters:
             self._local.known_nusd(key, now),
             _kept_s(left_s),
             _RATE_S,
+            holding.nusd,
+            turn,
         )
-        period = period_of(key.window, now)
-        told = await self._link.ask(lambda: self._take(keys=_names(key, period), args=arguments))
+        holding.nusd += need.cost_nusd
+        told: Answer[object] | None = None
+        let_in = False
+        try:
+            told = await self._link.ask(lambda: self._take(keys=_names(key, period), args=arguments))
+            let_in = told is not None and cast(list[int], told.value)[0] == 0
+        finally:
+            if not let_in:
+                self._free(key, need.cost_nusd)
+                if key.hard_nusd is not None and (told is None or holding.turn != turn):
+                    # Redis may have been told of what is not held.
+                    self._tell(key, period)
         if told is None:
             if self._on_down == "refuse":
                 raise CountersDownError
@@ -152,16 +179,28 @@ class RedisCounters:
         if taken.local:
             self._local.settle(key, held, true, taken)
             return
-        back = held.tokens - true.tokens
+        self._free(key, held.cost_nusd)
+        self._tell(key, taken.period, true.cost_nusd, held.tokens - true.tokens)
+
+    def _free(self, key: VirtualKey, nusd: int) -> None:
+        holding = self._holdings.get(key.key_id)
+        if holding is not None:
+            holding.nusd -= nusd
+
+    def _tell(self, key: VirtualKey, period: str, spent_nusd: int = 0, back: int = 0) -> None:
+        """Tell Redis what is held, and beside it what was spent and how many tokens come back."""
         kept_s = _kept_s(None if key.window == "total" else _DAY_S * (1 if key.window == "day" else 31))
-        arguments = (self._replica, held.cost_nusd, true.cost_nusd, kept_s, key.tokens_per_minute or 0, back)
-        self._link.tell(lambda: self._settle(keys=_names(key, taken.period), args=arguments))
+        holding = self._holdings.setdefault(key.key_id, _Holding())
+        turn = holding.turn = next(self._turns)
+        nusd = -1 if key.hard_nusd is None else holding.nusd
+        arguments = (self._replica, nusd, spent_nusd, kept_s, key.tokens_per_minute or 0, back, turn)
+        self._link.tell(lambda: self._settle(keys=_names(key, period), args=arguments))
 
 
 def _names(key: VirtualKey, period: str) -> list[str]:
     """The braces keep a key's counters on one node of a cluster, as a script needs them."""
     head = f"smallcall:{{{key.key_id}}}"
-    return [f"{head}:rate", f"{head}:spent:{period}", f"{head}:held"]
+    return [f"{head}:rate", f"{head}:spent:{period}", f"{head}:holdings"]
 
 
 def _kept_s(left_s: float | None) -> int:

@@ -6,6 +6,10 @@ last moment is `keep_days` old, so no row of it is still to come. Two gateways t
 and the second lets it be. Deleting takes batches of `BATCH` rows, with rests of at least `REST` times what a batch
 took, so that writers wait for one batch at most.
 
+Of each key and day, a roll-up tells the `MAX_TOOLS` tools with the most requests; what is beyond them is one,
+`(other)`: clients choose the names. What keys spent in days before `keep_days` is forgotten; months and their whole
+lives stay.
+
 Deleted with a decision is all that hangs on it: its calls, outcomes and audits. Experiments and off-policy estimates
 are read off rows, so `keep_days` must be longer than an experiment.
 """
@@ -13,8 +17,9 @@ are read off rows, so `keep_days` must be longer than an experiment.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from time import monotonic
 
@@ -23,14 +28,27 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from evaluation.costs import Line
 from router.ledger.cost_queries import day_lines, start_of
-from router.ledger.tables import audits, calls, decisions, outcomes, rolled_days, rollups
+from router.ledger.tables import (
+    COUNTED,
+    NANO_USD,
+    access_spend,
+    audits,
+    calls,
+    decisions,
+    outcomes,
+    rolled_days,
+    rollups,
+)
 from router.telemetry import where
 
 _log = structlog.get_logger("ledger")
 BATCH = 500
 REST = 4.0
 EVERY_S = 3600.0
+MAX_TOOLS = 100
+OTHER_TOOLS = "(other)"
 _PARTS = (calls, outcomes, audits)
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -57,6 +75,9 @@ async def prune(engine: AsyncEngine, keep_days: int, now: datetime, sleep: Sleep
     while (day := await _oldest(engine)) is not None and day < end:
         days += await _roll_up(engine, day)
         rows += await _delete(engine, day, sleep)
+    async with engine.begin() as connection:
+        of_a_day = func.length(access_spend.c.period) == len("2026-11-25")
+        await connection.execute(delete(access_spend).where(of_a_day, access_spend.c.period < end.isoformat()))
     return Pruned(days, rows)
 
 
@@ -72,7 +93,7 @@ async def _roll_up(engine: AsyncEngine, day: date) -> bool:
         marked = await connection.execute(select(rolled_days.c.day).where(rolled_days.c.day == day))
         if marked.first() is not None:
             return False
-    lines = [asdict(line) for line in await day_lines(engine, day, day)]
+    lines = [asdict(line) for line in _fewer_tools(await day_lines(engine, day, day))]
     try:
         async with engine.begin() as connection:
             await connection.execute(insert(rolled_days), [{"day": day}])
@@ -81,6 +102,25 @@ async def _roll_up(engine: AsyncEngine, day: date) -> bool:
     except IntegrityError:  # another gateway was first
         return False
     return True
+
+
+def _fewer_tools(lines: Iterable[Line]) -> Iterable[Line]:
+    """A day's lines, of each key those of its `MAX_TOOLS` tools with the most requests; the others' summed up."""
+    lines, requests = list(lines), dict[str, Counter[str]]()
+    for line in lines:
+        if line.tool:
+            requests.setdefault(line.key_id, Counter())[line.tool] += line.requests
+    kept = {(key, tool) for key, counts in requests.items() for tool, _ in counts.most_common(MAX_TOOLS)}
+    made: dict[tuple[str, ...], Line] = {}
+    for line in lines:
+        told = replace(line, tool=OTHER_TOOLS) if line.tool and (line.key_id, line.tool) not in kept else line
+        place = told.key_id, told.tool, told.experiment, told.arm, told.side, told.reason
+        made[place] = _sum(made[place], told) if place in made else told
+    return made.values()
+
+
+def _sum(one: Line, other: Line) -> Line:
+    return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in (*COUNTED, *NANO_USD)})
 
 
 async def _delete(engine: AsyncEngine, day: date, sleep: Sleep) -> int:

@@ -22,7 +22,7 @@ from router.ledger.database import check_url, concerns_database, database_engine
 from router.ledger.inserts import Inserts, Synchronous, inserts
 from router.ledger.row import DecisionRow, LargeCall
 from router.ledger.spending import spending
-from router.ledger.tables import calls, decisions
+from router.ledger.tables import audits, calls, decisions
 
 MAX_QUEUED = 4096
 MAX_BATCH = 256
@@ -44,8 +44,14 @@ class ExposedRequest(NamedTuple):
     created_at: datetime
     unit_sha256: str
     arm: str
+    side: str
     large_model: str | None
+    large_attempts: int | None
     large_cost_nusd: int | None
+    large_estimate_nusd: int | None
+    small_cost_nusd: int | None
+    audit_cost_nusd: int | None
+    """Of the shadow audit behind it; None where none was made, or its cost is not known."""
     latency_s: float
     outcome: str | None
     findings: Sequence[str]
@@ -138,8 +144,12 @@ class Ledger:
 
     async def exposures(self, experiment: str, limit: int = 10_000, after: str = "") -> list[ExposedRequest]:
         """Requests of an experiment, paged as by `page`."""
-        wanted = [decisions.c[name] for name in ExposedRequest._fields]
-        query = select(*wanted).where(decisions.c.experiment == experiment, decisions.c.decision_id > after)
+        columns = {**decisions.c, "audit_cost_nusd": audits.c.cost_nusd}
+        query = (
+            select(*(columns[name] for name in ExposedRequest._fields))
+            .select_from(decisions.outerjoin(audits, audits.c.decision_id == decisions.c.decision_id))
+            .where(decisions.c.experiment == experiment, decisions.c.decision_id > after)
+        )
         async with self._engine.connect() as connection:
             found = await connection.execute(query.order_by(decisions.c.decision_id).limit(limit))
             return [ExposedRequest(*row)._replace(created_at=zoned(row.created_at)) for row in found.all()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import JSON, BigInteger, Boolean, Column, Date, DateTime, Float, Integer, MetaData, String, Table, Text
 
-REVISION = "0006_live_experiments"
+REVISION = "0007_stopped_by"
 """The last migration: a database that has it is not migrated."""
 
 metadata = MetaData()
@@ -184,7 +184,7 @@ access_spend = Table(
     Column("spent_nusd", BigInteger, nullable=False),
 )
 """What each key has spent in each UTC day, each UTC month and in `total`: the sum of its rows' `charged_nusd`, also of
-rows that are gone by now."""
+rows that are gone by now. Days that are older than `ledger.keep_days` go with their rows."""
 
 live_experiments = Table(
     "live_experiments",
@@ -193,6 +193,7 @@ live_experiments = Table(
     Column("definition", Text),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("stopped_at", DateTime(timezone=True)),
+    Column("stopped_by", String(16)),
 )
 """Experiments that were made over HTTP, as JSON; without a definition: one of the configuration, which was stopped."""
 

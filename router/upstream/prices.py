@@ -31,16 +31,39 @@ class FixedPrices:
         self._price = price
 
     def cost_usd(self, usage: Usage) -> float:
-        """Cached tokens at their own price where there is one."""
-        price = self._price
-        cached_price = price.cached_input_usd_per_mtok
-        cached = usage.cached_tokens if cached_price is not None else 0
-        prompt = (usage.prompt_tokens - cached) * price.input_usd_per_mtok + cached * (cached_price or 0.0)
+        """Tokens read from the provider's cache, and those written to it, at their own prices where there are any."""
+        price, plain = self._price, self._price.input_usd_per_mtok
+        read, write = _or(price.cached_input_usd_per_mtok, plain), _or(price.cache_write_usd_per_mtok, plain)
+        hour = _or(price.cache_write_1h_usd_per_mtok, write)
+        written, for_hour = _cache_writes(usage.reported)
+        prompt = (
+            (usage.prompt_tokens - usage.cached_tokens - written) * plain
+            + usage.cached_tokens * read
+            + (written - for_hour) * write
+            + for_hour * hour
+        )
         return (prompt + usage.completion_tokens * price.output_usd_per_mtok) / _MILLION
 
 
+def _or(price: float | None, other: float) -> float:
+    return other if price is None else price
+
+
+def _cache_writes(reported: Mapping[str, Any]) -> tuple[int, int]:
+    """Tokens that were written to the provider's cache, and those among them that it keeps for an hour."""
+    details = _object(reported.get("prompt_tokens_details"))
+    told = reported.get("cache_creation_input_tokens") or details.get("cache_write_tokens")
+    hour = _object(details.get("cache_creation_token_details")).get("ephemeral_1h_input_tokens")
+    written = told if isinstance(told, int) else 0
+    return written, min(written, hour) if isinstance(hour, int) else 0
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
 class MappedPrices:
-    """litellm's map, with its rules for cached tokens, cache writes, reasoning, audio and service tiers.
+    """litellm's map, with its rules for cached tokens, cache writes, reasoning, audio, service tiers and web searches.
 
     Not guaranteed: that the map of the pinned release is what the provider charges today; `large.price` overrides it.
     """
@@ -74,7 +97,15 @@ class MappedPrices:
         if not prompt + completion:
             self._tell("free")
             return None
-        return float(prompt + completion)
+        return float(prompt + completion) + self._searches_usd(reported)
+
+    def _searches_usd(self, reported: Mapping[str, Any]) -> float:
+        """Of the provider's own web searches; 0 where the map has no price for them."""
+        searches = _object(reported.get("server_tool_use")).get("web_search_requests")
+        if not searches or not isinstance(searches, int):
+            return 0.0
+        prices = self._litellm.get_model_info(self._model).get("search_context_cost_per_query") or {}
+        return searches * float(prices.get("search_context_size_medium") or 0.0)
 
     def _tell(self, why: str) -> None:
         if not self._told:
@@ -128,16 +159,17 @@ def _only(reported: Mapping[str, Any], details: str, name: str, missing: int) ->
 def _rates(litellm: Callable[[Mapping[str, Any]], float | None]) -> _Rates | None:
     """litellm's rates, found by asking it for usages of one kind each; None where mixed ones, small and huge, do not
     cost what the rates say: then its rules are others (steps by length, say), and it has to be asked."""
-    thousand = [litellm(_usage(*(1000 if kind == one else 0 for kind in range(4)))) for one in range(4)]
+    thousand = [litellm(plain_usage(*(1000 if kind == one else 0 for kind in range(4)))) for one in range(4)]
     rates = _Rates(*((cost or 0.0) / 1000 for cost in thousand))
     for mixed in ((700, 1100, 130, 90), (3, 0, 1, 0), (90_000, 410_000, 7_000, 60_000), (900_000, 0, 90_000, 0)):
-        asked, told = litellm(_usage(*mixed)), rates.cost_usd(_usage(*mixed))
+        asked, told = litellm(plain_usage(*mixed)), rates.cost_usd(plain_usage(*mixed))
         if asked is None or told is None or not math.isclose(asked, told, rel_tol=1e-9):
             return None
     return rates
 
 
-def _usage(prompt: int, cached: int, completion: int, reasoning: int) -> dict[str, Any]:
+def plain_usage(prompt: int, cached: int, completion: int, reasoning: int = 0) -> dict[str, Any]:
+    """What a provider would report of so many tokens of each kind."""
     return {
         "prompt_tokens": prompt + cached,
         "completion_tokens": completion + reasoning,

@@ -185,6 +185,10 @@ def _messages_usage(told: Any) -> Usage | None:
         "cache_read_input_tokens": read,
         "cache_creation_input_tokens": written,
     }
+    if written and isinstance(told.get("cache_creation"), dict):  # how long what was written is kept
+        reported["prompt_tokens_details"]["cache_creation_token_details"] = told["cache_creation"]
+    if isinstance(told.get("server_tool_use"), dict):
+        reported["server_tool_use"] = told["server_tool_use"]
     return _usage(reported, told.get("service_tier"))
 
 

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from router.cli_train import shipped_data, train
 from router.gateway_process import gateway_process
 from router.settings import Settings
+from router.train_scores import validation_cases
 from slm.splits import held_out
 from tests.slm.conftest import TIME, WEATHER
 
@@ -30,9 +31,15 @@ run: {evaluate_every: 3}
 """
 
 
+TALK = {
+    "messages": [{"role": "user", "content": "Weather?"}, {"role": "assistant", "tool_calls": [{"type": "custom"}]}]
+}
+"""A conversation whose answer cannot be taught."""
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rows that call the weather tool; some of their conversations are kept out of training."""
+    """Rows that call the weather tool, some of conversations that are kept out of training, and one without gold."""
     rows = [
         {
             "id": f"r{index}", "source": "s", "split": "train", "category": "simple", "tools": [WEATHER, TIME],
@@ -47,7 +54,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert sum(held_out(f"s/c{index}", 0.3) for index in range(24)) >= 3
     path = tmp_path_factory.mktemp("train") / "rows.jsonl.gz"
     with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+        file.writelines(json.dumps(row) + "\n" for row in (*rows, TALK))
     return path
 
 
@@ -59,6 +66,7 @@ def trained(base: Path, recipe: str, data: Path, folder: Path, *options: str) ->
     command = ["--recipe", recipe, "--base", str(base), "--data", str(data), "--run", str(folder / "run")]
     outcome = CliRunner().invoke(app, [*command, "--threads", "1", "--cache", str(folder), *options])
     assert outcome.exit_code == 0, outcome.output
+    assert "rows.jsonl.gz: rows left out: 1 malformed" in outcome.stderr
     scores: dict[str, Any] = json.loads((folder / "run" / "scores.json").read_text(encoding="utf-8"))
     return scores
 
@@ -112,7 +120,19 @@ def test_a_run_ends_with_its_pass_rate(
         assert scores["steps"] == 3
         assert (scores.get("pass_rate") or {}).get("n") == drafted
     again = trained(llama_folder, ADAPTER, data, tmp_path / "some", "--score-rows", "2")
+    assert again["steps"] == 3
     assert 0 <= again["pass_rate"]["low"] <= again["pass_rate"]["passed"] / 2 <= again["pass_rate"]["high"] <= 1
+
+
+def test_where_there_is_no_row_to_score_by_it_is_said_why(data: Path, tmp_path: Path) -> None:
+    """Rows that hold no gold cost themselves only; where no others are there or kept out, the counts are told."""
+    drawn = validation_cases([data], 0.3, 99)
+    assert len(drawn.cases) >= 3
+    assert (drawn.rows, drawn.goldless) == (25, 1)
+    talks = tmp_path / "talks.jsonl"
+    talks.write_text(f"{json.dumps(TALK)}\n" * 2, encoding="utf-8")
+    assert str(validation_cases([talks], 0.3, 99)).startswith("no validation row to score: 2 of 2 rows hold no gold")
+    assert "1 of 25 rows hold no gold" in str(validation_cases([data], 0.0, 99))
 
 
 @pytest.mark.parametrize(

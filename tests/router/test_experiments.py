@@ -28,6 +28,7 @@ from router.dialects.chat import ChatRequest, LargeOnly
 from router.experiment_state import Watch, experiment_state
 from router.experiments import Assignment
 from router.ledger import DecisionRow, Ledger, store
+from router.ledger.audits import Audit, record_audit
 from router.ledger.outcomes import record
 from router.settings import Experiment, Settings, SettingsError, load_settings
 from tests.router.conftest import Make, ScriptedSmall, served
@@ -37,6 +38,19 @@ from tests.router.test_outcomes import outcome
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")
 
+AUDIT = Audit(
+    decision_id="",
+    at=datetime(2026, 1, 1, tzinfo=UTC),
+    propensity=0.5,
+    agreed=True,
+    reason="agreed",
+    large_model="openai/gpt-4o",
+    prompt_tokens=10,
+    completion_tokens=5,
+    cost_nusd=None,
+    latency_s=1.0,
+    answer=None,
+)
 TWO_ARMS = {"arms": {"control": {}, "bold": {"policy": {"kind": "small_only"}}}, "window_s": 0.001}
 
 
@@ -166,6 +180,28 @@ async def test_each_arm_has_its_policy_and_its_rows_say_so_also_after_a_restart(
     assert [(row.experiment, row.arm, row.arm_propensity, row.unit_sha256) for row in pinned] == [(None,) * 4] * 2
 
 
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        ([{"role": "assistant", "content": "a", "reasoning_content": "r"}], "reasoning_unseen"),
+        ([{"role": "tool", "tool_call_id": "gone", "content": "r"}], "tool_result_unmatched"),
+    ],
+)
+async def test_a_conversation_is_told_to_its_end_also_where_its_turns_send_it_large(
+    gateway: Make, later: list[dict[str, Any]], reason: str
+) -> None:
+    """What earlier turns brought may hang on the arm; what the client asks for from the start does not."""
+    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": TWO_ARMS})
+    opening = [{"role": "user", "content": "u"}]
+    async with served(app) as url:
+        for changes in ({"messages": opening}, {"messages": [*opening, *later]}, {"messages": opening, "n": 2}):
+            await _post(url, "", **changes)
+        first, second, several = await rows_of(app, 3)
+    assert (first.side, second.reason, several.reason) == ("small", reason, "several_choices")
+    assert (second.experiment, second.arm, second.unit_sha256) == ("trial", first.arm, first.unit_sha256)
+    assert several.experiment is None
+
+
 async def test_a_row_holds_the_probability_of_its_verdict_and_that_of_its_arm(gateway: Make) -> None:
     """A policy that draws lots says how they fell; one that does not is certain."""
     arms = {"control": {"weight": 1}, "mixed": {"weight": 3, "policy": {"kind": "random_mix", "share": 0.25}}}
@@ -196,7 +232,7 @@ async def test_a_gateway_without_experiments_loads_no_statistics() -> None:
 # ── rows, guardrails, status ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _rows(units: int, *, invalid: dict[str, float]) -> list[DecisionRow]:
+def exposed_rows(units: int, *, invalid: dict[str, float]) -> list[DecisionRow]:
     """One request a unit, a second apart, long ago."""
     rng = np.random.default_rng(1)
     costs = {"control": 0.02, "bold": 0.005}
@@ -231,7 +267,7 @@ def _rows(units: int, *, invalid: dict[str, float]) -> list[DecisionRow]:
     return rows
 
 
-async def _written(where: Path | str, rows: list[DecisionRow]) -> str:
+async def written(where: Path | str, rows: list[DecisionRow]) -> str:
     """The ledger at that URL, or in that folder."""
     url = where if isinstance(where, str) else f"sqlite+aiosqlite:///{where / 'ledger.db'}"
     async with Ledger.open(url) as ledger:
@@ -246,21 +282,23 @@ async def test_a_guardrail_that_goes_ends_the_experiment_by_itself_and_for_good(
     async with served(app) as url:
         names = list("abcdefgh")
         assert {await _post(url, name) for name in names} == {"small", "large"}
-        await _written(tmp_path, _rows(1500, invalid={"control": 0.02, "bold": 0.4}))
+        await written(tmp_path, exposed_rows(1500, invalid={"control": 0.02, "bold": 0.4}))
         async with asyncio.timeout(10):
-            while not app.state.experiments.assignment.stopped:  # noqa: ASYNC110
+            while app.state.experiments.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert {await _post(url, name) for name in names} == {"large"}
         last = (await app.state.ledger.page(limit=10_000))[-8:]
         assert {row.reason for row in last} == {"low_confidence"}
         assert {row.experiment for row in last} == {None}
+        async with app.state.ledger.engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM decisions")
     again = gateway(small=small, upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(again) as url:
         assert {await _post(url, name) for name in names} == {"large"}
 
 
 async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None:
-    await _written(tmp_path, _rows(1500, invalid={"control": 0.02, "bold": 0.02}))
+    await written(tmp_path, exposed_rows(1500, invalid={"control": 0.02, "bold": 0.02}))
     app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(app):
         assert not app.state.experiments.assignment.stopped
@@ -268,9 +306,9 @@ async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None
 
 async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger_url: str) -> None:
     """Rows of an arm that is not configured cannot be judged; once they are gone, harm is seen."""
-    rows = _rows(1500, invalid={"control": 0.02, "bold": 0.4})
+    rows = exposed_rows(1500, invalid={"control": 0.02, "bold": 0.4})
     stranger = replace(rows[0], decision_id="stranger", arm="stranger", unit_sha256="f" * 64)
-    await _written(ledger_url, [*rows, stranger])
+    await written(ledger_url, [*rows, stranger])
     assignment = _assignment()
     watch = Watch(ledger_url, Experiment.model_validate({**TWO_ARMS, "check_every_s": 0.01}), assignment)
     await watch.look()
@@ -286,9 +324,9 @@ async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger
 
 
 async def test_a_ledger_from_before_experiments_is_migrated_with_its_rows(ledger_url: str) -> None:
-    (row,) = _rows(1, invalid={"control": 0.0, "bold": 0.0})
+    (row,) = exposed_rows(1, invalid={"control": 0.0, "bold": 0.0})
     old = replace(row, experiment=None, arm=None, arm_propensity=None, unit_sha256=None)
-    await _written(ledger_url, [old])
+    await written(ledger_url, [old])
     config = alembic.config.Config()
     config.set_main_option("script_location", str(Path(store.__file__).parent / "migrations"))
     config.set_main_option("path_separator", "os")
@@ -311,9 +349,9 @@ async def test_a_ledger_from_before_experiments_is_migrated_with_its_rows(ledger
 
 
 async def test_exposures_are_paged_in_order_and_are_those_of_one_experiment(ledger_url: str) -> None:
-    rows = _rows(7, invalid={"control": 0.0, "bold": 0.0})
+    rows = exposed_rows(7, invalid={"control": 0.0, "bold": 0.0})
     others = [replace(rows[0], decision_id="x", experiment="other"), replace(rows[0], decision_id="y", experiment=None)]
-    await _written(ledger_url, [*rows, *others])
+    await written(ledger_url, [*rows, *others])
     found, page = [], []
     async with Ledger.open(ledger_url) as ledger:
         while page := await ledger.exposures("trial", limit=3, after=page[-1].decision_id if page else ""):
@@ -337,8 +375,8 @@ def _status(*arguments: str) -> Any:
 
 def test_the_status_tells_arms_intervals_sample_ratio_guardrails_and_the_ship_rule(tmp_path: Path) -> None:
     """A cheaper arm that passes as often, with labels from a file: ship. The same as JSON."""
-    rows = _rows(4000, invalid={"control": 0.02, "bold": 0.02})
-    config = _config(tmp_path, asyncio.run(_written(tmp_path, rows)))
+    rows = exposed_rows(4000, invalid={"control": 0.02, "bold": 0.02})
+    config = _config(tmp_path, asyncio.run(written(tmp_path, rows)))
     labels = tmp_path / "labels.jsonl"
     rng = np.random.default_rng(3)
     labels.write_text(
@@ -366,8 +404,8 @@ def test_the_status_tells_arms_intervals_sample_ratio_guardrails_and_the_ship_ru
 
 async def test_outcomes_of_the_ledger_label_an_experiment(ledger_url: str) -> None:
     """Feedback tells passes; calls that tools refused trip the guardrail by themselves, without a file of labels."""
-    rows = _rows(1500, invalid={"control": 0.02, "bold": 0.02})
-    await _written(ledger_url, rows)
+    rows = exposed_rows(1500, invalid={"control": 0.02, "bold": 0.02})
+    await written(ledger_url, rows)
     async with Ledger.open(ledger_url) as ledger:
         refused = [row for i, row in enumerate(rows) if row.arm == "bold" and i % 3 == 0]
         seen = {"strength": "strong", "reason": "status_422", "fault": "call", "label": 0}
@@ -390,8 +428,8 @@ async def test_outcomes_of_the_ledger_label_an_experiment(ledger_url: str) -> No
 
 
 def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> None:
-    rows = _rows(2000, invalid={"control": 0.02, "bold": 0.4})
-    config = _config(tmp_path, asyncio.run(_written(tmp_path, rows)))
+    rows = exposed_rows(2000, invalid={"control": 0.02, "bold": 0.4})
+    config = _config(tmp_path, asyncio.run(written(tmp_path, rows)))
     shown = _status("trial", "--config", str(config))
     assert "pass rate: not known (no labels" in shown.output
     assert "guardrail invalid_calls (limit 0.05): GONE after" in shown.output
@@ -399,30 +437,47 @@ def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> 
     assert "stop: a guardrail has gone" in shown.output
 
 
-def test_costs_that_are_not_known_are_left_out_and_small_answers_cost_nothing(tmp_path: Path) -> None:
-    rows = _rows(400, invalid={"control": 0.0, "bold": 0.0})
-    rows = [
-        replace(row, large_model=None, large_cost_nusd=None)
-        if row.arm == "bold"
-        else replace(row, large_cost_nusd=None if i % 2 else row.large_cost_nusd)
-        for i, row in enumerate(rows)
+def test_a_request_costs_its_draft_its_answer_and_its_audit_and_unknown_costs_are_left_out(tmp_path: Path) -> None:
+    """Small answers of 0.001 $, every second one audited for 0.01 $, against large answers that have a draft as well:
+    told in full, unknown, cut short, and of an open circuit in turn."""
+    draft, answer = 1_000_000, 20_000_000
+    rows = exposed_rows(400, invalid={"control": 0.0, "bold": 0.0})
+    large: list[dict[str, Any]] = [
+        {"large_cost_nusd": answer},
+        {"large_cost_nusd": None},
+        {"large_cost_nusd": None, "large_estimate_nusd": answer},
+        {"large_cost_nusd": None, "large_attempts": 0, "side": "none"},
     ]
-    config = _config(tmp_path, asyncio.run(_written(tmp_path, rows)))
-    control, bold = json.loads(_status("trial", "--config", str(config), "--json").stdout)["arms"]
-    assert control["cost_usd"] == pytest.approx(0.02, rel=0.1)
-    assert bold["cost_usd"] == 0.0
+    arms = {name: [row for row in rows if row.arm == name] for name in ("control", "bold")}
+    small = [
+        replace(row, side="small", large_model=None, large_cost_nusd=None, small_cost_nusd=draft)
+        for row in arms["bold"][:100]
+    ]
+    others = [replace(row, small_cost_nusd=draft, **large[i % 4]) for i, row in enumerate(arms["control"][:100])]
+    url = asyncio.run(written(tmp_path, [*small, *others]))
+
+    async def audit() -> None:
+        async with Ledger.open(url) as ledger:
+            for row in small[::2]:
+                made = replace(AUDIT, decision_id=row.decision_id, at=row.created_at, cost_nusd=10_000_000)
+                await record_audit(ledger.engine, made)
+
+    asyncio.run(audit())
+    control, bold = json.loads(_status("trial", "--config", str(_config(tmp_path, url)), "--json").stdout)["arms"]
+    assert bold["cost_usd"] == pytest.approx(0.001 + 0.01 / 2)
+    assert control["cost_usd"] == pytest.approx(0.001 + 0.02 * 2 / 3)
 
 
 def test_an_empty_experiment_has_a_status(tmp_path: Path) -> None:
-    config = _config(tmp_path, asyncio.run(_written(tmp_path, [])))
+    config = _config(tmp_path, asyncio.run(written(tmp_path, [])))
     shown = _status("trial", "--config", str(config))
     assert shown.exit_code == 0, shown.output
     assert "continue: nothing is sure yet" in shown.output
 
 
 def test_a_status_that_cannot_be_had_says_why(tmp_path: Path) -> None:
-    rows = _rows(5, invalid={"control": 0.0, "bold": 0.0})
-    config = _config(tmp_path, asyncio.run(_written(tmp_path, rows)))
+    rows = exposed_rows(5, invalid={"control": 0.0, "bold": 0.0})
+    config = _config(tmp_path, asyncio.run(written(tmp_path, rows)))
     unknown = _status("other", "--config", str(config))
     assert (unknown.exit_code, "trial" in unknown.output) == (1, True)
     labels = tmp_path / "labels.jsonl"

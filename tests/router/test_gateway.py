@@ -1,6 +1,7 @@
 """The gateway through HTTP: drafts, verdicts, escalation, errors, rows."""
 
 import asyncio
+import hashlib
 import io
 import json
 import time
@@ -534,6 +535,18 @@ class Lost(Ledger):
 
     async def write(self, row: Any, large_calls: Any = ()) -> None:
         raise LedgerUnavailableError("disk full")
+
+
+@pytest.mark.parametrize("chars", [1, 200_000])
+async def test_a_row_names_its_request_and_tools_by_their_sorted_json(gateway: Make, chars: int) -> None:
+    """Small bodies and those that are digested beside the event loop alike."""
+    body = ask(messages=[{"role": "user", "content": "x" * chars}])
+    app = gateway(small=ScriptedSmall(CALL))
+    async with served(app) as url:
+        await post(url, body)
+        (row,) = await rows_of(app, 1)
+    told = [hashlib.sha256(orjson.dumps(part, option=orjson.OPT_SORT_KEYS)) for part in (body, body["tools"])]
+    assert [row.request_sha256, row.tools_sha256] == [digest.hexdigest() for digest in told]
 
 
 @pytest.mark.parametrize("side", ["small", "large"])

@@ -342,6 +342,21 @@ async def test_feedback_that_cannot_be_taken_is_refused_by_the_field(
     assert (got, told["error"]["param"]) == (status, param)
 
 
+async def test_feedback_counts_as_a_request_and_takes_no_money(ledger_url: str) -> None:
+    """A key of three a minute whose budget is spent may still judge its answers, three times a minute."""
+    ours = "01m8914s5xvqbkfmwtsx9a8tbt"
+    settings = Settings.model_validate({"ledger": {"url": ledger_url}, "access": {"admin_key": ADMIN}})
+    app = create_app(settings)
+    async with served(app) as url:
+        made = await make_key(url, requests_per_minute=3, hard_usd=1e-9)
+        await app.state.ledger.write(row(ours, created_at=datetime.now(UTC), key_id=made["id"], charged_nusd=100))
+        await app.state.access.look()
+        body, headers = {"decision_id": ours, "label": "pass"}, {"x-api-key": made["key"]}
+        told = [await call(url, "POST", "/v1/feedback", body, headers) for _ in range(4)]
+    assert [status for status, _, _ in told] == [200, 200, 200, 429]
+    assert told[3][1]["x-ratelimit-limit-requests"] == "3"
+
+
 async def test_one_keys_decisions_are_not_anothers_to_judge(ledger_url: str) -> None:
     """Neither by feedback, nor by a result that another key brings; without a key nobody may say anything."""
     ours = "01m8914s5xvqbkfmwtsx9a8tbt"

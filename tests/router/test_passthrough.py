@@ -303,6 +303,48 @@ async def test_messages_go_to_a_provider_that_speaks_them(gateway: Make) -> None
         assert row.reason == "tool_type"
 
 
+WRITTEN = {
+    **MESSAGE["usage"],
+    "cache_creation": {"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60},
+    "server_tool_use": {"web_search_requests": 2},
+}
+WRITTEN_EVENTS = [
+    {"type": "message_start", "message": {**STARTED, "usage": {**WRITTEN, "output_tokens": 1}}},
+    *MESSAGE_EVENTS[1:-2],
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": WRITTEN},
+    MESSAGE_EVENTS[-1],
+]
+PRICE = {
+    "input_usd_per_mtok": 2,
+    "output_usd_per_mtok": 10,
+    "cached_input_usd_per_mtok": 1,
+    "cache_write_usd_per_mtok": 3,
+    "cache_write_1h_usd_per_mtok": 5,
+}
+PRICED = [
+    (PRICE, 10 * 2 + 1000 * 1 + 40 * 3 + 60 * 5 + 20 * 10),
+    ({**PRICE, "cache_write_1h_usd_per_mtok": None}, 10 * 2 + 1000 * 1 + 100 * 3 + 20 * 10),
+    ({"input_usd_per_mtok": 2, "output_usd_per_mtok": 10}, 1110 * 2 + 20 * 10),
+    (None, 10 * 3 + 1000 * 0.3 + 40 * 3.75 + 60 * 6 + 20 * 15 + 2 * 0.01 * 1e6),
+]
+
+
+async def test_cache_writes_and_searches_cost_what_the_provider_charges(gateway: Make) -> None:
+    """Off its own bodies, whole and streamed: tokens kept for five minutes, tokens kept for an hour."""
+    for price, expected in PRICED:
+        provider = Provider(orjson.dumps({**MESSAGE, "usage": WRITTEN}))
+        async with provider.running() as base:
+            told = large("anthropic/claude-sonnet-4-5", base.removesuffix("/v1"), price=price)
+            app = gateway(large=told)
+            async with served(app) as url:
+                assert (await send(url, "/messages", ask_messages()))[0] == 200
+                provider.answer = (sse(*WRITTEN_EVENTS),)
+                await send(url, "/messages", ask_messages(stream=True))
+                rows = (await app.state.ledger.page())[-2:]
+        assert [row.large_prompt_tokens for row in rows] == [1110, 1110]
+        assert [row.large_cost_nusd for row in rows] == pytest.approx([expected * 1000] * 2, abs=1)
+
+
 async def test_an_error_in_mid_stream_is_told_once(gateway: Make) -> None:
     """A provider's own error event becomes ours; a stream without its end does not look whole."""
     overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded at http://x/y"}}

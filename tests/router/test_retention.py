@@ -21,7 +21,7 @@ from router.ledger.cost_queries import cost_lines, span
 from router.ledger.outcomes import record
 from router.ledger.retention import Pruned, Retention, prune
 from router.ledger.row import LargeCall
-from router.ledger.tables import calls, outcomes, rollups
+from router.ledger.tables import access_spend, calls, outcomes, rollups
 from router.settings import Settings
 from tests.router.conftest import served
 from tests.router.test_costs import DAY, large, small, write
@@ -74,6 +74,33 @@ async def test_a_report_is_the_same_before_and_after(ledger_url: str) -> None:
     assert left == [0, 0]
     for by in ("day", "key", "tool", "arm"):
         assert totals(after, by) == totals(before, by)  # type: ignore[arg-type]
+
+
+async def test_what_is_kept_of_a_day_does_not_grow_with_the_names_of_tools(ledger_url: str) -> None:
+    """A hundred tools of each key, those with the most requests; the others' sums are not lost."""
+    twice = [large(f"{name:03}{i}", DAY, key_id="k", tool=f"f{name}") for name in range(100) for i in range(2)]
+    rest = [large(f"r{name}", DAY, key_id="k", tool=f"rare{name}") for name in range(5)]
+    others = [large("other", DAY, key_id="another", tool="rare0"), large("none", DAY, key_id="k", tool=None)]
+    async with Ledger.open(ledger_url) as ledger:
+        await write(ledger, [*twice, *rest, *others])
+        before = await _lines(ledger)
+        await prune(ledger.engine, 38, NOW, _rest)
+        after = await _lines(ledger)
+    assert totals(after, "key") == totals(before, "key")
+    names = {(line.key_id, line.tool): line.requests for line in after}
+    assert names.pop(("k", "(other)")) == 5
+    assert names == {**{("k", f"f{i}"): 2 for i in range(100)}, ("another", "rare0"): 1, ("k", ""): 1}
+
+
+async def test_days_of_spending_go_with_their_rows_and_longer_windows_stay(ledger_url: str) -> None:
+    young = NOW - timedelta(days=1)
+    async with Ledger.open(ledger_url) as ledger:
+        rows = [large("old", DAY, key_id="k", charged_nusd=3), large("young", young, key_id="k", charged_nusd=4)]
+        await write(ledger, rows)
+        await prune(ledger.engine, 38, NOW, _rest)
+        async with ledger.engine.connect() as connection:
+            spent = {row.period: row.spent_nusd for row in await connection.execute(select(access_spend))}
+    assert spent == {"2026-05": 3, "2026-06": 4, "2026-06-12": 4, "total": 7}
 
 
 async def test_a_day_that_is_half_deleted_is_counted_once(ledger_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

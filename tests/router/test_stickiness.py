@@ -11,6 +11,7 @@ import pytest
 from router.stickiness import MAX_REMEMBERED, LocalMemories, Memory
 from slm.pattern import TOOL_RESULT_CHARS
 from tests.router.access.conftest import RedisServer, redis_server
+from tests.router.access.test_keys import ACCESS, make_key
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.test_gateway import CALL, TOOL, Scripted, ask, rows_of
 from tests.router.test_passthrough import CHAT, Provider, large
@@ -30,10 +31,11 @@ async def turn(
     path: str = "/chat/completions",
     body: Any = None,
     key: str | None = None,
+    bearer: str | None = None,
     **changes: Any,
 ) -> str:
     """The reason of one turn's decision."""
-    told = {"x-smallcall-conversation": conversation, "x-api-key": key}
+    told = {"x-smallcall-conversation": conversation, "x-api-key": key, "authorization": bearer}
     headers = {name: value for name, value in told.items() if value}
     data = io.BytesIO(orjson.dumps(body or ask(**changes)))
     async with aiohttp.ClientSession() as session, session.post(url + path, data=data, headers=headers) as response:
@@ -57,6 +59,24 @@ async def test_turns_after_an_escalation_stay_large_and_then_are_drafted_again(g
     kept = [(row.reason, row.side, row.small_completion_tokens is None) for row in rows[1:3]]
     assert kept == [("sticky", "large", True)] * 2
     assert len(small.commands) == 4
+
+
+@pytest.mark.parametrize("unit", ["conversation", "key"])
+async def test_a_header_that_opens_nothing_chooses_neither_conversation_nor_arm(gateway: Make, unit: str) -> None:
+    """Beside the key that opens the gateway; another key is another conversation, and another unit."""
+    trial = {"unit": unit, "arms": {"control": {}, "same": {"policy": {"kind": "threshold", "threshold": 0.5}}}}
+    small = ScriptedSmall(UNSURE)
+    app = gateway(small=small, upstream=Scripted(), conversations=AFTER, access=ACCESS, experiments={"trial": trial})
+    async with served(app) as url:
+        keys = [(await make_key(url))["key"] for _ in range(2)]
+        first = await turn(url, key=keys[0])
+        small.text = CALL
+        later = [await turn(url, key=keys[0], bearer=junk) for junk in ("Bearer junk1", "Bearer junk2")]
+        other = await turn(url, key=keys[1], bearer="Bearer junk2")
+        rows = await app.state.ledger.page()
+    assert [first, *later, other] == ["no_call", "sticky", "sticky", "accepted"]
+    assert len({row.unit_sha256 for row in rows[:3]}) == 1
+    assert rows[3].unit_sha256 != rows[0].unit_sha256
 
 
 async def test_without_a_header_a_conversation_is_known_by_its_beginning_and_its_key(gateway: Make) -> None:

@@ -313,6 +313,31 @@ async def test_a_model_without_a_price_costs_what_is_set_or_is_unknown() -> None
     assert flat.cost_usd(usage(1000, 0, 400)) == pytest.approx(0.002)
 
 
+def test_cache_writes_have_the_operators_own_prices_as_litellm_tells_them() -> None:
+    """What litellm's answers of Anthropic, and other providers', tell of them."""
+    details = {"cached_tokens": 1000, "cache_write_tokens": 100}
+    kept = {"ephemeral_5m_input_tokens": 40, "ephemeral_1h_input_tokens": 60}
+    told = {"prompt_tokens": 1110, "completion_tokens": 20, "prompt_tokens_details": details}
+    translated = {**details, "cache_creation_tokens": 100, "cache_creation_token_details": kept}
+    prices = FixedPrices(
+        Price(
+            input_usd_per_mtok=2,
+            output_usd_per_mtok=10,
+            cached_input_usd_per_mtok=1,
+            cache_write_usd_per_mtok=3,
+            cache_write_1h_usd_per_mtok=5,
+        )
+    )
+    for usage, writes in (
+        (told, 100 * 3),
+        ({**told, "prompt_tokens_details": translated, "cache_creation_input_tokens": 100}, 40 * 3 + 60 * 5),
+        ({**told, "prompt_tokens_details": {**translated, "cache_creation_token_details": None}}, 100 * 3),
+    ):
+        found = usage_of({"usage": usage})
+        assert found is not None
+        assert prices.cost_usd(found) == pytest.approx((10 * 2 + 1000 + writes + 20 * 10) / 1e6)
+
+
 @pytest.mark.parametrize("answer", [{}, {"usage": None}, {"usage": {"prompt_tokens": 0}}, {"usage": {"cost": 1}}])
 def test_no_usage_is_none(answer: dict[str, Any]) -> None:
     """What a provider leaves out is not known."""

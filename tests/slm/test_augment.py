@@ -2,9 +2,11 @@
 
 import json
 import random
+from dataclasses import replace
 from typing import Any
 
 import jsonschema_rs
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,12 +71,28 @@ def test_a_tool_that_was_called_before_stays(rng: random.Random) -> None:
 def test_more_tools_come_from_other_sources(rng: random.Random, count: int) -> None:
     """Names stay unique, own tools stay in order, and none is added from rows of the same source."""
     pool = [example(source="made", tools=[described("same")]), example(source="other", tools=[described("other")])]
-    made, other = map(names, more_tools([example(), example(kind="none")], rng, pool, count))
+    made, other = map(names, more_tools([example(), example()], rng, pool, count))
     assert made == other
     assert [name for name in made if name != "other"] == names(example())
     assert made.count("other") == min(count, 1)
-    (asking,) = more_tools([example(kind="ask")], rng, pool, count)
-    assert names(asking) == names(example())
+
+
+@pytest.mark.parametrize("kind", ["none", "ask"])
+def test_where_no_call_is_right_no_tool_comes_from_elsewhere(kind: Any) -> None:
+    """It might fit the request, so the whole group stays, calls of other rows or not."""
+    pool = [example(source="other", tools=[described("other")])]
+    for group in ([example(kind=kind)], [example(), example(kind=kind)]):
+        assert more_tools(group, random.Random(1), pool, 3) == group
+
+
+@given(SEEDS)
+def test_a_tool_with_a_name_like_the_called_one_does_not_come(rng: random.Random) -> None:
+    """It might be a rival; words of the other tools' names, and short ones, do not count."""
+    own = [described("getWeather"), described("find_hotels")]
+    row = replace(example(tools=own), calls=(("getWeather", {"city": "Rome", "day": "today"}),))
+    pool = [example(source="other", tools=[described(name)]) for name in ("weather_report", "get_hotel")]
+    (made,) = more_tools([row], rng, pool, 3)
+    assert set(names(made)) == {"getWeather", "find_hotels", "get_hotel"}
 
 
 def test_without_its_tools_a_request_gets_no_call() -> None:
@@ -113,6 +131,19 @@ def test_what_has_no_description_keeps_its_name() -> None:
     assert names(after) == ["tool_a"]
     assert "city" in after.calls[0][1]
     assert "day" not in after.calls[0][1]
+
+
+@given(st.integers(0, 99))
+def test_a_made_up_name_is_none_that_stays(seed: int) -> None:
+    """Of a tool or a parameter without a description, even where it is the very name that would have been made up."""
+    alone = masked(example(tools=TOOLS[:1], kind="none"), random.Random(seed))
+    beside = example(tools=[TOOLS[0], tool(names(alone)[0], schema())], kind="none")
+    assert len(set(names(masked(beside, random.Random(seed))))) == 2
+    first = next(iter(alone.tools[0]["function"]["parameters"]["properties"]))
+    mixed = {"city": {"type": "string", "description": "the city"}, first: {"type": "string"}}
+    offered = tool("t", {"type": "object", "properties": mixed}, "about")
+    after = masked(example(tools=[offered], kind="none"), random.Random(seed))
+    assert len(after.tools[0]["function"]["parameters"]["properties"]) == 2
 
 
 @given(SEEDS)

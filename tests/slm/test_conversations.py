@@ -87,8 +87,29 @@ def test_a_wrong_answer_is_counted_and_the_others_are_taught(
 
 
 @pytest.mark.parametrize(
+    "broken",
+    [
+        {"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "get_time", "input": "CET"}}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "get_time", "arguments": {"zone": "CET"}}}]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": 5, "arguments": "{}"}}]},
+        {"role": "assistant", "tool_calls": 5},
+    ],
+)
+def test_behind_a_message_that_cannot_be_read_nothing_is_taught(broken: dict[str, Any], tmp_path: Path) -> None:
+    """What was answered before it stays; its own answer and each later one are counted."""
+    messages = [user("a"), saying("b"), user("c"), broken, RESULT, saying("d")]
+    rows = read(tmp_path, {"messages": messages, "tools": [WEATHER, TIME]})
+    assert [example.kind for example in rows.examples] == ["none"]
+    assert rows.refused == {"malformed": 2}
+
+
+@pytest.mark.parametrize(
     ("row", "reason"),
     [
+        ({"messages": [user("a"), saying("b")], "tools": [TIME, TIME]}, "two tools of one name"),
+        ({"messages": [user("a"), saying("b")], "tools": [tool("t", [1])]}, "malformed"),
+        ({"messages": [user("a"), saying("b")], "tools": [tool("t", {"properties": []})]}, "malformed"),
+        ({"messages": [user("a"), saying("b")], "tools": [tool("t", {"required": True})]}, "malformed"),
         ({"messages": [user("a")], "tools": []}, "no answer of an assistant to teach"),
         ({"messages": [{"role": "pirate"}, saying("b")], "tools": []}, "malformed"),
         ({"messages": ["a"], "tools": []}, "malformed"),

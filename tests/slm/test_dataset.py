@@ -2,7 +2,9 @@
 
 import gzip
 import hashlib
+import http.server
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ from slm.pattern import parse_draft, render_prompt
 from slm.rows import read_rows
 from slm.splits import held_out
 from slm.tokens import Tokens
-from tests.slm.conftest import TIME, WEATHER
+from tests.slm.conftest import TIME, WEATHER, tool
 
 
 @pytest.fixture(params=["llama_folder", "opt_folder"])
@@ -33,6 +35,7 @@ def tokens(request: pytest.FixtureRequest) -> Tokens:
     return load(request.getfixturevalue(request.param)).tokens
 
 
+CUSTOM = [{"role": "assistant", "tool_calls": [{"type": "custom", "custom": {"name": "t", "input": "x"}}]}]
 USER = [{"role": "user", "content": "What is the weather in London?"}]
 
 
@@ -77,6 +80,12 @@ def test_an_optional_parameter_is_left_out() -> None:
         ({"gold": {"kind": "calls", "calls": []}}, "gold without calls"),
         ({"gold": {"kind": "tool_names", "names": []}}, "gold cannot be taught"),
         ({"tools": None}, "malformed"),
+        ({"tools": [WEATHER, TIME, TIME]}, "two tools of one name"),
+        ({"tools": [WEATHER, tool("t", [1])]}, "malformed"),
+        ({"tools": [WEATHER, tool("t", {"required": [[]]})]}, "malformed"),
+        ({"tools": [WEATHER, {"type": "custom", "custom": {"name": "t"}}]}, "malformed"),
+        ({"messages": [{"content": "Weather?"}]}, "malformed"),
+        ({"messages": [*CUSTOM, *USER]}, "malformed"),
     ],
 )
 def test_a_row_that_cannot_be_taught_is_refused_with_its_reason(changes: dict[str, Any], reason: str) -> None:
@@ -108,12 +117,20 @@ def test_a_reply_asks_back_only_where_it_asks_for_a_value(reply: str, asks: bool
 def test_refused_rows_are_counted_and_the_others_read(tmp_path: Path) -> None:
     """A file with broken lines gives its good rows, the counts of the rest, and rows of its split only."""
     path = tmp_path / "rows.jsonl.gz"
-    lines = [json.dumps(row()), "{", "[]", json.dumps(row(split="test")), json.dumps(row(gold=gold(unit=["c"])))]
-    with gzip.open(path, "wt", encoding="utf-8") as file:
-        file.write("\n".join(lines) + "\n")
+    lines = ["{", "[]", json.dumps(row(split="test")), json.dumps(row(gold=gold(unit=["c"]))), json.dumps(row())]
+    with gzip.open(path, "wb") as file:
+        file.write(b'{"id": "\xff"}\n' + "\n".join(lines).encode() + b"\n")
     rows = read_rows(path)
     assert [example.id for example in rows.examples] == ["r1"]
-    assert rows.refused == {"not JSON": 1, "not an object": 1, "gold lacks a required parameter": 1}
+    assert rows.refused == {"not JSON": 2, "not an object": 1, "gold lacks a required parameter": 1}
+
+
+def test_a_broken_archive_is_an_error_with_its_name(tmp_path: Path) -> None:
+    """Half of the rows would be another training run."""
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(json.dumps(row(id=str(i))) for i in range(99)).encode())[:-20])
+    with pytest.raises(OSError, match=r"rows\.jsonl\.gz: broken gzip archive"):
+        read_rows(path)
 
 
 def test_a_row_is_tokenised_as_the_engine_tokenises_a_request(tokens: Tokens) -> None:
@@ -199,3 +216,25 @@ def test_every_shipped_training_row_can_be_taught() -> None:
     rows = read_rows(DATA / "train.jsonl.gz")
     assert rows.refused == {}
     assert {example.kind for example in rows.examples} == {"calls", "none", "ask"}
+
+
+def test_no_reference_of_a_schema_is_fetched() -> None:
+    """A row whose tool points to a server is refused, and the server is not asked."""
+    asked: list[str] = []
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"type": "string"}')
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        remote = {"$ref": f"http://127.0.0.1:{server.server_port}/city.json"}
+        parameters = {"type": "object", "properties": {"city": remote}, "required": ["city"]}
+        function = {"name": "get_weather", "description": "Weather", "parameters": parameters}
+        with pytest.raises(BadRow, match="a schema that is not valid"):
+            example_of(row(tools=[{"type": "function", "function": function}]))
+        server.shutdown()
+    assert not asked

@@ -2,13 +2,19 @@
 
 import gzip
 import json
+import os
 import platform
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from transformers import BloomConfig, BloomForCausalLM
 
 from slm.curriculum import training_course
 from slm.dataset import IGNORED, encode, example_of
@@ -23,6 +29,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
+ROOT = Path(__file__).parents[2]
 CITIES = "London Paris Rome Oslo Bern Riga Baku Lima Doha Kyiv Graz Nice".split()
 
 
@@ -200,27 +207,95 @@ def curve(run: Path) -> list[dict[str, Any]]:
     return points
 
 
-def losses(run: Path) -> list[tuple[int, str, float]]:
-    """Every loss of a run with its step."""
-    return [(point["step"], key, point[key]) for point in curve(run) for key in ("loss", "eval_loss") if key in point]
+def weights(folder: Path) -> bytes:
+    """The bytes of an adapter's weights."""
+    return (folder / "adapter_model.safetensors").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from slm.recipe import load_recipe
+from slm.train import train
+
+def kill(step):
+    if step.step == int(sys.argv[5]):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+train(load_recipe(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])], Path(sys.argv[4]), progress=kill)
+"""
 
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_and_goes_on_has_the_same_curve(llama_folder: Path, data: Path, tmp_path: Path) -> None:
-    """Optimiser, schedule, dropout and place in the data are taken up exactly where they were."""
+    """SIGKILL at step 29 of 50: optimiser, schedule, dropout, place in the data and count of tokens are taken up as the
+    last checkpoint has them, or the one before it where the last is cut off."""
     from slm.train import train
 
-    whole = train(recipe(), llama_folder, [data], tmp_path / "whole", progress=silent)
-    broken = tmp_path / "broken"
-    train(recipe(), llama_folder, [data], broken, progress=silent, stop_after=2)
-    assert not (broken / "adapter").exists()
-    train(recipe(), llama_folder, [data], broken, progress=silent)
-    assert whole.steps >= 5
-    assert losses(broken) == losses(tmp_path / "whole")
-    made, again = (
-        (tmp_path / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("whole", "broken")
+    fifty = recipe(optimiser={"learning_rate": 0.01, "trees_a_step": 2, "epochs": 12, "steps": 50},
+                   run={"evaluate_every": 12})  # fmt: skip
+    (tmp_path / "fifty.yaml").write_text(yaml.safe_dump(fifty.model_dump(mode="json")), encoding="utf-8")
+    whole, broken, torn = (tmp_path / name for name in ("whole", "broken", "torn"))
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, tmp_path / "fifty.yaml", llama_folder, data, broken, "29"],
+        env={**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "PYTHONPATH": str(ROOT)},
+        check=False,
     )
-    assert made == again
+    assert ended.returncode == -signal.SIGKILL
+    assert not (broken / "adapter").exists()
+    assert {path.name for path in (broken / "checkpoints").glob("checkpoint-*")} == {"checkpoint-12", "checkpoint-24"}
+    shutil.copytree(broken, torn)
+    state = torn / "checkpoints" / "checkpoint-24" / "trainer_state.json"
+    state.write_bytes(state.read_bytes()[:-100])
+    result = train(fifty, llama_folder, [data], whole, progress=silent)
+    assert [point["step"] for point in curve(whole) if "loss" in point] == list(range(1, 51))
+    assert result.tokens == next(point["num_tokens"] for point in curve(whole) if point["step"] == 50)
+    for run, first in ((broken, 25), (torn, 13)):
+        told: list[Any] = []
+        train(fifty, llama_folder, [data], run, progress=told.append)
+        assert told[0].step == first
+        assert curve(run) == curve(whole)
+        assert weights(run / "adapter") == weights(whole / "adapter")
+
+
+@pytest.mark.slow
+def test_an_early_stop_takes_the_best_checkpoint_wherever_the_run_was_left(
+    llama_folder: Path, data: Path, tmp_path: Path
+) -> None:
+    """Patience is counted on after a resume, a run that is out of it takes no step more, and what is told of the result
+    is true of the adapter that is taken."""
+    from slm.train import CURVE, train
+
+    growing = {"learning_rate": 1.0, "warmup_share": 1.0, "trees_a_step": 2, "epochs": 2}
+    patient = recipe(optimiser=growing, run={"evaluate_every": 1, "patience": 2})
+    result = train(patient, llama_folder, [data], tmp_path / "whole", progress=silent)
+    validated = {point["step"]: point["eval_loss"] for point in curve(tmp_path / "whole") if "eval_loss" in point}
+    last, best = max(validated), min(validated, key=lambda step: validated[step])
+    assert (result.steps, result.validation_loss) == (best, validated[best])
+    assert best == last - 2
+    assert weights(result.folder) == weights(tmp_path / "whole" / CURVE / f"step-{best}")
+    broken = tmp_path / "broken"
+    left = train(patient, llama_folder, [data], broken, progress=silent, stop_after=last - 1)
+    assert left.tokens == curve(broken)[-1].get("num_tokens", curve(broken)[-2].get("num_tokens"))
+    for _ in ("goes on", "was killed before the adapter was written"):
+        again = train(patient, llama_folder, [data], broken, progress=silent)
+        assert (again.steps, again.tokens) == (result.steps, result.tokens)
+        assert curve(broken) == curve(tmp_path / "whole")
+        assert weights(again.folder) == weights(result.folder)
+        shutil.rmtree(again.folder)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_before_its_first_step_begins(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+    """A record that was under way bars the folder to nobody; a whole one of another run does."""
+    from slm.train import TrainingError, train
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "recipe.yaml.part").write_text("name: ti", encoding="utf-8")
+    assert train(recipe(), llama_folder, [data], run, progress=silent, stop_after=1).steps == 1
+    with pytest.raises(TrainingError, match=r"recipe\.yaml"):
+        train(recipe(name="other"), llama_folder, [data], run, progress=silent)
 
 
 @pytest.mark.slow
@@ -286,6 +361,17 @@ def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
         train(wide, llama_folder, [data], tmp_path / "wide", start=first, progress=silent)
     with pytest.raises(TrainingError, match=r"data\.json"):
         train(upper, llama_folder, [data], tmp_path / "again", progress=silent)
+
+
+def test_layers_that_cannot_be_told_apart_are_not_trained_silently(llama_folder: Path) -> None:
+    """`from_layer` needs a layer of that number by the usual name."""
+    from slm.adapter_training import AdapterStartError, trainable
+    from slm.recipe import Lora
+
+    other = BloomForCausalLM(BloomConfig(vocab_size=32, hidden_size=8, n_layer=2, n_head=2))
+    for model, first in ((other, 1), (load(llama_folder).model, 2)):
+        with pytest.raises(AdapterStartError, match=f"no layer {first}"):
+            trainable(model, Lora(rank=2, alpha=4, from_layer=first), None, seed=0)
 
 
 @pytest.mark.slow

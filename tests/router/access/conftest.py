@@ -5,6 +5,7 @@ In CI a missing server is a failure; elsewhere such tests are skipped. Databases
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -50,6 +51,16 @@ class RedisServer:
             else:
                 client.close()
                 return
+
+    def pause(self) -> None:
+        """It answers nothing, and keeps what it is asked, until `resume`."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """It answers again."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """It is gone, and what it held too."""

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from router.cli import app as cli
 from tests.router.conftest import Make, ScriptedSmall, served
+from tests.router.test_experiments import exposed_rows, written
 from tests.router.test_gateway import CALL, Scripted, ask, rows_of
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
@@ -114,6 +115,30 @@ async def test_one_that_is_stopped_stays_stopped_in_every_replica_and_after_a_re
     async with served(make()) as url:
         assert await states(url) == {"trial": "stopped"}
         assert set((await sides(url)).values()) == {"large"}
+
+
+async def test_one_whose_guardrail_went_is_stopped_in_every_replica_and_after_a_restart_without_its_rows(
+    make: Make, ledger_url: str
+) -> None:
+    app = make()
+    async with served(app) as first:
+        await admin(first, "PUT", "trial", {**BOLD, "check_every_s": 3600})
+        assert "small" in (await sides(first)).values()
+        await written(ledger_url, exposed_rows(1500, invalid={"control": 0.02, "bold": 0.4}))
+        async with served(make()) as second:  # it looks when it starts
+            assert await states(second) == {"trial": "guardrail"}
+            assert set((await sides(second)).values()) == {"large"}
+        _, listed = await admin(first, "GET")
+        assert listed["data"][0]["stopped_at"] is not None
+        async with asyncio.timeout(20):  # see above
+            while set((await sides(first)).values()) != {"large"}:  # noqa: ASYNC110 - see `until`
+                await asyncio.sleep(0.02)
+        async with app.state.ledger.engine.begin() as connection:
+            await connection.exec_driver_sql("DELETE FROM decisions")
+    async with served(make()) as url:
+        assert await states(url) == {"trial": "guardrail"}
+        assert set((await sides(url)).values()) == {"large"}
+        assert (await admin(url, "PUT", "trial", BOLD))[1]["error"]["code"] == "experiment_stopped"
 
 
 async def test_one_of_the_configuration_is_stopped_but_not_changed_over_http(make: Make) -> None:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from router.access.keys import VirtualKey, minted, new_key
 from router.access.limits import LocalCounters, Need, Standing
-from router.access.reckoning import Rates, need, rates_of
+from router.access.reckoning import need
+from router.costing import UnitPrices, unit_prices
 from router.ledger import DecisionRow, Ledger
 from router.upstream import Usage
 from tests.router.access.test_keys import ACCESS, call, make_key
@@ -152,7 +153,7 @@ async def test_a_stream_cut_short_is_charged_what_was_held_for_it(gateway: Make)
             size = len(json.dumps(body))
         async with Ledger.open(_url(app)) as ledger:
             spent = await _spent(ledger, made["id"])
-    held = need(size, body, 1024, Rates(100e-6, 10e-6, 1000e-6)).cost_nusd
+    held = need(size, body, 1024, UnitPrices(100, 10, 1000)).cost_nusd
     assert (kept.status, kept.large_cost_nusd, kept.charged_nusd) == (499, None, held)
     assert spent == held > 0
 
@@ -413,10 +414,10 @@ def test_prices_are_read_off_the_large_models_own_reckoning() -> None:
             fresh = usage.prompt_tokens - usage.cached_tokens
             return fresh * 3e-6 + usage.cached_tokens * 1e-6 + usage.completion_tokens * 9e-6
 
-    found = rates_of(Priced())
+    found = unit_prices(Priced())
     assert found is not None
-    assert (found.input_usd, found.cached_usd, found.output_usd) == pytest.approx((3e-6, 1e-6, 9e-6))
-    assert rates_of(Scripted()) is None
+    assert found == pytest.approx((3, 1, 9))
+    assert unit_prices(Scripted()) is None
     assert need(4000, {"max_tokens": 50}, 1024, found) == Need(1051, round((1001 * 3e-6 + 50 * 9e-6) * 1e9))
     assert need(4000, {"max_completion_tokens": 9999}, 1024, None) == Need(2025, 0)
     assert need(4, {"max_tokens": 50, "n": 3}, 1024, None).tokens == 2 + 150

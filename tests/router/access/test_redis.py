@@ -2,8 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -13,7 +14,7 @@ import redis.asyncio
 import structlog
 
 from router.access.keys import VirtualKey, period_of
-from router.access.limits import LocalCounters, Need
+from router.access.limits import CountersDownError, LocalCounters, Need
 from router.access.redis_counters import RedisCounters
 from router.redis_link import RedisLink
 from tests.router.access.conftest import RedisServer
@@ -29,10 +30,15 @@ pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:User
 
 @asynccontextmanager
 async def counters(
-    url: str, known: dict[str, dict[str, int]] | None = None, on_down: Literal["allow", "refuse"] = "allow"
+    url: str,
+    known: dict[str, dict[str, int]] | None = None,
+    on_down: Literal["allow", "refuse"] = "allow",
+    *,
+    timeout_s: float = 60,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[RedisCounters]:
     """One replica's, which knows from the database what was spent."""
-    link = RedisLink(url, timeout_s=60, failed=lambda: None, clock=time.monotonic)
+    link = RedisLink(url, timeout_s=timeout_s, failed=lambda: None, clock=clock)
     local = LocalCounters(time.monotonic)
     local.looked(known or {}, {})
     try:
@@ -108,12 +114,59 @@ async def test_a_replica_that_died_gives_back_what_it_held(redis_url: str) -> No
     async with counters(redis_url) as dead, counters(redis_url) as other:
         assert (await dead.take(asked, Need(0, 50), now)).refused is None
         assert (await other.take(asked, Need(0, 5), now)).refused == "budget"
-        name = f"smallcall:{{{asked.key_id}}}:held"
+        name = f"smallcall:{{{asked.key_id}}}:holdings"
         client = redis.asyncio.Redis.from_url(redis_url)
         assert 0 < await client.pttl(name) <= 900_000
-        await client.hset(name, dead._replica, f"50|{int(time.time() * 1000) - 1}")
+        await client.hset(name, dead._replica, f"50|{int(time.time() * 1000) - 1}|1")
         assert (await other.take(asked, Need(0, 5), now)).refused is None
         await client.aclose()
+
+
+async def test_what_a_silent_redis_missed_of_holdings_is_put_right_by_the_next_request(
+    redis_server: RedisServer,
+) -> None:
+    """A settlement is lost, and a request that nobody waits for any more is let in late: no money is held by either."""
+    now, at = datetime.now(UTC), 0.0
+    asked, need = key(hard_usd=100e-9), Need(0, 60)
+    async with (
+        counters(redis_server.url, on_down="refuse", timeout_s=2, clock=lambda: at) as one,
+        counters(redis_server.url) as other,
+    ):
+        taken = await one.take(asked, need, now)
+        assert taken.refused is None
+        redis_server.pause()
+        with pytest.raises(CountersDownError):
+            await one.take(asked, need, now)
+        one.settle(asked, need, Need(0, 1), taken)
+        await _settled(one)
+        redis_server.resume()
+        assert (await other.take(asked, need, now)).refused == "budget"
+        at += 2
+        taken = await one.take(asked, need, now)
+        assert taken.refused is None
+        one.settle(asked, need, Need(0, 1), taken)
+        await _settled(one)
+        assert (await other.take(asked, need, now)).refused is None
+
+
+async def test_requests_that_are_refused_or_given_up_hold_nothing(redis_url: str) -> None:
+    """While others are under way, and with those that are taken at once."""
+    now = datetime.now(UTC)
+    asked, need = key(hard_usd=100e-9, requests_per_minute=3), Need(0, 30)
+    async with counters(redis_url) as one, counters(redis_url) as other:
+        given_up = [asyncio.ensure_future(one.take(asked, need, now)) for _ in range(20)]
+        for task in given_up:
+            await asyncio.sleep(0)
+            task.cancel()
+        await asyncio.gather(*given_up, return_exceptions=True)
+        await _settled(one)
+        unlimited = replace(asked, requests_per_minute=None)
+        taken = await asyncio.gather(*(one.take(asked, need, now) for _ in range(10)))
+        for standing in taken:
+            if standing.refused is None:
+                one.settle(asked, need, Need(0, 0), standing)
+        await _settled(one)
+        assert [(await other.take(unlimited, need, now)).refused for _ in range(5)] == [*[None] * 4, "budget"]
 
 
 async def _down(gateway: Make, server: RedisServer, on_down: str) -> tuple[list[int], Any, list[Any]]:
