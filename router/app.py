@@ -106,7 +106,7 @@ def create_app(
             app.state.access = await access_of(settings, ledger, rates, metrics, link, stack)
             app.state.stickiness = stickiness_of(settings, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            live = LiveExperiments(settings, policies, ExperimentStore(ledger.engine))
+            live = LiveExperiments(settings, policies, ExperimentStore(ledger.engine), metrics)
             app.state.experiments = await stack.enter_async_context(live.in_force())
             app.state.counter = counter
             policies.look()
@@ -122,7 +122,7 @@ def create_app(
             )
             yield
 
-    admission = Admission(settings.server.max_inflight, metrics.inflight)
+    admission = Admission(settings.server, metrics.inflight)
     answering = {f"/v1{dialect.path}": Completion(settings, admission, dialect) for dialect in DIALECTS}
     app = Front(
         answering,
@@ -135,7 +135,7 @@ def create_app(
     app.state.started, app.state.grammar = int(time.time()), settings.small.grammar
     app.state.small, app.state.policies = None, policies
     limit = body_limit(settings)
-    counting = counting_route(admission, lambda request: whole_body(request, limit))
+    counting = counting_route(admission, lambda request, stay: whole_body(request, limit, stay))
     app.add_api_route("/v1/messages/count_tokens", counting, methods=["POST"])
     app.add_api_route("/v1/feedback", feedback_route(admission, whole_body), methods=["POST"])
     for path, completion in answering.items():

@@ -12,7 +12,7 @@ import orjson
 from fastapi import Request, Response
 
 from router.access.door import Access
-from router.delivery import Admission, error_response
+from router.delivery import Admission, Stay, error_response
 from router.dialects.chat import ChatRequest
 from router.dialects.errors import ClientError
 from router.dialects.messages import Messages, read_request
@@ -21,6 +21,8 @@ from router.upstream import UpstreamError
 from router.upstream.passthrough import Passthrough
 from router.upstream.translated import LitellmModel
 
+MAX_ESTIMATED_BYTES = 4 * 1024 * 1024
+"""Of a body whose tokens are estimated here: more than a million tokens of text."""
 _DIALECT = Messages()
 
 
@@ -31,14 +33,17 @@ class TokenCounter:
         self._translated, self._forwarder = translated, forwarder
 
     async def count(self, chat: ChatRequest) -> tuple[int, bool]:
-        """The tokens of the request, and whether that is an estimate. Raises UpstreamError."""
+        """The tokens of the request, and whether that is an estimate. Raises UpstreamError, ClientError."""
         if self._forwarder.speaks("messages"):
             return await self._forwarder.count_tokens(chat), False
+        if chat.size_bytes > MAX_ESTIMATED_BYTES:
+            message = f"the body is larger than {MAX_ESTIMATED_BYTES} bytes, too much for an estimate"
+            raise ClientError(413, message, "body_too_large")
         return await self._translated.count_tokens(chat.body), True
 
 
 def counting_route(
-    admission: Admission, body: Callable[[Request], Awaitable[bytes]]
+    admission: Admission, body: Callable[[Request, Stay], Awaitable[bytes]]
 ) -> Callable[[Request], Awaitable[Response]]:
     """The route; `body` reads a request's bytes within bounds."""
 
@@ -46,11 +51,12 @@ def counting_route(
         access: Access = request.app.state.access
         try:
             key = access.caller(request.headers)
-            admission.enter()
+            stay = admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
-            chat = read_request(await body(request), request.headers, counting=True)
+            access.arrive(key)
+            chat = read_request(await body(request, stay), request.headers, counting=True)
             grant = await access.admit(key, chat, counted_only=True)
             if grant is not None:
                 grant.drop()
@@ -58,7 +64,7 @@ def counting_route(
         except ClientError as error:
             return error_response(error, _DIALECT)
         finally:
-            admission.leave()
+            stay.leave()
 
     return count
 

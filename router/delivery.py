@@ -1,7 +1,8 @@
 """An answer on its way to the client, and what happens when the client goes away meanwhile.
 
 The server's task does the whole work of a request, from the first decision to the last byte. When the client leaves, or
-the server stops, that task is cancelled, which cancels the draft or the upstream call, and it ends by writing its row.
+takes nothing for too long, or the server stops, that task is cancelled, which cancels the draft or the upstream call,
+and it ends by writing its row.
 """
 
 from __future__ import annotations
@@ -17,31 +18,62 @@ from starlette.types import Receive, Send
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
 from router.gateway import Gateway
+from router.sending import Sending
+from router.settings import Server
 from router.terms import Terms
 
 FIRST_LOOK_S = 0.05
 """When a request is first looked at for whether its client is still there."""
+_LOOKS = 4
+"""At whether a client takes anything, within `server.write_timeout_s`."""
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
 
 class Admission:
-    """Counts requests under way; more than `limit` at once are refused."""
+    """Counts requests under way and the bytes of their bodies; more at once are refused."""
 
-    def __init__(self, limit: int, gauge: Gauge) -> None:
-        self._limit, self._gauge, self._now = limit, gauge, 0
+    def __init__(self, server: Server, gauge: Gauge) -> None:
+        self._limit, self._limit_bytes = server.max_inflight, int(server.max_inflight_mb * 1024 * 1024)
+        self._gauge, self._now, self._bytes = gauge, 0, 0
 
-    def enter(self) -> None:
+    def enter(self) -> Stay:
         """Raises ClientError: 503, come again."""
         if self._now >= self._limit:
             raise ClientError(503, "too many requests are under way", "overloaded", retry_after_s=1)
         self._now += 1
         self._gauge.inc()
+        return Stay(self)
+
+    def hold(self, size: int) -> None:
+        """So many further bytes. Raises ClientError: 503, come again."""
+        if self._bytes + size > self._limit_bytes:
+            raise ClientError(503, "too many bytes are under way", "overloaded", retry_after_s=1)
+        self._bytes += size
+
+    def leave(self, size: int) -> None:
+        """Once for each `enter`, with all bytes that it held."""
+        self._now -= 1
+        self._bytes -= size
+        self._gauge.dec()
+
+
+class Stay:
+    """One request under way."""
+
+    __slots__ = ("_admission", "_bytes")
+
+    def __init__(self, admission: Admission) -> None:
+        self._admission, self._bytes = admission, 0
+
+    def hold(self, size: int) -> None:
+        """So many bytes of its body have come. Raises ClientError: 503, come again."""
+        self._admission.hold(size)
+        self._bytes += size
 
     def leave(self) -> None:
-        """Once for each `enter`."""
-        self._now -= 1
-        self._gauge.dec()
+        """It is over; once."""
+        self._admission.leave(self._bytes)
 
 
 def error_response(error: ClientError, dialect: Dialect) -> Response:
@@ -57,16 +89,15 @@ class Delivery:
         gateway: Gateway,
         chat: ChatRequest,
         dialect: Dialect,
-        keep_alive_s: float,
+        server: Server,
         terms: Terms,
     ) -> None:
-        """A stream in which nothing was sent for `keep_alive_s` gets a comment."""
         self._gateway, self._chat, self._dialect, self._terms = gateway, chat, dialect, terms
-        self._keep_alive_s = keep_alive_s
+        self._server = server
 
-    async def send(self, receive: Receive, send: Send) -> None:
+    async def send(self, receive: Receive, send: Sending) -> None:
         """Answer; returns early where the client leaves."""
-        leaving = _Leaving(receive)
+        leaving = _Leaving(receive, send, self._server.write_timeout_s)
         try:
             await (self._streamed(send) if self._chat.stream else self._whole(send))
         except asyncio.CancelledError:
@@ -96,7 +127,7 @@ class Delivery:
         decision = self._gateway.decision(chat, dialect, self._terms)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
-        awake = _Awake(out, self._keep_alive_s, decision.headers, writer.keep_alive)
+        awake = _Awake(out, self._server.keep_alive_s, decision.headers, writer.keep_alive)
         try:
             try:
                 reply = await self._gateway.answer(decision, dialect, writer)
@@ -126,15 +157,17 @@ async def until_left(receive: Receive) -> None:
 
 
 class _Leaving:
-    """Cancels the task that made it, once, when the client leaves. It looks for that from `FIRST_LOOK_S` on: most
-    requests that forward to a quick provider, and all that are refused, are over by then and need no second task."""
+    """Cancels the task that made it, once, when the client leaves, or takes nothing for `limit_s`. It looks for that
+    from `FIRST_LOOK_S` on: most requests that forward to a quick provider, and all that are refused, are over by then
+    and need no second task."""
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, sending: Sending, limit_s: float) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._receive, self._task = receive, task
+        self._receive, self._sending, self._limit_s, self._task = receive, sending, limit_s, task
+        self._loop = asyncio.get_running_loop()
         self._watching: asyncio.Task[None] | None = None
-        self._timer = asyncio.get_running_loop().call_later(FIRST_LOOK_S, self._look)
+        self._timer = self._loop.call_later(FIRST_LOOK_S, self._begin)
         self.seen = False
         """Whether the client left, and the task was cancelled for it."""
 
@@ -148,13 +181,24 @@ class _Leaving:
         """The task goes on: its cancellation was ours."""
         self._task.uncancel()
 
-    def _look(self) -> None:
+    def _begin(self) -> None:
         self._watching = asyncio.create_task(self._watch())
+        self._look()
+
+    def _look(self) -> None:
+        if self._sending.stuck_s(self._loop.time()) >= self._limit_s:
+            self._left()
+        else:
+            self._timer = self._loop.call_later(self._limit_s / _LOOKS, self._look)
 
     async def _watch(self) -> None:
         await until_left(self._receive)
-        self.seen = True
-        self._task.cancel()
+        self._left()
+
+    def _left(self) -> None:
+        if not self.seen:
+            self.seen = True
+            self._task.cancel()
 
 
 class _Awake:

@@ -49,7 +49,7 @@ def feedback_route(
         try:
             access: Access = request.app.state.access
             key = access.caller(request.headers)
-            admission.enter()
+            stay = admission.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
@@ -60,7 +60,7 @@ def feedback_route(
         except ClientError as error:
             return error_response(error, _DIALECT)
         finally:
-            admission.leave()
+            stay.leave()
         answer = {"decision_id": place.decision_id, "call_index": _shown(place.call_index), "recorded": True}
         return Response(orjson.dumps(answer), media_type="application/json")
 

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
+import structlog
 from fastapi import FastAPI, Request
 from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
@@ -13,15 +14,19 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from router.access.door import Access
 from router.access.keys import VirtualKey
-from router.delivery import Admission, Delivery, error_response
+from router.delivery import Admission, Delivery, Stay, error_response
 from router.dialects.chat import ChatRequest, Dialect
 from router.dialects.errors import ClientError
 from router.drafting import OFFLOAD_BYTES
 from router.experiments import Exposure
 from router.live_experiments import LiveExperiments
+from router.sending import Sending
 from router.settings import Settings
 from router.stickiness import Stickiness
+from router.telemetry import where
 from router.terms import Terms
+
+_log = structlog.get_logger("front")
 
 BODY_TIMEOUT_S = 60.0
 """A client that takes longer to send its body gets a 408."""
@@ -51,33 +56,40 @@ class Completion:
 
     def __init__(self, settings: Settings, admission: Admission, dialect: Dialect) -> None:
         self._admission, self._dialect = admission, dialect
-        self._keep_alive_s, self._limit = settings.server.keep_alive_s, body_limit(settings)
+        self._server, self._limit = settings.server, body_limit(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
-        headers = _headers(scope)
+        sending = Sending(send)
         try:
-            access: Access = scope["app"].state.access
-            key = access.caller(headers)
-            self._admission.enter()
-        except ClientError as error:
-            await error_response(error, self._dialect)(scope, receive, send)
-            return
-        try:
-            delivery = await self._asked(scope["app"].state, key, headers, receive)
-            await delivery.send(receive, send)
-        except ClientError as error:  # of a body that cannot be read; a delivery tells its own errors
+            await self._answer(scope, receive, sending)
+        except ClientError as error:  # a delivery tells its own errors
             await error_response(error, self._dialect)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody reads an answer
-        finally:
-            self._admission.leave()
+        except Exception as error:
+            _log.error("crashed", where=where(error))
+            if sending.begun:
+                raise
+            failure = ClientError(500, "the gateway failed", "internal_error")
+            await error_response(failure, self._dialect)(scope, receive, send)
 
-    async def _asked(
-        self, state: State, key: VirtualKey | None, headers: Mapping[str, str], receive: Receive
-    ) -> Delivery:
+    async def _answer(self, scope: Scope, receive: Receive, sending: Sending) -> None:
         """Raises ClientError, ClientDisconnect."""
-        raw = await _body(headers, receive, self._limit)
+        headers, state = _headers(scope), scope["app"].state
+        access: Access = state.access
+        key = access.caller(headers)
+        stay = self._admission.enter()
+        try:
+            access.arrive(key)
+            raw = await _body(headers, receive, self._limit, stay)
+            delivery = await self._asked(state, key, headers, raw)
+            await delivery.send(receive, sending)
+        finally:
+            stay.leave()
+
+    async def _asked(self, state: State, key: VirtualKey | None, headers: Mapping[str, str], raw: bytes) -> Delivery:
+        """Raises ClientError."""
         experiments: LiveExperiments = state.experiments
         assigned = experiments.assignment
         stickiness: Stickiness = state.stickiness
@@ -92,7 +104,7 @@ class Completion:
         sticky = await stickiness.turn(chat, digest)
         grant = await state.access.admit(key, chat)
         state.outcomes.see(chat, key_id)
-        return Delivery(state.gateway, chat, self._dialect, self._keep_alive_s, Terms(exposure, grant, sticky))
+        return Delivery(state.gateway, chat, self._dialect, self._server, Terms(exposure, grant, sticky))
 
 
 def body_limit(settings: Settings) -> int:
@@ -100,9 +112,9 @@ def body_limit(settings: Settings) -> int:
     return int(settings.server.max_body_mb * 1024 * 1024)
 
 
-async def whole_body(request: Request, limit: int) -> bytes:
-    """A request's whole body. Raises ClientError: 413, 408; ClientDisconnect."""
-    return await _body(request.headers, request.receive, limit)
+async def whole_body(request: Request, limit: int, stay: Stay | None = None) -> bytes:
+    """A request's whole body, held by `stay`. Raises ClientError: 413, 408, 503; ClientDisconnect."""
+    return await _body(request.headers, request.receive, limit, stay)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -110,8 +122,8 @@ def _headers(scope: Scope) -> dict[str, str]:
     return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
 
 
-async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> bytes:
-    """The whole body. Raises ClientError: 413, 408; ClientDisconnect."""
+async def _body(headers: Mapping[str, str], receive: Receive, limit: int, stay: Stay | None) -> bytes:
+    """The whole body. Raises ClientError: 413, 408, 503; ClientDisconnect."""
     too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
     declared = headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
@@ -123,9 +135,12 @@ async def _body(headers: Mapping[str, str], receive: Receive, limit: int) -> byt
                 message = await receive()
                 if message["type"] == "http.disconnect":
                     raise ClientDisconnect
-                body += message.get("body", b"")
-                if len(body) > limit:
+                piece = message.get("body", b"")
+                if len(body) + len(piece) > limit:
                     raise too_large
+                if stay is not None:
+                    stay.hold(len(piece))
+                body += piece
                 if not message.get("more_body", False):
                     return bytes(body)
     except TimeoutError as error:

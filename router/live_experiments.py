@@ -18,7 +18,9 @@ from router.experiment_store import ExperimentStore, StoredExperiment, running
 from router.experiments import Assignment
 from router.ledger import LedgerUnavailableError
 from router.policies_in_force import PoliciesInForce
+from router.refreshing import keep_looking
 from router.settings import Experiment, Settings, SettingsError
+from router.telemetry import Metrics
 
 _log = structlog.get_logger("experiments")
 
@@ -26,8 +28,9 @@ _log = structlog.get_logger("experiments")
 class LiveExperiments:
     """Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, policies: PoliciesInForce, store: ExperimentStore) -> None:
+    def __init__(self, settings: Settings, policies: PoliciesInForce, store: ExperimentStore, metrics: Metrics) -> None:
         self._configured, self._policies, self._store = settings.experiments, policies, store
+        self._metrics = metrics
         self._ledger_url, self._refresh_s = settings.ledger.url, settings.access.refresh_s
         self.assignment: Assignment | None = None
         """Of the experiment that runs; one that a guardrail has ended says so itself."""
@@ -50,7 +53,11 @@ class LiveExperiments:
             SettingsError: a bundle of a configured experiment cannot be loaded.
         """
         await self.look()
-        looking = asyncio.create_task(self._keep_looking(), name="experiments-refresh")
+        foreseen = (LedgerUnavailableError, SettingsError)
+        looking = asyncio.create_task(
+            keep_looking("experiments", self.look, self._refresh_s, self._metrics, foreseen),
+            name="experiments-refresh",
+        )
         try:
             yield self
         finally:
@@ -139,14 +146,6 @@ class LiveExperiments:
         self.assignment, self._current = made, wanted
         self._watching = asyncio.create_task(watch.run(), name="experiment-watch")
         _log.info("experiment_begun", experiment=name)
-
-    async def _keep_looking(self) -> None:
-        while True:
-            await asyncio.sleep(self._refresh_s)
-            try:
-                await self.look()
-            except (LedgerUnavailableError, SettingsError) as error:
-                _log.warning("experiments_not_refreshed", error=str(error))
 
 
 def _watch(ledger_url: str, experiment: Experiment, made: Assignment) -> Any:

@@ -8,6 +8,7 @@ empty variable counts as not set.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -37,6 +38,9 @@ SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of an experiment or an arm."""
+SECRET_CHARS = 8
+"""What is shorter is not looked for in texts."""
+_SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)(?:_|$)")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -62,10 +66,20 @@ class Server(_Section):
     max_body_mb: float = Field(default=16.0, gt=0, le=256)
     max_inflight: int = Field(default=512, ge=1, le=100_000)
     """Requests under way at once; one more gets a 503 that asks to come again."""
+    max_inflight_mb: float = Field(default=1024.0, gt=0, le=1_000_000)
+    """MiB of the bodies of all requests under way; what goes beyond gets a 503, too."""
     keep_alive_s: float = Field(default=10.0, gt=0, le=600)
     """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
+    write_timeout_s: float = Field(default=60.0, gt=0, le=3600)
+    """A client that takes nothing of its answer for so long counts as having left."""
     allow_public: bool = False
     """Serve everybody who can reach the host, as long as there is no key."""
+
+    @model_validator(mode="after")
+    def _roomy(self) -> Self:
+        if self.max_inflight_mb < self.max_body_mb:
+            raise ValueError("server.max_inflight_mb: less than server.max_body_mb")
+        return self
 
     @property
     def loopback(self) -> bool:
@@ -447,6 +461,12 @@ def load_settings(file: Path | None = None, environment: Mapping[str, str] | Non
 def provider_variable(name: str) -> str | None:
     """A provider's own variable, such as OPENAI_API_KEY."""
     return os.environ.get(name) or None
+
+
+def environment_secrets() -> list[str]:
+    """What stands in variables that are named as keys, tokens and secrets are, the longest first."""
+    found = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= SECRET_CHARS}
+    return sorted(found, key=len, reverse=True)
 
 
 def keep_litellm_offline() -> None:

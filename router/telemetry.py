@@ -78,6 +78,12 @@ class Metrics:
         self.redis_failures = Counter(
             "smallcall_redis_failures", "Times that Redis did not answer.", registry=self.registry
         )
+        self.refresh_failures = Counter(
+            "smallcall_refresh_failures",
+            "Times that keys or experiments could not be read anew: the last known stay in force.",
+            ["what"],
+            registry=self.registry,
+        )
         self.inflight = Gauge("smallcall_inflight", "Requests under way.", registry=self.registry)
         tasks = Gauge("smallcall_tasks", "Tasks of the event loop.", registry=self.registry)
         tasks.set_function(lambda: len(asyncio.all_tasks()))

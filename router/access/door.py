@@ -13,23 +13,28 @@ import contextlib
 import hashlib
 import hmac
 import math
+import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import structlog
 
-from router.access.keys import KeyRing, VirtualKey, presented, window_left_s
+from router.access.keys import KeyRing, VirtualKey, period_of, presented, window_left_s
 from router.access.limits import Counters, CountersDownError, LocalCounters, Need, Standing
 from router.access.reckoning import LargeRates, need
 from router.access.store import KeyStore, KeysUnavailableError
 from router.dialects.chat import ChatRequest
 from router.dialects.errors import ClientError
+from router.refreshing import keep_looking
 from router.settings import Access as AccessSettings
 from router.settings import Server
 from router.telemetry import Metrics
 
 _log = structlog.get_logger("access")
+_LOCAL = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
+"""What leads to this machine, with or without a port."""
+_OPEN_IT = "make a key with `smallcall keys create`, or set server.allow_public"
 
 
 class PublicWithoutKeysError(RuntimeError):
@@ -92,7 +97,7 @@ class Access:
         self.store, self.now = store, now
         self._settings, self._counters, self._local, self._metrics = settings, counters, local, metrics
         self._open = server.loopback or server.allow_public
-        self._loopback = server.loopback
+        self._loopback, self._public = server.loopback, server.allow_public
         self._rates = rates
         self._ring, self._revision = KeyRing({}), -1
         self._looking = asyncio.Lock()
@@ -111,7 +116,10 @@ class Access:
         await self.look()
         if not (self._ring or self._open or self._admin):
             raise PublicWithoutKeysError
-        looking = asyncio.create_task(self._keep_looking(), name="access-refresh")
+        looking = asyncio.create_task(
+            keep_looking("keys", self.look, self._settings.refresh_s, self._metrics, (KeysUnavailableError,)),
+            name="access-refresh",
+        )
         try:
             yield self
         finally:
@@ -128,14 +136,6 @@ class Access:
             self._local.looking()
             self._local.looked(await self.store.spent(self.now(), budgeted=True), self._ring.by_id)
 
-    async def _keep_looking(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.refresh_s)
-            try:
-                await self.look()
-            except KeysUnavailableError as error:
-                _log.warning("keys_not_refreshed", error=str(error))
-
     # ── recognised ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def caller(self, headers: Mapping[str, str]) -> VirtualKey | None:
@@ -143,9 +143,11 @@ class Access:
         machine can reach it, or `server.allow_public` is set. Header names are lower case.
 
         Raises:
-            ClientError: 401.
+            ClientError: 401; 403: without keys, a web page of another place asks.
         """
         if not self._ring and self._open:
+            if not self._public:
+                self._local_only(headers)
             return None
         secrets = presented(headers)
         why = "the key is not known" if secrets else "no key: send Authorization: Bearer sk-sc-…, or x-api-key"
@@ -180,8 +182,35 @@ class Access:
         ClientError."""
         if not self._loopback:
             self.admin(headers)
+        elif not self._public:
+            self._local_only(headers)
+
+    def _local_only(self, headers: Mapping[str, str]) -> None:
+        """This machine's browser can reach the gateway, too, and runs pages of anybody: what they send bears their
+        origin, or, where their own name was made to lead here, that name. Raises ClientError: 403."""
+        host, origin = headers.get("host"), headers.get("origin")
+        if host is not None and not _LOCAL.fullmatch(host):
+            raise self._refused(ClientError(403, f"Host: not this machine's name; {_OPEN_IT}", "foreign_host"))
+        if origin is not None and not _LOCAL.fullmatch(origin.partition("://")[2]):
+            raise self._refused(ClientError(403, f"Origin: not of this machine; {_OPEN_IT}", "foreign_origin"))
 
     # ── let in ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def arrive(self, key: VirtualKey | None) -> None:
+        """Count a request by the requests a minute of its key, before its body is read: one that cannot be read has
+        counted, too. Raises ClientError: 429."""
+        if key is None:
+            return
+        wait_s = self._local.arrive(key)
+        if wait_s > 0:
+            many = key.requests_per_minute or 1
+            standing = Standing(
+                refused="requests",
+                retry_after_s=wait_s,
+                requests_reset_s=wait_s + 60 * (many - 1) / many,
+                period=period_of(key.window, self.now()),
+            )
+            raise self._refused(self._limit(key, standing, _told_requests(key, standing)))
 
     async def admit(self, key: VirtualKey | None, chat: ChatRequest, *, counted_only: bool = False) -> Grant | None:
         """Let a request in and hold what it may take; None without a key. The grant is to be settled.
@@ -213,6 +242,7 @@ class Access:
         """Count a request that asks no model, against the key's rates alone. Raises ClientError: 429, 503."""
         if key is None or not (key.requests_per_minute or key.tokens_per_minute):
             return
+        self.arrive(key)
         rated, nothing = replace(key, hard_nusd=None, soft_nusd=None), Need(0, 0)
         standing = await self._taken(rated, nothing)
         self._counters.settle(rated, nothing, nothing, standing)
@@ -222,6 +252,7 @@ class Access:
         try:
             standing = await self._counters.take(key, needed, self.now())
         except CountersDownError as error:
+            self._local.forget(key)
             failure = ClientError(503, "limits cannot be checked now", "access_unavailable", retry_after_s=1)
             raise self._refused(failure) from error
         if standing.refused is not None:
@@ -282,16 +313,22 @@ _UNLIMITED = Standing(period="total")
 
 def _told(key: VirtualKey, standing: Standing) -> dict[str, str]:
     """Rate limits in the headers that OpenAI has for them."""
-    headers: dict[str, str] = {}
-    if key.requests_per_minute:
-        headers["x-ratelimit-limit-requests"] = str(key.requests_per_minute)
-        headers["x-ratelimit-remaining-requests"] = str(standing.requests_left)
-        headers["x-ratelimit-reset-requests"] = _duration(standing.requests_reset_s)
+    headers = _told_requests(key, standing)
     if key.tokens_per_minute:
         headers["x-ratelimit-limit-tokens"] = str(key.tokens_per_minute)
         headers["x-ratelimit-remaining-tokens"] = str(standing.tokens_left)
         headers["x-ratelimit-reset-tokens"] = _duration(standing.tokens_reset_s)
     return headers
+
+
+def _told_requests(key: VirtualKey, standing: Standing) -> dict[str, str]:
+    if not key.requests_per_minute:
+        return {}
+    return {
+        "x-ratelimit-limit-requests": str(key.requests_per_minute),
+        "x-ratelimit-remaining-requests": str(standing.requests_left),
+        "x-ratelimit-reset-requests": _duration(standing.requests_reset_s),
+    }
 
 
 def _duration(seconds: float) -> str:

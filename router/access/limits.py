@@ -99,6 +99,29 @@ class LocalCounters:
     """Seconds, monotonic."""
     _accounts: dict[str, _Account] = field(default_factory=dict)
     _known: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    _arrivals: dict[str, _Bucket] = field(default_factory=dict)
+
+    def arrive(self, key: VirtualKey) -> float:
+        """Count a request before its body is read, in this process alone and whatever comes of it: seconds until its
+        key's rate lets it in; 0: it is let in."""
+        capacity = key.requests_per_minute
+        if not capacity:
+            return 0.0
+        at = self.clock()
+        bucket = self._arrivals.get(key.key_id)
+        if bucket is None:
+            bucket = self._arrivals[key.key_id] = _Bucket(capacity, at)
+        bucket.refill(capacity, at)
+        if bucket.level < 1:
+            return bucket.wait_s(1, capacity)
+        bucket.level -= 1
+        return 0.0
+
+    def forget(self, key: VirtualKey) -> None:
+        """A request that arrived is not to have counted."""
+        bucket = self._arrivals.get(key.key_id)
+        if bucket is not None:
+            bucket.level = min(key.requests_per_minute or 0, bucket.level + 1)
 
     async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
         """See `Counters.take`."""
@@ -146,6 +169,8 @@ class LocalCounters:
         self._known = known
         for key_id in self._accounts.keys() - keys.keys():
             del self._accounts[key_id]
+        for key_id in self._arrivals.keys() - keys.keys():
+            del self._arrivals[key_id]
         for key_id, account in self._accounts.items():
             account.spent_nusd = known.get(key_id, {}).get(account.period, 0) + account.since_look
 

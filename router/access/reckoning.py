@@ -7,6 +7,7 @@ from typing import Any
 
 from router.access.limits import Need
 from router.costing import PER_MTOK, Priced, UnitPrices, unit_prices
+from router.dialects.reading import MAX_CHOICES
 from router.ledger.row import NANO
 
 BYTES_PER_TOKEN = 4
@@ -44,13 +45,13 @@ def need(size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, r
     """What a request is reckoned to take if the large model answers it.
 
     Prompt: a token for every four bytes of the body. Answer: `assumed_output_tokens`, or the client's own limit where
-    that is lower, times the number of choices. No prompt is taken for cached. Without `rates` it costs nothing.
+    that is lower, times the number of choices (`MAX_CHOICES` at most). No prompt is taken for cached. Without `rates`
+    it costs nothing.
     """
     prompt = size_bytes // BYTES_PER_TOKEN + 1
     told = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), assumed_output_tokens)
     choices = body.get("n")
-    answer = max(0, min(int(told), assumed_output_tokens)) * (
-        choices if isinstance(choices, int) and choices > 1 else 1
-    )
+    answers = min(choices, MAX_CHOICES) if isinstance(choices, int) and choices > 1 else 1
+    answer = max(0, min(int(told), assumed_output_tokens)) * answers
     cost = 0.0 if rates is None else (prompt * rates.input + answer * rates.output) / PER_MTOK
     return Need(prompt + answer, round(cost * NANO))

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+import structlog
 from sqlalchemy import func, insert, or_, select, update
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -14,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from router.access.keys import KeyRing, NewKey, VirtualKey, minted, period_of, periods_of
 from router.ledger.tables import access_keys, access_revision, access_spend
 
+_log = structlog.get_logger("access")
 MAX_KEYS = 100_000
 """That may exist, revoked ones among them: each gateway keeps all of them in memory."""
 
@@ -67,14 +69,22 @@ class KeyStore:
             raise KeysUnavailableError(f"the keys cannot be read: {type(error).__name__}") from error
 
     async def ring(self) -> KeyRing:
-        """All keys, in the order in which they were made."""
+        """All keys, in the order in which they were made; one whose row is not as we write it opens nothing."""
         try:
             async with self._engine.connect() as connection:
                 query = select(access_keys).order_by(access_keys.c.created_at, access_keys.c.key_id)
                 found = (await connection.execute(query)).all()
         except (SQLAlchemyError, OSError) as error:
             raise KeysUnavailableError(f"the keys cannot be read: {type(error).__name__}") from error
-        return KeyRing({row.key_id: _key(row._asdict()) for row in found})
+        keys: dict[str, VirtualKey] = {}
+        for row in found:
+            try:
+                keys[row.key_id] = _key(row._asdict())
+            except (TypeError, ValueError) as error:
+                _log.error("key_unreadable", key=row.key_id, error=type(error).__name__)
+        if found and not keys:  # no keys at all would open the door
+            raise KeysUnavailableError("none of the keys can be read")
+        return KeyRing(keys)
 
     async def spent(self, now: datetime, *, budgeted: bool = False) -> Mapping[str, Mapping[str, int]]:
         """Nano-dollars by key id and period, of the periods that `now` lies in; `budgeted`: of keys with a budget

@@ -13,7 +13,19 @@ from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.chat_answers import ChunkWriter
 from router.dialects.errors import ClientError, wrong
-from router.dialects.reading import decoded, flag, function, included, listed, listed_tools, model_name, obj, put_tool
+from router.dialects.reading import (
+    MAX_CHOICES,
+    decoded,
+    flag,
+    function,
+    included,
+    listed,
+    listed_tools,
+    model_name,
+    obj,
+    put_tool,
+    text,
+)
 
 _LARGE_ONLY = {
     "functions": "legacy_functions",
@@ -98,6 +110,8 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
         content = message.get("content")
         if content is not None and not isinstance(content, str | list):
             raise wrong(f"{path}.content", "must be text or a list of parts")
+        if message.get("tool_call_id") is not None:
+            text(message["tool_call_id"], f"{path}.tool_call_id")
         for number, call in enumerate(listed(message.get("tool_calls"), f"{path}.tool_calls")):
             _past_call(call, f"{path}.tool_calls[{number}]")
     return messages
@@ -106,6 +120,8 @@ def _messages(messages: Any) -> list[dict[str, Any]]:
 def _past_call(call: Any, path: str) -> None:
     if not isinstance(call, dict):
         raise wrong(path, "must be an object")
+    if call.get("id") is not None:
+        text(call["id"], f"{path}.id")
     if call.get("type", "function") != "function":
         return
     function = call.get("function")
@@ -158,7 +174,7 @@ def _asks_for_more(body: Mapping[str, Any]) -> LargeOnly | None:
     for field, reason in _LARGE_ONLY.items():
         if body.get(field):
             return LargeOnly(reason, field)
-    if body.get("n") not in (None, 1):
+    if _choices(body.get("n")) > 1:
         return LargeOnly("several_choices", "n")
     if body.get("modalities") not in (None, ["text"]):
         return LargeOnly("modalities", "modalities")
@@ -166,6 +182,14 @@ def _asks_for_more(body: Mapping[str, Any]) -> LargeOnly | None:
     if response_format is not None and response_format != {"type": "text"}:
         return LargeOnly("response_format", "response_format")
     return None
+
+
+def _choices(n: Any) -> int:
+    if n is None:
+        return 1
+    if not isinstance(n, int) or isinstance(n, bool) or not 1 <= n <= MAX_CHOICES:
+        raise wrong("n", f"must be a whole number from 1 to {MAX_CHOICES}")
+    return n
 
 
 def _unreadable_message(messages: Sequence[Mapping[str, Any]]) -> LargeOnly | None:

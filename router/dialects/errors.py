@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ class ClientError(Exception):
         code: a stable word.
         param: the field of the request that is wrong.
         type_: OpenAI's class of the error; by default it follows from the status.
-        retry_after_s: when to come again.
+        retry_after_s: when to come again; told in whole seconds, never fewer.
         headers: further ones of the response.
     """
 
@@ -46,7 +47,7 @@ class ClientError(Exception):
 
     def headers(self) -> dict[str, str]:
         """Headers that go with it."""
-        again = {} if self.retry_after_s is None else {"retry-after": f"{max(self.retry_after_s, 0):.0f}"}
+        again = {} if self.retry_after_s is None else {"retry-after": str(max(math.ceil(self.retry_after_s), 0))}
         return {**self.told, **again}
 
 

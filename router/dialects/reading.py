@@ -20,6 +20,8 @@ MAX_DEPTH = 200
 MAX_CONTAINERS = 500_000
 """Opening brackets in a body, those in its texts included: decoded, empty objects take twenty times their bytes."""
 MAX_TOOLS = 4096
+MAX_CHOICES = 128
+"""Answers to one request."""
 MAX_NAME_CHARS = 256
 _PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
 _INCLUDES = frozenset({"decision", "explain", "signals"})

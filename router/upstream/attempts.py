@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 
-from router.settings import Large
+from router.settings import Large, environment_secrets
 from router.upstream import UpstreamError, UpstreamRateLimited, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
 from router.upstream.breaker import Breaker
 
@@ -37,6 +37,8 @@ MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
 _FIRST_PAUSE_S = 0.25
 _MESSAGE_CHARS = 500
+_OVERLOADED = frozenset({503, 529})
+"""Told as they are; 529 is Anthropic's."""
 
 
 class Attempts:
@@ -89,9 +91,10 @@ def timed_out(settings: Large) -> UpstreamTimeout:
     return UpstreamTimeout(504, "upstream_timeout", message, retryable=True)
 
 
-def unreachable() -> UpstreamUnavailable:
+def unreachable(retry_after_s: float | None = None) -> UpstreamUnavailable:
     """No connection, or an answer that is none."""
-    return UpstreamUnavailable(502, "upstream_unavailable", "the large model cannot be reached", retryable=True)
+    message = "the large model cannot be reached"
+    return UpstreamUnavailable(502, "upstream_unavailable", message, retry_after_s=retry_after_s, retryable=True)
 
 
 def broken_off() -> UpstreamUnavailable:
@@ -110,22 +113,26 @@ def refused(
         return UpstreamRateLimited(429, "upstream_rate_limited", limited, retry_after_s=retry_after_s, retryable=True)
     if status in (401, 402, 403):
         return UpstreamUnavailable(502, "upstream_auth", "the large model refuses the gateway's credentials")
+    if status in _OVERLOADED:
+        message = "the large model is overloaded"
+        return UpstreamUnavailable(status, "upstream_overloaded", message, retry_after_s=retry_after_s, retryable=True)
     if not 400 <= status < 500:
-        return unreachable()
+        return unreachable(retry_after_s)
     code, param = told.get("code"), told.get("param")
-    known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code)
+    known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code) and _harmless(code, settings) == code
     return UpstreamRejected(
         status,
         str(code) if known else "upstream_rejected",
         _harmless(str(told.get("message") or message or "the large model refused the request"), settings),
-        param=param if isinstance(param, str) else None,
+        param=_harmless(param, settings) if isinstance(param, str) else None,
     )
 
 
 def _harmless(message: str, settings: Large) -> str:
-    """Without our key and any address."""
-    if settings.api_key:
-        message = message.replace(settings.api_key.get_secret_value(), "…")
+    """Without our keys and any address. Which key was shown the provider knows: it may stand in the environment."""
+    own = [settings.api_key.get_secret_value()] if settings.api_key else []
+    for secret in (*own, *environment_secrets()):
+        message = message.replace(secret, "…")
     return re.sub(r"\w+://\S+", "…", message)[:_MESSAGE_CHARS]
 
 

@@ -15,6 +15,8 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -25,6 +27,8 @@ from router.settings import Large, keep_litellm_offline
 from router.upstream import (
     LargeStream,
     UpstreamError,
+    UpstreamRejected,
+    UpstreamTimeout,
     UpstreamUnavailable,
     Usage,
     shape,
@@ -35,6 +39,8 @@ from router.upstream.prices import FixedPrices, MappedPrices, Prices
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
 
+COUNT_TIMEOUT_S = 10.0
+"""For an estimate of tokens, those before it included."""
 _CHAIN = 16
 """Errors behind an error that are looked at."""
 
@@ -71,6 +77,7 @@ class LitellmModel:
         self._settings = settings
         self.attempts = Attempts(settings, rng=rng, retried=retried, sleep=sleep, clock=clock)
         self._loading: asyncio.Task[ModuleType] | None = None
+        self._counting = ThreadPoolExecutor(1, "count-tokens")
         self._prices: Prices | None = FixedPrices(settings.price) if settings.price else None
 
     @property
@@ -91,6 +98,7 @@ class LitellmModel:
         try:
             yield self
         finally:
+            self._counting.shutdown(wait=False, cancel_futures=True)
             litellm = await self._loading  # A thread cannot be broken off.
             await litellm.close_litellm_async_clients()
             litellm.in_memory_llm_clients_cache.flush_cache()  # It would hand the closed ones out again.
@@ -128,12 +136,24 @@ class LitellmModel:
         return await self.attempts.run(attempt)
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int:
-        """What litellm's tokenizer for the model makes of a chat completion's request: an estimate."""
+        """What litellm's tokenizer for the model makes of a chat completion's request: an estimate, made in a thread
+        that does nothing else. Raises UpstreamError."""
         if self._loading is None:
             raise RuntimeError("the model is not running")
         litellm: Any = await asyncio.shield(self._loading)
         asked = {key: body[key] for key in ("messages", "tools", "tool_choice") if body.get(key)}
-        return int(await asyncio.to_thread(litellm.token_counter, model=self.model, **asked))
+        # litellm would fetch a picture to see its size.
+        unseen = _pictures_elsewhere(body)
+        count = partial(litellm.token_counter, model=self.model, use_default_image_token_count=unseen, **asked)
+        try:
+            async with asyncio.timeout(COUNT_TIMEOUT_S):
+                return int(await asyncio.get_running_loop().run_in_executor(self._counting, count))
+        except TimeoutError as error:
+            message = f"the tokens were not counted within {COUNT_TIMEOUT_S:g} s"
+            raise UpstreamTimeout(503, "count_timeout", message, retry_after_s=1) from error
+        except Exception as error:
+            _log.info("tokens_not_counted", error=type(error).__name__)
+            raise UpstreamRejected(400, "not_countable", "the request's tokens cannot be estimated") from error
 
     def cost_usd(self, usage: Usage) -> float | None:
         """See `LargeModel.cost_usd`."""
@@ -239,6 +259,18 @@ class LitellmStream:
         finished = any(choice.get("finish_reason") for choice in dumped.get("choices") or ())
         response = self._response
         return finished and response.received_finish_reason is None and response.intermittent_finish_reason is None
+
+
+def _pictures_elsewhere(body: Mapping[str, Any]) -> bool:
+    """Whether a message shows a picture by its address."""
+    for message in body["messages"]:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            shown = part.get("image_url") if isinstance(part, Mapping) else None
+            address = shown.get("url") if isinstance(shown, Mapping) else shown
+            if isinstance(address, str) and address.startswith(("http:", "https:")):
+                return True
+    return False
 
 
 def _timed_out(error: BaseException) -> bool:

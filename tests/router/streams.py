@@ -152,7 +152,8 @@ async def _stream(port: int, course: Course, *, stall_s: float, leaves: bool) ->
     reader, writer = await asyncio.open_connection(sock=wire, limit=_RECEIVE_BYTES)
     message = {"role": "user", "content": str(wanted)}
     body = json.dumps({"model": "smallcall/large", "stream": True, "messages": [message]})
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    told = f"host: 127.0.0.1\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\n{told}"
     writer.write((head + body).encode())
     course.asked += 1
     try:

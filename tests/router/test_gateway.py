@@ -338,6 +338,16 @@ async def test_tool_choice_and_turns_reach_the_small_model(gateway: Make) -> Non
     assert second.tool_choice == "required"
 
 
+def _called(call_id: Any) -> dict[str, Any]:
+    call = {"id": call_id, "type": "function", "function": {"name": "get_weather", "arguments": "{}"}}
+    return ask(messages=[*ask()["messages"], {"role": "assistant", "tool_calls": [call]}])
+
+
+def _answered(call_id: Any) -> dict[str, Any]:
+    result = {"role": "tool", "tool_call_id": call_id, "content": "18"}
+    return ask(messages=[*_called("a")["messages"], result])
+
+
 @pytest.mark.parametrize(
     ("body", "status", "param"),
     [
@@ -351,6 +361,8 @@ async def test_tool_choice_and_turns_reach_the_small_model(gateway: Make) -> Non
         (ask(messages=[]), 400, "messages"),
         (ask(messages=[{"content": "x"}]), 400, "messages[0].role"),
         (ask(tools=[{"type": "function", "function": {"name": ""}}]), 400, "tools[0].function.name"),
+        (_called({}), 400, "messages[1].tool_calls[0].id"),
+        (_answered([]), 400, "messages[2].tool_call_id"),
         (ask(tools=[TOOL, TOOL]), 400, "tools[1].function.name"),
         (ask(tool_choice={"type": "function", "function": {"name": "x"}}), 400, "tool_choice.function.name"),
         (ask(tool_choice="sometimes"), 400, "tool_choice"),
@@ -620,6 +632,30 @@ async def test_a_fault_of_ours_in_mid_stream_is_told_and_recorded_as_ours(gatewa
     assert (row.status, row.error_code, row.client_disconnected) == (500, "internal_error", False)
 
 
+class Broken:
+    """A part of the gateway that fails in a way that nobody foresaw."""
+
+    def see(self, chat: Any, owner: str | None) -> None:
+        raise KeyError("Paris?")
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/messages", "/responses"])
+async def test_a_fault_of_ours_before_the_answer_is_told_in_the_dialect(gateway: Make, path: str) -> None:
+    """500 with an error object, nothing of the prompt, and the slot is free again."""
+    app = gateway(upstream=Scripted(), server={"max_inflight": 1})
+    body = {**ask(tools=[]), "max_tokens": 10, "input": "Paris?"}
+    async with served(app) as url, aiohttp.ClientSession() as session:
+        app.state.outcomes, kept = Broken(), app.state.outcomes
+        for _ in range(2):
+            async with session.post(url + path, json=body) as response:
+                text = await response.text()
+                assert (response.status, response.content_type) == (500, "application/json")
+            assert json.loads(text)["error"]["message"]
+            assert "Paris" not in text
+        app.state.outcomes = kept
+        assert (await post(url, ask()))[0] == 200
+
+
 async def test_more_requests_than_allowed_are_asked_to_come_again(gateway: Make) -> None:
     """503 with Retry-After; when one is done, the next is let in."""
     app = gateway(upstream=Scripted(pause_s=0.3), server={"max_inflight": 1})
@@ -630,6 +666,54 @@ async def test_more_requests_than_allowed_are_asked_to_come_again(gateway: Make)
         assert (status, headers["Retry-After"], body["error"]["code"]) == (503, "1", "overloaded")
         assert (await first)[0] == 200
         assert (await post(url, ask()))[0] == 200
+
+
+async def test_bodies_are_counted_by_their_bytes(gateway: Make) -> None:
+    """While two bodies of a megabyte are under way, or on their way, a third gets a 503 and a small one is served."""
+    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), server={"max_body_mb": 1.5, "max_inflight_mb": 2.5})
+    padded = orjson.dumps(ask()) + b" " * 1_100_000
+    async with served(app) as url:
+        host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+        writers = []
+        for _ in range(2):
+            _, writer = await asyncio.open_connection(host, int(port))
+            told = f"host: 127.0.0.1\r\ncontent-length: {len(padded)}\r\n\r\n"
+            writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{told}".encode() + padded[:-1])
+            writers.append(writer)
+        for writer in writers:
+            await writer.drain()
+        await asyncio.sleep(0.3)
+        status, headers, body = await post(url, padded)
+        assert (status, headers["Retry-After"], body["error"]["code"]) == (503, "1", "overloaded")
+        assert (await post(url, ask()))[0] == 200
+        for writer in writers:
+            writer.close()
+        await asyncio.sleep(0.3)
+        assert (await post(url, padded))[0] == 200
+
+
+async def test_without_keys_only_this_machine_is_answered(gateway: Make) -> None:
+    """A page of another origin, or one whose name was made to lead here, spends nothing and reads nothing."""
+    large = Scripted()
+    async with served(gateway(small=ScriptedSmall(CALL), upstream=large)) as url, aiohttp.ClientSession() as session:
+
+        async def asked(method: str, path: str, **headers: str) -> tuple[int, str]:
+            async with session.request(method, path, data=orjson.dumps(ask()), headers=headers) as response:
+                return response.status, await response.text()
+
+        pages = [{"origin": "https://evil.example"}, {"origin": "null"}, {"host": "evil.example:8080"},
+                 {"host": "127.0.0.1.evil.example"}, {"origin": "http://localhost.evil.example"}]  # fmt: skip
+        metrics = url.removesuffix("/v1") + "/metrics"
+        for page in pages:
+            for path in ("/chat/completions", "/messages", "/responses", "/messages/count_tokens", "/feedback"):
+                status, text = await asked("POST", url + path, **{"content-type": "text/plain", **page})
+                assert (status, json.loads(text)["error"]["code"]) in ((403, "foreign_origin"), (403, "foreign_host"))
+            assert (await asked("GET", url + "/models", **page))[0] == 403
+            assert (await asked("GET", metrics, **page))[0] == 403
+        for own in ({}, {"host": "localhost:1"}, {"host": "[::1]"}, {"origin": "http://localhost:3000"}):
+            assert (await asked("POST", url + "/chat/completions", **own))[0] == 200
+            assert (await asked("GET", metrics, **own))[0] == 200
+    assert large.asked == 0
 
 
 async def test_unknown_paths_and_methods_get_openais_error_shape(gateway: Make) -> None:

@@ -1,6 +1,7 @@
 """The pass-through: bodies that go on as they came, usage read on the way, faults as behind litellm."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -163,6 +164,59 @@ async def test_faults_are_those_of_the_other_way(
             assert (got, body["error"]["code"], upstream.totals["requests"]) == (status, code, asked)
             (row,) = await app.state.ledger.page()
             assert (row.status, row.error_code, row.large_model) == (status, code, "openai/gpt-4o-2024-08-06")
+
+
+@pytest.mark.parametrize(("status", "told"), [(503, "0.4"), (503, "60"), (529, "60"), (500, "60")])
+async def test_what_a_provider_says_of_coming_again_is_passed_on(gateway: Make, status: int, told: str) -> None:
+    """In whole seconds and never too few; an overloaded provider is told as such, in each dialect's own words."""
+
+    async def overloaded(request: web.Request) -> web.Response:
+        error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+        return web.json_response(error, status=status, headers={"retry-after": told})
+
+    async with answering(overloaded) as base:
+        settings = large("openai/gpt-4o", base, forward=["chat_completions", "messages"], retries=1)
+        async with served(gateway(large=settings)) as url:
+            got, headers, text = await send(url, "/chat/completions", of(CALLING))
+            _, _, message = await send(url, "/messages", ask_messages(tools=[]))
+    overload = status in (503, 529)
+    assert (got, headers["Retry-After"]) == (status if overload else 502, "1" if told == "0.4" else told)
+    assert json.loads(text)["error"]["code"] == ("upstream_overloaded" if overload else "upstream_unavailable")
+    assert json.loads(message)["error"]["type"] == ("overloaded_error" if overload else "api_error")
+
+
+@asynccontextmanager
+async def answering(handler: Handler) -> AsyncIterator[str]:
+    """A provider that answers every path so."""
+    app = web.Application()
+    app.router.add_post("/{path:.*}", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_provider_that_quotes_our_key_is_not_quoted(gateway: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key of the environment is masked as one of the settings is, wherever in the error it stands."""
+    key = "sk_from_the_environment"
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+
+    async def quoting(request: web.Request) -> web.Response:
+        shown = request.headers["authorization"].removeprefix("Bearer ")
+        return web.json_response(
+            {"error": {"message": f"{shown} may not do this", "code": shown, "param": shown}}, status=400
+        )
+
+    async with answering(quoting) as base:
+        settings = {"model": "openai/gpt-4o", "api_base": base, "retries": 0}
+        async with served(gateway(large=settings)) as url:
+            status, _, text = await send(url, "/chat/completions", of(CALLING))
+    assert (status, json.loads(text)["error"]["code"]) == (400, "upstream_rejected")
+    assert "may not do this" in text
+    assert key not in text
 
 
 async def test_a_cut_answer_is_no_answer(gateway: Make) -> None:
@@ -450,6 +504,22 @@ async def test_tokens_are_counted_by_the_provider_or_estimated(gateway: Make) ->
             status, headers, text = await send(url, "/messages/count_tokens", asked)
             assert (status, headers["x-smallcall-token-count"]) == (200, "estimate")
             assert 3 < json.loads(text)["input_tokens"] < 30
+            picture = {"type": "image", "source": {"type": "url", "url": f"{base}/picture.png"}}
+            messages = [{"role": "user", "content": [picture, {"type": "text", "text": "?"}]}]
+            status, _, text = await send(url, "/messages/count_tokens", {**asked, "messages": messages})
+            assert (status, json.loads(text)["input_tokens"] > 50) == (200, True)
+            nowhere = [{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": ""}}]}]
+            for wrong in (
+                {**asked, "messages": nowhere},
+                {**asked, "tools": [{"name": "a", "input_schema": {"type": "object", "properties": {"a": 3}}}]},
+            ):
+                status, _, text = await send(url, "/messages/count_tokens", wrong)
+                assert (status, json.loads(text)["error"]["code"]) == (400, "not_countable")
+            long = {**asked, "messages": [{"role": "user", "content": "x " * 2_500_000}]}
+            async with aiohttp.ClientSession() as session:
+                body = io.BytesIO(orjson.dumps(long))
+                async with session.post(url + "/messages/count_tokens", data=body) as response:
+                    assert (response.status, (await response.json())["error"]["code"]) == (413, "body_too_large")
             status, _, text = await send(url, "/messages/count_tokens", {**asked, "messages": 3})
             assert (status, json.loads(text)["error"]["param"]) == (400, "messages")
     async with served(gateway()) as url:

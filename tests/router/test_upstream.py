@@ -102,7 +102,8 @@ async def test_fields_that_litellm_does_not_know_reach_the_provider_and_never_st
     ("fault", "retries", "kind", "status", "code", "asked"),
     [
         (Status(500), 1, UpstreamUnavailable, 502, "upstream_unavailable", 2),
-        (Status(503), 1, UpstreamUnavailable, 502, "upstream_unavailable", 2),
+        (Status(503), 1, UpstreamUnavailable, 503, "upstream_overloaded", 2),
+        (Status(529), 1, UpstreamUnavailable, 529, "upstream_overloaded", 2),
         (Disconnect(), 1, UpstreamUnavailable, 502, "upstream_unavailable", 2),
         (Garbage(), 0, UpstreamUnavailable, 502, "upstream_unavailable", 1),
         (Cut(), 0, UpstreamUnavailable, 502, "upstream_unavailable", 1),

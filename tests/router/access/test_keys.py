@@ -161,6 +161,33 @@ async def test_a_key_of_another_process_counts_after_the_refresh(gateway: Make, 
         assert (await call(url, "GET", "/v1/models", None, headers))[0] == 401
 
 
+async def test_a_row_that_cannot_be_read_does_not_keep_revoked_keys_in_force(gateway: Make, tmp_path: Path) -> None:
+    """Such a key opens nothing, the others go on; where nothing can be read, that is counted until it can."""
+    async with served(gateway(small=ScriptedSmall(CALL), access=ACCESS)) as url:
+        first, second = await make_key(url), await make_key(url)
+        headers = [{"x-api-key": one["key"]} for one in (first, second)]
+
+        def write(*statements: str) -> None:
+            with sqlite3.connect(tmp_path / "ledger.db", timeout=5) as connection:
+                for statement in statements:
+                    connection.execute(statement)
+            connection.close()
+
+        async def seen() -> list[int]:
+            await asyncio.sleep(0.6)
+            return [(await call(url, "GET", "/v1/models", None, one))[0] for one in headers]
+
+        changed = "UPDATE access_revision SET revision = revision + 1"
+        of_first = f"WHERE key_id = '{first['id']}'"
+        write(f"UPDATE access_keys SET created_at = 'yesterday' {of_first}", changed)
+        assert await seen() == [200, 200]
+        assert 'smallcall_refresh_failures_total{what="keys"}' in (await call(url, "GET", "/metrics"))[2]
+        write(f"UPDATE access_keys SET created_at = '2026-01-01 00:00:00', digest = 'none' {of_first}", changed)
+        assert await seen() == [401, 200]
+        await call(url, "DELETE", f"/admin/keys/{second['id']}", None, AS_ADMIN)
+        assert await seen() == [401, 401]
+
+
 async def test_only_allowed_models_may_be_named_and_are_listed(gateway: Make) -> None:
     """403 that names the field, in each dialect; a pin is a model like any other."""
     app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), access=ACCESS)

@@ -243,7 +243,9 @@ async def test_counting_tokens_takes_a_request_and_no_money(gateway: Make) -> No
         headers = {"x-api-key": made["key"]}
         body = {"model": "claude-x", "messages": [{"role": "user", "content": "hi"}]}
         answers = [await call(url, "POST", "/v1/messages/count_tokens", body, headers) for _ in range(2)]
-        other = await call(url, "POST", "/v1/messages/count_tokens", {**body, "model": "gpt"}, headers)
+        narrow = await make_key(url, models=["claude*"])
+        asked = {**body, "model": "gpt"}
+        other = await call(url, "POST", "/v1/messages/count_tokens", asked, {"x-api-key": narrow["key"]})
     assert [answer[0] for answer in answers] == [
         503,
         429,
@@ -263,6 +265,45 @@ async def test_a_client_that_leaves_before_its_answer_gives_back_what_it_held(ga
                     await call(url, "POST", "/v1/chat/completions", ask(), headers)
         rows = await rows_of(app, 4)
     assert [(kept.status, kept.charged_nusd) for kept in rows] == [(499, 0)] * 4
+
+
+async def test_bodies_that_cannot_be_read_count_as_requests(gateway: Make) -> None:
+    """The rate is asked before the body: what is beyond it is not waited for."""
+    async with served(gateway(small=ScriptedSmall(CALL), access=ACCESS)) as url:
+        made = await make_key(url, requests_per_minute=1)
+        headers = {"x-api-key": made["key"]}
+        first = await call(url, "POST", "/v1/chat/completions", b"{", headers)
+        host, port = url.removeprefix("http://").removesuffix("/v1").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        told = f"x-api-key: {made['key']}\r\nhost: x\r\ncontent-length: 9000000\r\n\r\n"
+        writer.write(f"POST /v1/chat/completions HTTP/1.1\r\n{told}".encode())
+        async with asyncio.timeout(5):
+            assert (await reader.readline()).startswith(b"HTTP/1.1 429")
+        writer.close()
+        _, again, body = await call(url, "POST", "/v1/messages/count_tokens", b"{", headers)
+    assert first[0] == 400
+    assert (body["type"], body["error"]["type"], again["retry-after"]) == ("error", "rate_limit_error", "60")
+    assert (again["x-ratelimit-limit-requests"], again["x-ratelimit-remaining-requests"]) == ("1", "0")
+
+
+async def test_no_number_of_answers_holds_more_than_there_may_be(gateway: Make) -> None:
+    """Refused where it is a field of the dialect, else not reckoned with; a client that leaves keeps its budget."""
+    provider = Provider(30.0)
+    async with provider.running() as base:
+        app = gateway(large=priced(base, forward=["chat_completions", "messages"]), access=ACCESS)
+        async with served(app) as url:
+            made = await make_key(url, hard_usd=1000.0)
+            headers, many = {"x-api-key": made["key"]}, {**LARGE, "n": 10**15}
+            status, _, told = await call(url, "POST", "/v1/chat/completions", many, headers)
+            leaving = asyncio.create_task(call(url, "POST", "/v1/messages", many, headers))
+            async with asyncio.timeout(30):
+                while not provider.asked:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            leaving.cancel()
+            (kept,) = await rows_of(app, 1)
+    assert (status, told["error"]["param"]) == (400, "n")
+    assert (kept.status, kept.client_disconnected) == (499, True)
+    assert 0 < kept.charged_nusd <= 128 * 10 * 1_000_000 + 100 * 100_000
 
 
 # ── pieces ───────────────────────────────────────────────────────────────────────────────────────────────────────────
