@@ -30,10 +30,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.gateway_peers import PEERS, Peer, Place, made
-from bench.gateway_process import Measured, free_port, pinned
+from bench.gateway_process import Measured, pinned
 from bench.gateway_report import OURS, markdown
 from bench.gateway_traffic import request_body
 from router.checkout import commit
+from router.gateway_process import free_port
 
 RESULTS = Path("evaluation/results")
 CACHE = Path("~/.cache/smallcall-bench")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.gateway_process import free_port
+from router.gateway_process import free_port
 
 INSTALL_TIMEOUT_S = 900
 _LARGE = "openai/gpt-4o-2024-08-06"

@@ -29,7 +29,7 @@ async def gateway_process(
     Raises:
         RuntimeError: it ended before it was ready.
     """
-    port = _free_port()
+    port = free_port()
     adapter = str(settings.small.adapter_folder or "none")
     config = {
         "server": {"port": port},
@@ -65,7 +65,8 @@ async def _until_ready(process: asyncio.subprocess.Process, url: str, log: Path)
     raise RuntimeError(f"the gateway ended with {process.returncode}; its log is {log}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nobody listens on now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

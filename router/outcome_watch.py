@@ -16,6 +16,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.dialects.chat import ChatRequest
+from router.drafting import OFFLOAD_BYTES
 from router.ledger.outcomes import Outcome, now, places, record
 from router.outcomes import Observation, brings_results, error_flags, observations
 from router.telemetry import Metrics, where
@@ -23,7 +24,6 @@ from router.telemetry import Metrics, where
 _log = structlog.get_logger("outcomes")
 MAX_WAITING = 256
 MAX_BYTES = 32 * 1024 * 1024
-_OFFLOAD_BYTES = 64 * 1024
 
 
 class _Waiting(NamedTuple):
@@ -83,7 +83,7 @@ class OutcomeWatch:
         def read() -> tuple[Observation, ...]:
             return observations(chat.view.messages, error_flags(chat.native))
 
-        found = await asyncio.to_thread(read) if chat.size_bytes > _OFFLOAD_BYTES else read()
+        found = await asyncio.to_thread(read) if chat.size_bytes > OFFLOAD_BYTES else read()
         if not found:
             return
         at = await places(self._engine, {one.call_id for one in found}, waiting.owner)

@@ -13,7 +13,6 @@ import getpass
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -22,6 +21,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+
+from router.gateway_process import free_port
 
 USUAL = "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres"
 _FOLDERS = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/opt/homebrew/bin")]
@@ -125,7 +126,7 @@ def _own_server() -> Iterator[str | None]:
     with tempfile.TemporaryDirectory(prefix="smallcall-pg-") as folder:
         if root:
             shutil.chown(folder, user)
-        data, port = Path(folder) / "data", _free_port()
+        data, port = Path(folder) / "data", free_port()
         options = {"user": user} if root else {}
         subprocess.run(
             [programs / "initdb", "-D", data, "-U", "postgres", "-A", "trust", "-N"],
@@ -149,10 +150,3 @@ def _own_server() -> Iterator[str | None]:
         finally:
             process.terminate()
             process.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -5,7 +5,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +18,7 @@ from evaluation.recorded import RecordedServer
 from policies.bundle import save
 from policies.bundle_format import Gate, Manifest, ScoreJudge, Stages
 from router.app import create_app
+from router.gateway_process import free_port
 from router.ledger import Ledger
 from router.settings import Settings
 from tests.router.conftest import served
@@ -132,14 +132,6 @@ async def test_the_engine_is_served_by_itself(tmp_path: Path, llama_folder: Path
             await process.wait()
 
 
-def free_port() -> int:
-    """One that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def ready(session: aiohttp.ClientSession, url: str) -> bool:
     try:
         async with session.get(url) as response:
@@ -221,6 +213,7 @@ async def test_torch_is_not_imported_by_answering(tmp_path: Path, llama_folder: 
 import asyncio, sys, json, aiohttp
 from pathlib import Path
 from router.app import create_app
+from router.gateway_process import free_port
 from tests.router.conftest import served
 from tests.router.test_processes import ROWS, recorded, settings
 async def main():
