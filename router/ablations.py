@@ -31,7 +31,8 @@ ABOUT = (
     "Loss: nats a taught token and its 95 % interval, of rows from conversations (*known tools*) and with tools "
     "(*unseen tools*) that no arm was taught; none is a test row. *change*: minus the loss of the recipe as it is, row "
     "by row, with its interval: an interval that holds 0 says that nothing is known. *passed*: drafts of a sample of "
-    "these rows that are right. One seed: what another draw of the course would change is not in the intervals."
+    "these rows that are right. The intervals are of the measured rows alone; what another draw of the course changes "
+    "*another seed* shows: a change no larger than that one's is no finding."
 )
 
 Tell = Callable[[str, int, int | None], None]

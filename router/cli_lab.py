@@ -12,8 +12,8 @@ from router.checkout import commit
 
 console = Console()
 
-ABLATED = "smollm2-135m-third"
-"""The recipe that is taken apart: the newest of the shipped adapter's, every augmentation on."""
+ABLATED = "ablation"
+"""The recipe that is taken apart: the shipped adapter's newest, from the bare base and in steps for a small budget."""
 Recipes = Annotated[str, typer.Option(help="a recipe's name, or a YAML file")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; all cores by default")]
 LossRows = Annotated[int, typer.Option(min=2, help="rows of each set that the loss is measured on")]
@@ -23,9 +23,9 @@ def ablations(
     recipe: Recipes = ABLATED,
     base: Annotated[str | None, typer.Option(help="another base: a known model, or a folder")] = None,
     data: Annotated[Path | None, typer.Option(help="rows of your own in the project's format", exists=True)] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="of each arm")] = 40_000,
-    loss_rows: LossRows = 150,
-    pass_rows: Annotated[int, typer.Option(min=0, help="rows of each set to be drafted; 0: none")] = 40,
+    tokens: Annotated[int, typer.Option(min=1, help="of each arm")] = 30_000,
+    loss_rows: LossRows = 80,
+    pass_rows: Annotated[int, typer.Option(min=0, help="rows of each set to be drafted; 0: none")] = 20,
     only: Annotated[list[str] | None, typer.Option(help="one arm by its name; repeat for more")] = None,
     keep_models: Annotated[bool, typer.Option(help="keep models of which every weight was trained")] = False,
     threads: Threads = None,

@@ -24,6 +24,8 @@ from slm.splits import held_out
 from slm.tokens import Tokens
 
 SHIPPED = "as in the recipe"
+ANOTHER_SEED = "another seed"
+"""The recipe again on other rows in another order: what chance alone changes."""
 NOTHING_VARIED = "nothing varied"
 UNSEEN_TOOLS_SHARE = 0.04
 _TOOL_SALT = "tool"
@@ -63,11 +65,12 @@ def arms_of(
     rates: Sequence[float] = (3e-4, 1e-3, 3e-3),
     full_rates: Sequence[float] = (5e-5, 2e-4),
 ) -> dict[str, Recipe]:
-    """The recipe, each of its augmentations off, all off, other ranks and learning rates, and every weight trained.
+    """The recipe, another seed, each augmentation off, all off, other ranks and learning rates, every weight trained.
 
     Ranks and learning rates that are the recipe's own are left out; those of an adapter are told of recipes with one.
     """
-    arms = {SHIPPED: recipe}
+    reseeded = recipe.run.model_copy(update={"seed": recipe.run.seed + 1})
+    arms = {SHIPPED: recipe, ANOTHER_SEED: recipe.model_copy(update={"run": reseeded})}
     on = [name for name in Augment.model_fields if getattr(recipe.augment, name)]
     for name in on:
         arms[f"without {name}"] = recipe.model_copy(update={"augment": recipe.augment.model_copy(update={name: 0.0})})

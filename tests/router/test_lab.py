@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from evaluation.loss_table import ArmLoss, SetLoss, loss_cells, render_losses
 from router.cli import app
 from router.cli_lab import ABLATED
-from slm.ablations import NOTHING_VARIED, SHIPPED, ablation_rows, arms_of, budgeted, unseen_tool
+from slm.ablations import ANOTHER_SEED, NOTHING_VARIED, SHIPPED, ablation_rows, arms_of, budgeted, unseen_tool
 from slm.recipe import Augment, load_recipe
 from slm.rows import read_rows
 from slm.splits import held_out
@@ -79,7 +79,12 @@ def test_the_arms_change_one_thing_each() -> None:
     """Every augmentation of the recipe is off in one arm; ranks and learning rates differ from the recipe's own."""
     recipe = load_recipe(ABLATED)
     assert recipe.run.precision == recipe.run.base_dtype == "float32"
+    assert recipe.augment == load_recipe("smollm2-135m-fifth").augment, (
+        "what is ablated is what the adapter was taught by"
+    )
     arms = arms_of(recipe)
+    assert arms[ANOTHER_SEED].run.seed != recipe.run.seed
+    assert arms[ANOTHER_SEED].model_copy(update={"run": recipe.run}) == recipe
     for name in Augment.model_fields:
         assert getattr(recipe.augment, name), "an augmentation that is off cannot be ablated"
         changed = arms[f"without {name}"]
@@ -131,7 +136,7 @@ def test_an_unknown_arm_is_refused(tmp_path: Path) -> None:
     """The message names the arms."""
     outcome = CliRunner().invoke(app, ["study", "ablations", "--only", "magic", "--folder", str(tmp_path)])
     assert outcome.exit_code == 2
-    assert "without mask_names" in outcome.output
+    assert "without mask_names" in " ".join(outcome.output.replace("│", " ").split())
 
 
 def test_a_change_is_paired_and_has_no_interval_around_itself() -> None:
