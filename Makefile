@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients test-ray test-remote bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -32,6 +32,9 @@ test-clients: $(STAMP)  ## real client libraries run an agent against a gateway;
 
 test-ray: $(STAMP)  ## sixty recorded answers collected over Ray equal those without it; needs smallcall[ray]
 	$(BIN)/python -m tests.acceptance.shards_over_ray
+
+test-tracking: $(STAMP)  ## a run reports its losses to MLflow and W&B, offline; needs smallcall[mlflow,wandb]
+	$(BIN)/python -m tests.acceptance.tracking
 
 test-remote: $(STAMP)  ## the engines' conformance suite against llama.cpp's server and the real model; downloads it
 	$(BIN)/python -m tests.engines

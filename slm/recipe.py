@@ -14,6 +14,7 @@ from slm.splits import VALIDATION_SHARE
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Tracker = Literal["mlflow", "wandb", "tensorboard"]
 
 
 class RecipeError(ValueError):
@@ -104,7 +105,9 @@ class Run(_Part):
     """Steps between validations and checkpoints."""
     patience: Count | None = None
     """Stop after so many validations without a better loss."""
-    report_to: tuple[Literal["mlflow", "wandb", "tensorboard"], ...] = ()
+    report_to: tuple[Tracker, ...] = ()
+    """Experiment trackers that hear of losses and arguments, each an extra of the package; configured by their own
+    environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`)."""
 
 
 class Recipe(_Part):

@@ -38,6 +38,7 @@ from slm.packing import Tree, digest
 from slm.recipe import Recipe
 from slm.rows import read_rows
 from slm.sft import TreeTrainer, collate
+from slm.tracking import require_trackers
 from slm.tree_attention import use_tree_attention
 
 CHECKPOINTS_KEPT = 2
@@ -101,9 +102,11 @@ def train(
 
     Raises:
         TrainingError: there is nothing to train on, or the folder belongs to another run.
+        slm.tracking.TrackerError: a tracker of the recipe is not installed.
         slm.model.LoadError: the base cannot be loaded.
         OSError: a file cannot be read or written.
     """
+    require_trackers(recipe.run.report_to)
     keep_pages()
     loaded = load(base, dtype=recipe.run.base_dtype)
     course, validation, facts = _courses(recipe, loaded, files)
@@ -261,6 +264,7 @@ def _trainer(
     model.config.use_cache = False
     arguments = SFTConfig(
         output_dir=str(run / "checkpoints"),
+        run_name=recipe.name,
         seed=settings.seed,
         data_seed=settings.seed,
         max_steps=steps,  # the trees are those of all epochs

@@ -16,6 +16,7 @@ import torch
 import yaml
 from transformers import BloomConfig, BloomForCausalLM
 
+from slm import tracking
 from slm.curriculum import training_course
 from slm.dataset import IGNORED, encode, example_of
 from slm.model import load
@@ -78,6 +79,19 @@ def silent(_: object) -> None:
 
 
 # ── recipes ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The message names the field and what to install; `make test-tracking` reports to real ones."""
+    from slm.train import train
+
+    monkeypatch.setitem(tracking._INSTALLED, "wandb", lambda: False)  # type: ignore[index]
+    reporting = recipe(run={"report_to": ["wandb"]})
+    with pytest.raises(tracking.TrackerError, match=r"run\.report_to: wandb .* 'smallcall\[wandb\]'"):
+        train(reporting, tmp_path / "no base", [], tmp_path / "run", progress=silent)
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_shipped_recipes_are_valid() -> None:
