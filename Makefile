@@ -63,7 +63,7 @@ bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same draf
 bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
 	$(BIN)/python -m bench.cancel
 
-engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; 12 minutes
+engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; 40 minutes
 	$(BIN)/python -m bench.parity
 
 engine-precision: $(STAMP)  ## what bfloat16 and int8 change: drafts, pass rate, distributions; 20 minutes
