@@ -2,8 +2,8 @@
 
 A run can be stopped at any moment and started again with the same arguments: rows whose very request has been answered
 are not asked again, and a changed request (other tools, options, model) is. Every case gets a row, failures too; a
-failure that may pass (no response, time-out, 429, 5xx) is asked again by the next run. Answers of a live model differ
-from run to run; a table says what was answered once.
+failure that may pass (no response, time-out, a key or a budget that was refused, 429, 5xx) is asked again by the next
+run. Answers of a live model differ from run to run; a table says what was answered once.
 """
 
 from __future__ import annotations
@@ -235,13 +235,17 @@ def _request_hash(case: Case, endpoint: Endpoint) -> str:
     return hashlib.sha256(canonical_json(endpoint.body(case.messages, case.tools))).hexdigest()
 
 
+_OF_THE_CALLER = {401, 402, 403, 429}
+"""Failures that another key, a new budget or a later minute may better."""
+
+
 def _stands(row: TraceRow | None, request_sha256: str) -> bool:
     """Whether the very request has a row that another attempt would not better."""
     if row is None or row.request_sha256 != request_sha256:
         return False
     if row.error is None:
         return True
-    unanswered = row.status is None or row.status == 429 or row.status >= 500
+    unanswered = row.status is None or row.status in _OF_THE_CALLER or row.status >= 500
     return not (unanswered or row.error in {"timeout", "connection"})
 
 

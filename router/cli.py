@@ -31,7 +31,11 @@ from router.settings import Settings, SettingsError, load_settings
 from slm.folders import WeightsError
 from slm.weights import resolve_model
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_show_locals=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
+)
 app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
 app.add_typer(engine_app, name="engine", help="The small model by itself: serve.")
 app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")

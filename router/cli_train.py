@@ -26,7 +26,9 @@ def train(
     recipe: Annotated[str, typer.Option(help="A recipe's name, or a YAML file.")] = "smollm2-135m",
     data: Annotated[
         list[Path] | None,
-        typer.Option(help="Rows in the project's format (.jsonl, .jsonl.gz); repeat for more.", exists=True),
+        typer.Option(
+            help="Rows in the project's format, or OpenAI conversations (.jsonl, .jsonl.gz); repeat.", exists=True
+        ),
     ] = None,
     base: Annotated[str | None, typer.Option(help="Another base: a known model, or a folder.")] = None,
     start: Annotated[

@@ -511,11 +511,14 @@ def _put(values: dict[str, Any], variable: str, text: str) -> None:
         if not isinstance(inner, dict):
             raise SettingsError(f"{variable}: {section} is not a section")
         target = inner
-    target[sections[-1]] = _scalar(variable, text) if "policy" in sections else text
+    secret = sections[-1].endswith("key")  # may be JSON itself, and is taken as it stands
+    structured = text == "null" or text[0] in "[{"
+    target[sections[-1]] = _yaml(variable, text) if "policy" in sections or (structured and not secret) else text
 
 
-def _scalar(variable: str, text: str) -> Any:
-    """A policy's values have no declared types, so they are read as YAML; pydantic converts all others."""
+def _yaml(variable: str, text: str) -> Any:
+    """A policy's values have no declared types, and a list, a mapping or null has no other text than YAML's; pydantic
+    converts all other values."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:

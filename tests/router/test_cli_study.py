@@ -1,15 +1,22 @@
 """`smallcall study`: the offline commands through their public door."""
 
+import asyncio
+import contextlib
 import json
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 from typer.testing import CliRunner
 
+from evaluation.cases import Case
 from evaluation.price_list import GPT_4O, trace_of
-from evaluation.recordings import StudyData
-from evaluation.trace_table import write_trace
+from evaluation.recorded import RecordedServer
+from evaluation.recorded_index import served_name
+from evaluation.recordings import RecordedAnswer, StudyData
+from evaluation.trace_table import read_trace, write_trace
 from router.cli import app
 from tests.evaluation.drafts import of_recording
 
@@ -42,6 +49,72 @@ def test_the_cascade_study_says_what_is_wrong(options: list[str], code: int, sai
     outcome = CliRunner().invoke(app, ["study", "cascade", *options])
     assert outcome.exit_code == code
     assert said in outcome.output
+
+
+@contextlib.contextmanager
+def recorded(answers: list[RecordedAnswer], cases: list[Case], api_key: str) -> Iterator[RecordedServer]:
+    """A recorded model that answers from a thread of its own."""
+    server, loop, over = RecordedServer(answers, cases, api_key=api_key), asyncio.new_event_loop(), threading.Event()
+    ready = threading.Event()
+
+    async def serve() -> None:
+        async with server:
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    try:
+        assert ready.wait(10)
+        yield server
+    finally:
+        over.set()
+        thread.join(10)
+        loop.close()
+
+
+def test_own_cases_are_collected_with_a_key_and_priced(tmp_path: Path) -> None:
+    """Without the key no row is answered, and the next run asks again; costs are the usage times the given prices;
+    the key is nowhere on disk."""
+    data = StudyData.of_checkout()
+    answers = {answer.id: answer for answer in data.recording("gpt-4o-2024-08-06-FC")}
+    cases = [case for case in data.bfcl() if case.id in answers][:3]
+    own, key, out = tmp_path / "own.jsonl", tmp_path / "key", tmp_path / "out" / "large.parquet"
+    own.write_bytes(b"\n".join(msgspec.json.encode(case) for case in cases) + b"\n")
+    key.write_text("sk-of-the-endpoint\n", encoding="utf-8")
+    with recorded([answers[case.id] for case in cases], cases, "sk-of-the-endpoint") as server:
+        command = [
+            "study", "collect", str(out), "--endpoint", server.url, "--model", served_name("gpt-4o-2024-08-06-FC"),
+            "--cases", str(own), "--no-signals", "--input-price", "2.5", "--output-price", "10",
+        ]  # fmt: skip
+        refused = CliRunner().invoke(app, command)
+        assert "0 of 3 passed" in refused.output
+        outcome = CliRunner().invoke(app, [*command, "--key-file", str(key)])
+    assert outcome.exit_code == 0, outcome.output
+    rows = read_trace(out).rows
+    assert [row.case_id for row in rows] == [case.id for case in cases]
+    for row in rows:
+        assert row.error is None
+        assert row.prompt_tokens is not None
+        assert row.completion_tokens is not None
+        assert row.cost_usd == pytest.approx((row.prompt_tokens * 2.5 + row.completion_tokens * 10) / 1e6)
+    assert not any(b"sk-of-the-endpoint" in path.read_bytes() for path in out.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cases", "no-set"], "no-set"),
+        (["--cases", "absent.jsonl"], "absent.jsonl"),
+        (["--input-price", "1"], "--output-price"),
+    ],
+)
+def test_collecting_says_which_option_is_wrong(tmp_path: Path, options: list[str], said: str) -> None:
+    """An unknown set, a file that is not there, half a price."""
+    outcome = CliRunner().invoke(app, ["study", "collect", str(tmp_path / "t.parquet"), *options])
+    assert outcome.exit_code == 2
+    assert said in outcome.output
+    assert not (tmp_path / "t.parquet").exists()
 
 
 def test_the_report_is_one_command(tmp_path: Path) -> None:

@@ -96,6 +96,27 @@ def test_an_empty_variable_counts_as_not_set_and_types_are_converted() -> None:
     assert made.large.api_key.get_secret_value() == "0123"
 
 
+def test_lists_mappings_and_null_are_variables_too() -> None:
+    """They are written as in the file; a key that looks like JSON stays a text, and broken YAML names its variable."""
+    made = load_settings(
+        environment={
+            "SMALLCALL_LARGE__MODEL": "openai/gpt-4o",
+            "SMALLCALL_LARGE__FORWARD": "[responses]",
+            "SMALLCALL_LARGE__PRICE": "{input_usd_per_mtok: 1, output_usd_per_mtok: 2}",
+            "SMALLCALL_LARGE__API_KEY": '{"type": "service_account"}',
+            "SMALLCALL_SMALL__MAX_WAIT_S": "null",
+        }
+    )
+    assert tuple(made.large.forward) == ("responses",)
+    assert made.large.price is not None
+    assert made.large.price.output_usd_per_mtok == 2
+    assert made.small.max_wait_s is None
+    assert made.large.api_key is not None
+    assert made.large.api_key.get_secret_value() == '{"type": "service_account"}'
+    with pytest.raises(SettingsError, match="SMALLCALL_LARGE__FORWARD: not a YAML value"):
+        load_settings(environment={"SMALLCALL_LARGE__FORWARD": "[responses"})
+
+
 def test_the_example_file_is_valid_and_says_the_defaults() -> None:
     """Every key of the example exists, and what it sets without a comment is what would be without it."""
     example = Path(module.__file__).parents[1] / "smallcall.example.yaml"
