@@ -19,7 +19,7 @@ from evaluation.splits import components
 from evaluation.trace_table import Trace, TraceRow, draft_of, request_of
 from policies.cascade import OnOther, before_draft, judge_validity
 from policies.confidence import ScoreFunction
-from policies.policy import Action, BoolArray, Draft, Outcome, Policy, Request, Span, Stage, TokenSignals, Verdict
+from policies.policy import Action, BoolArray, Draft, Outcome, Policy, Request, Stage, Verdict
 
 Ints = npt.NDArray[np.int64]
 
@@ -163,19 +163,10 @@ def judge(policy: Policy, request: Request, draft: Draft) -> Verdict:
     if verdict.action is not Action.CONTINUE:
         return verdict
     if draft.plan or draft.outcome is not Outcome.UNPARSABLE:  # else the plan never stood
-        verdict = policy.during(request, draft.plan, plan_signals(draft.signals))
+        verdict = policy.during(request, draft.at_plan())
         if verdict.action is not Action.CONTINUE:
             return verdict
     return policy.after(request, draft)
-
-
-def plan_signals(signals: TokenSignals | None) -> TokenSignals | None:
-    """The signals that stood when the plan did: up to the last token of the plan."""
-    if signals is None:
-        return None
-    in_plan = np.flatnonzero(signals.span == Span.PLAN)
-    end = int(in_plan[-1]) + 1 if len(in_plan) else 0
-    return signals.first(end)
 
 
 def servable_drafts(arms: Arms, on_no_call: OnOther, on_ask: OnOther) -> BoolArray:

@@ -22,7 +22,7 @@ import numpy as np
 from evaluation.cases import Case
 from evaluation.intervals import cluster_weights, percentile_interval, weighted_means
 from evaluation.metrics import Floats
-from evaluation.replay import ReplayError, plan_signals
+from evaluation.replay import ReplayError
 from evaluation.splits import split
 from evaluation.study import Estimate
 from evaluation.tuning_rows import Operating, Rows
@@ -233,10 +233,9 @@ def _saved(
 def _share_at_plan(rows: Rows, index: int) -> float:
     """Prefill and the plan's chosen tokens, over the whole draft's work; 1 where that is not told."""
     row, signals = rows.arms.small_rows[index], rows.arms.drafts[index].signals
-    at_plan = plan_signals(signals)
     busy = row.small_busy_s
-    if signals is None or at_plan is None or busy is None or not busy or row.small_prefill_s is None:
+    if signals is None or busy is None or not busy or row.small_prefill_s is None:
         return 1.0
     chosen = float((~signals.forced).sum())
-    share = float((~at_plan.forced).sum()) / chosen if chosen else 1.0
+    share = float((~signals.until_plan().forced).sum()) / chosen if chosen else 1.0
     return (row.small_prefill_s + share * (row.small_decode_s or 0.0)) / busy

@@ -13,14 +13,14 @@ from scipy.optimize import isotonic_regression
 from evaluation.cases import Case
 from evaluation.intervals import wilson
 from evaluation.metrics import Floats
-from evaluation.replay import Arms, ReplayError, join, plan_signals, servable_drafts
+from evaluation.replay import Arms, ReplayError, join, servable_drafts
 from evaluation.study import Estimate
 from evaluation.trace_table import Trace
 from policies.bundle_format import Prices
 from policies.cascade import OnOther
 from policies.certificate import one_of_each
 from policies.judge import Judge
-from policies.judged import NOT_DRAFTED, planned
+from policies.judged import NOT_DRAFTED
 from policies.policy import BoolArray
 from policies.pricing import LargePrices, kind_of
 
@@ -163,7 +163,7 @@ class Rows:
         """(n,) an early stage's scores, of the request or of the plan; +inf where there is none: it lets pass."""
         values = []
         for request, draft in zip(self.arms.requests, self.arms.drafts, strict=True):
-            seen = NOT_DRAFTED if stage == "request" else planned(draft.plan, plan_signals(draft.signals))
+            seen = NOT_DRAFTED if stage == "request" else draft.at_plan()
             score = judge.score(request, seen)
             values.append(np.inf if score is None else score)
         return np.array(values)

@@ -7,12 +7,12 @@ mean-log-probability threshold is `ValidAndSure` with `score="mean_logprob"`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from policies.cascade import ValidAndSure, before_draft, judge_validity
-from policies.policy import Action, Draft, Policy, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Policy, Request, Stage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class LargeOnly:
     def before(self, request: Request) -> Verdict:
         return Verdict(Action.ESCALATE, Stage.BEFORE, "large_only")
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         return Verdict(Action.ESCALATE, Stage.DURING, "large_only")
 
     def after(self, request: Request, draft: Draft) -> Verdict:
@@ -44,7 +44,7 @@ class SmallOnly:
     def before(self, request: Request) -> Verdict:
         return before_draft(request)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting")
 
     def after(self, request: Request, draft: Draft) -> Verdict:
@@ -63,7 +63,7 @@ class SchemaValidOnly:
     def before(self, request: Request) -> Verdict:
         return before_draft(request)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting")
 
     def after(self, request: Request, draft: Draft) -> Verdict:
@@ -96,7 +96,7 @@ class RandomMix:
             return Verdict(Action.ESCALATE, Stage.BEFORE, "random_mix", propensity=self.share)
         return Verdict(Action.CONTINUE, Stage.BEFORE, "drafting")
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting")
 
     def after(self, request: Request, draft: Draft) -> Verdict:

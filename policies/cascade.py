@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from policies.confidence import SCORES
-from policies.policy import Action, Draft, Outcome, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Outcome, Request, Stage, Verdict
 from policies.validity import check, unsupported_tools
 
 OnOther = Literal["escalate", "answer"]
@@ -66,10 +65,10 @@ class ValidAndSure:
     def before(self, request: Request) -> Verdict:
         return before_draft(request)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         """The plan alone already holds the weakest token so far: what is below the threshold now stays below it."""
-        if signals is not None and self.score in ("weakest_token", "least_margin"):
-            score = SCORES[self.score](signals)
+        if draft.signals is not None and self.score in ("weakest_token", "least_margin"):
+            score = SCORES[self.score](draft.signals)
             if not score >= self.threshold:  # A signal that is missing is NaN, and no score.
                 return Verdict(Action.ESCALATE, Stage.DURING, "low_confidence", score, self.threshold)
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting")

@@ -7,12 +7,11 @@ true of every policy that answers a part of what the threshold would (an earlier
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from policies.cascade import OnOther, before_draft, judge_validity
 from policies.judge import Judge
-from policies.policy import Action, Draft, Outcome, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Outcome, Request, Stage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +33,10 @@ class Judged:
             return Verdict(Action.ESCALATE, Stage.BEFORE, "nothing_certified", certificate=self.certificate)
         return replace(before_draft(request), certificate=self.certificate)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         """What can no longer reach the threshold is given up: no certificate is touched, the verdict is the same."""
-        if signals is not None and self.threshold is not None:
-            best = self.judge.at_most(signals)
+        if draft.signals is not None and self.threshold is not None:
+            best = self.judge.at_most(draft.signals)
             if best < self.threshold:
                 return Verdict(
                     Action.ESCALATE,
@@ -73,12 +72,6 @@ NOT_DRAFTED = Draft(Outcome.UNPARSABLE, complete=False)
 """What is known of a draft before decoding."""
 
 
-def planned(plan: Sequence[str], signals: TokenSignals | None) -> Draft:
-    """What is known of a draft when its plan stands."""
-    outcome = Outcome.CALLS if plan else Outcome.NO_CALL
-    return Draft(outcome, complete=False, signals=signals, plan=tuple(plan))
-
-
 @dataclass(frozen=True, slots=True)
 class Staged:
     """`Judged`, with a gate on the request before anything is decoded, and one on the plan before any argument is.
@@ -99,9 +92,9 @@ class Staged:
     def before(self, request: Request) -> Verdict:
         return _gated(self.last.before(request), self.request_gate, "unsure_request", request, NOT_DRAFTED)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        verdict = self.last.during(request, plan, signals)
-        return _gated(verdict, self.plan_gate, "unsure_plan", request, planned(plan, signals))
+    def during(self, request: Request, draft: Draft) -> Verdict:
+        verdict = self.last.during(request, draft)
+        return _gated(verdict, self.plan_gate, "unsure_plan", request, draft)
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         return self.last.after(request, draft)

@@ -159,6 +159,11 @@ class TokenSignals:
             layer_agreement=None if self.layer_agreement is None else self.layer_agreement[:count],
         )
 
+    def until_plan(self) -> TokenSignals:
+        """The signals that stood when the plan did: up to its last token."""
+        in_plan = np.flatnonzero(self.span == Span.PLAN)
+        return self.first(int(in_plan[-1]) + 1 if len(in_plan) else 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -174,6 +179,12 @@ class Draft:
     hidden: FloatArray | None = None
     """Projected hidden states, shape (len(HiddenPlace), HIDDEN_SIZE); a row of NaN where the draft has no such place,
     None where the engine cannot look inside."""
+
+    def at_plan(self) -> Draft:
+        """What was known when the plan stood: its outcome and tools, and the signals up to its last token."""
+        cut = self.outcome is Outcome.UNPARSABLE and bool(self.plan)
+        signals = None if self.signals is None else self.signals.until_plan()
+        return Draft(Outcome.CALLS if cut else self.outcome, complete=False, signals=signals, plan=self.plan)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +217,8 @@ class Policy(Protocol):
     def before(self, request: Request) -> Verdict:
         """Judge a request before anything is decoded: ESCALATE or CONTINUE."""
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        """Judge when the plan stands and no argument is spent: ESCALATE or CONTINUE."""
+    def during(self, request: Request, draft: Draft) -> Verdict:
+        """Judge when the plan stands and no argument is spent: ESCALATE or CONTINUE. `draft`: see `Draft.at_plan`."""
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         """Judge the whole draft: ANSWER or ESCALATE."""

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from policies.cascade import OnOther, before_draft, judge_validity
 from policies.judge import Judge
 from policies.judged import held_against
-from policies.policy import Action, Draft, Outcome, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Outcome, Request, Stage, Verdict
 
 HORIZON_S = 3600.0
 """Over which a budget is counted: a rolling hour."""
@@ -74,7 +74,7 @@ class Gain:
     def before(self, request: Request) -> Verdict:
         return replace(before_draft(request), certificate=self.certificate)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         return Verdict(Action.CONTINUE, Stage.DURING, "drafting", certificate=self.certificate)
 
     def after(self, request: Request, draft: Draft) -> Verdict:
@@ -106,8 +106,8 @@ class Budgeted:
     def before(self, request: Request) -> Verdict:
         return self.gain.before(request)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        return self.gain.during(request, plan, signals)
+    def during(self, request: Request, draft: Draft) -> Verdict:
+        return self.gain.during(request, draft)
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         return self.gain.after_at(self.price(), request, draft, "gain_of_large")

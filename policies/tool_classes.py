@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from policies.cascade import OnOther, before_draft, judge_validity
 from policies.judge import Judge
 from policies.judged import held_against
-from policies.policy import Action, Draft, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Request, Stage, Verdict
 
 MAX_CLASSES = 64
 REST = "*"
@@ -90,13 +90,13 @@ class PerToolClass:
     def before(self, request: Request) -> Verdict:
         return before_draft(request)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
+    def during(self, request: Request, draft: Draft) -> Verdict:
         """The plan names the tools, and so the class."""
-        of = self.class_of(plan)
+        of = self.class_of(draft.plan)
         told = Verdict(Action.CONTINUE, Stage.DURING, "drafting", None, of.threshold, certificate=of.certificate)
         if of.threshold is None:
             return replace(told, action=Action.ESCALATE, reason="nothing_certified")
-        best = self.judge.at_most(signals) if signals is not None else float("inf")
+        best = self.judge.at_most(draft.signals) if draft.signals is not None else float("inf")
         if best < of.threshold:
             return replace(told, action=Action.ESCALATE, reason="low_confidence", score=best)
         return told

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import structlog
@@ -78,9 +79,10 @@ class Drafter:
                 async for event in events:
                     builder.add(event)
                     if isinstance(event, protocol.PlanMade):
-                        verdict = policy.during(chat.view, builder.plan_names, builder.signals())
+                        planned = builder.planned()
+                        verdict = await _judged(chat, partial(policy.during, chat.view, planned))
                         if verdict.action is Action.ESCALATE:
-                            decision.draft = builder.abandoned()
+                            decision.draft = planned
                             return verdict
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the draft took too long") from error

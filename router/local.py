@@ -162,8 +162,8 @@ class DraftBuilder:
                 rows[place] = row
         return rows
 
-    def abandoned(self) -> Draft:
-        """The draft as it was given up when its plan stood: the plan's outcome, no calls, not complete."""
+    def planned(self) -> Draft:
+        """The draft when its plan stands: the plan's outcome, no calls, not complete."""
         outcome = _OUTCOMES[self.plan.kind] if self.plan else Outcome.UNPARSABLE
         text = "".join(token.text for token in self.tokens)
         return Draft(outcome, (), text, complete=False, signals=self.signals(), plan=self.plan_names)

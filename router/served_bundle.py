@@ -10,7 +10,7 @@ import structlog
 
 from policies.bundle import Bundle, differences
 from policies.judge import Contribution
-from policies.policy import Action, Draft, Policy, Request, Stage, TokenSignals, Verdict
+from policies.policy import Action, Draft, Policy, Request, Stage, Verdict
 from policies.pricing import BudgetController
 from policies.tools import tool_sha256
 from slm.protocol import Info
@@ -79,8 +79,8 @@ class ServedBundle:
             return Verdict(Action.ESCALATE, Stage.BEFORE, "certificate_void")
         return self._covered(self._policy.before(request))
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        return self._covered(self._policy.during(request, plan, signals))
+    def during(self, request: Request, draft: Draft) -> Verdict:
+        return self._covered(self._policy.during(request, draft))
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         verdict = self._covered(self._policy.after(request, draft))

@@ -15,7 +15,6 @@ from evaluation.replay import (
     ReplayError,
     join,
     judge,
-    plan_signals,
     replay,
     servable_drafts,
     servable_scores,
@@ -182,8 +181,8 @@ class Scripted:
         self.seen.append("before")
         return self._at(Stage.BEFORE, Action.CONTINUE)
 
-    def during(self, request: Request, plan: Sequence[str], signals: TokenSignals | None) -> Verdict:
-        self.seen.append((tuple(plan), None if signals is None else len(signals)))
+    def during(self, request: Request, draft: Draft) -> Verdict:
+        self.seen.append((draft.plan, None if draft.signals is None else len(draft.signals)))
         return self._at(Stage.DURING, Action.CONTINUE)
 
     def after(self, request: Request, draft: Draft) -> Verdict:
@@ -235,14 +234,11 @@ def test_signals_of_the_plan_end_with_the_plan() -> None:
     numbers = np.arange(6, dtype=np.float32)
     flags = np.zeros(6, dtype=np.bool_)
     signals = TokenSignals(numbers, numbers, numbers, numbers, flags, np.array(spans, dtype=np.uint8))
-    prefix = plan_signals(signals)
-    assert prefix is not None
-    assert prefix.logprob.tolist() == [0, 1, 2, 3]
+    assert signals.until_plan().logprob.tolist() == [0, 1, 2, 3]
     without = TokenSignals(numbers, numbers, numbers, numbers, flags, np.zeros(6, dtype=np.uint8))
-    bare = plan_signals(without)
-    assert bare is not None
-    assert len(bare) == 0
-    assert plan_signals(None) is None
+    assert len(without.until_plan()) == 0
+    assert Draft(Outcome.CALLS, plan=("a",)).at_plan() == Draft(Outcome.CALLS, complete=False, plan=("a",))
+    assert Draft(Outcome.UNPARSABLE, plan=("a",)).at_plan().outcome is Outcome.CALLS, "cut in its arguments"
 
 
 def test_failures_and_gaps_are_counted() -> None:

@@ -341,10 +341,12 @@ def test_the_probe_reads_the_hidden_states() -> None:
 def test_what_stands_early_is_the_same_later() -> None:
     """A draft given up when its plan stood has the whole draft's values of the stages up to then."""
     context = Context(known(WEATHER), {next(iter(known(WEATHER))): ToolRecord(0.5, 3)})
-    plan = Draft(Outcome.CALLS, (), complete=False, signals=TOKENS.first(3), plan=("get_weather",))
-    early, late = named(plan, context=context), named(PARIS, context=context)
-    for name in standing_at(Stage.DURING):
-        assert early[name] == pytest.approx(late[name], nan_ok=True), name
+    none, ask = (Draft(outcome, text="a", signals=TOKENS) for outcome in (Outcome.NO_CALL, Outcome.ASK))
+    for whole in (PARIS, none, ask):
+        early, late = named(whole.at_plan(), context=context), named(whole, context=context)
+        for name in standing_at(Stage.DURING):
+            assert early[name] == pytest.approx(late[name], nan_ok=True), (whole.outcome, name)
+    late = named(PARIS, context=context)
     before = named(Draft(Outcome.UNPARSABLE, complete=False), context=context)
     for name in standing_at(Stage.BEFORE):
         assert before[name] == pytest.approx(late[name], nan_ok=True), name

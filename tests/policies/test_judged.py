@@ -43,18 +43,12 @@ def judgement(policy: Policy, given: Draft, request: Request = REQUEST) -> tuple
     """The verdict that ends the judgement, in the gateway's order."""
     verdict = policy.before(request)
     if verdict.action is Action.CONTINUE:
-        at_plan = None
-        if given.signals is not None:
-            at_plan = given.signals
-            kept = int((at_plan.span == Span.PLAN).sum())
-            at_plan = TokenSignals(*(getattr(at_plan, name)[:kept] for name in _ARRAYS))
-        verdict = policy.during(request, given.plan, at_plan)
+        verdict = policy.during(request, given.at_plan())
     if verdict.action is Action.CONTINUE:
         verdict = policy.after(request, given)
     return verdict.action, verdict.stage, verdict.reason
 
 
-_ARRAYS = ("logprob", "margin", "entropy", "feasible_mass", "forced", "span")
 WEAKEST, MEAN = NamedScore("weakest_token"), NamedScore("mean_semantic")
 probabilities = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4)
 

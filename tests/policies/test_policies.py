@@ -264,10 +264,10 @@ def test_the_threshold_decides_about_valid_drafts_only() -> None:
 
 def test_an_unsure_plan_is_given_up_before_its_arguments() -> None:
     """What is below the threshold when the plan stands can only stay below."""
-    plan = signals([np.log(0.3)], [Span.PLAN])
-    verdict = ValidAndSure(0.5).during(request(), ["t0"], plan)
+    plan = Draft(Outcome.CALLS, complete=False, signals=signals([np.log(0.3)], [Span.PLAN]), plan=("t0",))
+    verdict = ValidAndSure(0.5).during(request(), plan)
     assert (verdict.action, verdict.reason) == (Action.ESCALATE, "low_confidence")
-    assert ValidAndSure(0.2).during(request(), ["t0"], plan).action is Action.CONTINUE
+    assert ValidAndSure(0.2).during(request(), plan).action is Action.CONTINUE
 
 
 @given(

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import io
 import json
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,9 @@ import structlog
 from evaluation.demo.rows import load_demo
 from evaluation.faults import Cut, Garbage, Status, always, in_turn
 from evaluation.recorded import RecordedServer
+from policies.cascade import ValidAndSure
+from policies.policy import Verdict
+from router.drafting import OFFLOAD_BYTES
 from router.ledger import Ledger, LedgerUnavailableError
 from tests.router.conftest import Make, ScriptedSmall, away, served
 
@@ -468,6 +472,25 @@ async def test_a_large_model_that_is_away_may_be_stood_in_for(gateway: Make) -> 
             assert status == expected
             if allowed:
                 assert headers["x-smallcall-reason"] == "upstream_unavailable"
+
+
+async def test_a_large_request_is_judged_off_the_event_loop(gateway: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, during and after: what takes long holds up nobody else."""
+    seen: dict[str, int] = {}
+    for stage in ("before", "during", "after"):
+        judge = getattr(ValidAndSure, stage)
+
+        def watched(*args: Any, stage: str = stage, judge: Any = judge) -> Verdict:
+            seen[stage] = threading.get_ident()
+            verdict: Verdict = judge(*args)
+            return verdict
+
+        monkeypatch.setattr(ValidAndSure, stage, watched)
+    async with served(gateway(small=ScriptedSmall(CALL))) as url:
+        status, headers, _ = await post(url, ask(metadata={"note": "x" * OFFLOAD_BYTES}))
+    assert (status, headers["x-smallcall-model"]) == (200, "small")
+    assert set(seen) == {"before", "during", "after"}
+    assert threading.get_ident() not in seen.values()
 
 
 async def test_a_stream_that_breaks_ends_in_an_error_event(gateway: Make) -> None:

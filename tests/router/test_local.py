@@ -121,7 +121,7 @@ def test_a_draft_that_was_given_up_says_what_was_planned(kind: str, outcome: Out
     """It has no calls and is not complete, so nothing can serve it."""
     builder = DraftBuilder()
     builder.add(protocol.PlanMade(kind=kind, names=["a"] if kind == "calls" else []))  # type: ignore[arg-type]
-    draft = builder.abandoned()
+    draft = builder.planned()
     assert (draft.outcome, draft.calls, draft.complete) == (outcome, (), False)
     with pytest.raises(SmallModelError):
         builder.draft()
