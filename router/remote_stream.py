@@ -1,6 +1,8 @@
 """A stream of completion chunks in the worker's words.
 
 Log-probabilities come in either of the two forms in which servers tell them; what a server does not tell is NaN.
+The draft's text is the tokens' where the server tells them exactly: llama.cpp by their bytes, our own endpoint by what
+each completes. Elsewhere it is the completion's own text, divided among the tokens (`router.token_texts`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import codecs
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +20,7 @@ import aiohttp
 import orjson
 
 from router.local import SmallModelError
+from router.token_texts import TokenTexts
 from slm import pattern, protocol
 from slm.pattern import PatternError, Span, SpanTracker
 
@@ -54,6 +58,11 @@ class _Telling:
         self._first_s: float | None = None
         self._text, self._tokens, self._spans = "", 0, SpanTracker()
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._told_chars = 0
+        self._texts = TokenTexts()
+        self._waiting: deque[_Piece] = deque()
+        """Tokens whose text is not known yet."""
+        self._exact = False
         self._planned = False
         self._finish: str | None = None
 
@@ -74,18 +83,41 @@ class _Telling:
                 )
             )
         for choice in chunk.get("choices") or ():
-            for piece in _pieces(choice):
-                events += self._piece(piece)
+            events += self._choice(str(choice.get("text") or ""), _pieces(choice))
             self._finish = choice.get("finish_reason") or self._finish
         return events
 
-    def _piece(self, piece: _Piece) -> list[protocol.Event]:
+    def _choice(self, text: str, pieces: Sequence[_Piece]) -> list[protocol.Event]:
+        if text and not pieces and not self._tokens and not self._waiting:
+            raise SmallModelError("worker_failed", "the completion server tells no log-probabilities")
+        self._told_chars += len(text)
+        if self._told_chars > self._most:
+            raise ValueError("more text than was asked for")
+        self._exact = self._exact or any(piece.exact for piece in pieces)
+        if self._exact:
+            return [event for piece in pieces for event in self._exactly(piece)]
+        self._waiting.extend(pieces)
+        return self._divided(self._texts.add(text, [piece.text for piece in pieces]))
+
+    def _exactly(self, piece: _Piece) -> list[protocol.Event]:
+        if piece.raw == b"":  # An end token, or one that is kept back as the beginning of a stop: a newline.
+            return self._token(piece, "", Span.SYNTAX)
         text = piece.text if piece.raw is None else self._decoder.decode(piece.raw)
+        return self._token(piece, text, self._span(text))
+
+    def _divided(self, texts: Sequence[str]) -> list[protocol.Event]:
+        """The events of the tokens that wait for these texts."""
+        return [event for text in texts for event in self._token(self._waiting.popleft(), text, self._span(text))]
+
+    def _span(self, text: str) -> Span:
+        """Of a token's text. A token inside a character belongs where any other character would."""
+        return self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
+
+    def _token(self, piece: _Piece, text: str, span: Span) -> list[protocol.Event]:
         self._text += text
         self._tokens += 1
         if len(self._text) > self._most:
             raise ValueError("more text than was asked for")
-        span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
         events: list[protocol.Event] = [
             protocol.Token(
                 id=-1,
@@ -95,7 +127,7 @@ class _Telling:
                 entropy=piece.entropy,
                 feasible_mass=piece.feasible_mass,
                 forced=piece.forced,
-                span=int(span if text else Span.SYNTAX),
+                span=int(span),
                 layer_agreement=piece.layer_agreement,
             )
         ]
@@ -112,14 +144,19 @@ class _Telling:
             raise SmallModelError("worker_lost", "the completion has no end")
         if self._finish != "length" and self._finish not in _STOPPED:
             raise SmallModelError("worker_failed", "the completion ended neither by itself nor by its length")
+        try:
+            texts = self._texts.end(cut=self._finish == "length")
+        except ValueError as error:
+            raise SmallModelError("worker_failed", "the completion has text without log-probabilities") from error
         return [
+            *self._divided(texts),
             protocol.Done(
                 text=self._text.rstrip("\n"),
                 finish="length" if self._finish == "length" else "stop",
                 decode_s=time.monotonic() - self._began - self._first_s,
                 steps=self._tokens,
                 tokens=self._tokens,
-            )
+            ),
         ]
 
 
@@ -136,20 +173,17 @@ class _Piece:
     layer_agreement: float | None = None
     raw: bytes | None = None
     """Of the token, where it may end inside a character and the server tells them: its text is not whole then."""
+    exact: bool = True
+    """Whether the tokens' texts or bytes join to the draft's text."""
 
 
 def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
-    """A chunk's tokens, in either of the two forms in which servers tell log-probabilities of completions.
-
-    Raises SmallModelError where there is text without them.
-    """
+    """A chunk's tokens, in either of the two forms in which servers tell log-probabilities of completions."""
     told = choice.get("logprobs") or {}
     if told.get("content"):  # llama.cpp: as chat completions tell them
         return [_chat_piece(one) for one in told["content"]]
     if told.get("tokens"):  # OpenAI's own form and vLLM's
         return _our_pieces(told, choice["smallcall"]) if choice.get("smallcall") else _plain_pieces(told)
-    if choice.get("text"):
-        raise SmallModelError("worker_failed", "the completion server tells no log-probabilities")
     return []
 
 
@@ -161,7 +195,7 @@ def _chat_piece(one: Mapping[str, Any]) -> _Piece:
 def _plain_pieces(told: Mapping[str, Any]) -> list[_Piece]:
     tops = told.get("top_logprobs") or [None] * len(told["tokens"])
     return [
-        _Piece(str(token), float(logprob), _margin(list((top or {}).values())))
+        _Piece(str(token), float(logprob), _margin(_alternatives(logprob, top or {})), exact=False)
         for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
     ]
 
@@ -177,6 +211,12 @@ def _our_pieces(told: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece
         )
         for token, logprob, margin, entropy, mass, forced, agreement in rows
     ]  # fmt: skip
+
+
+def _alternatives(logprob: float, top: Mapping[str, float]) -> list[float]:
+    """Log-probabilities, the chosen token's among them: another one of the same text may stand in its place."""
+    told = list(top.values())
+    return told if logprob in told else [*told, logprob]
 
 
 def _margin(logprobs: Sequence[float]) -> float:

@@ -1,6 +1,7 @@
 """A completion server of others as the small model: its words become the worker's events, its failures our reasons."""
 
 import asyncio
+import codecs
 import contextlib
 import math
 import threading
@@ -17,7 +18,7 @@ from router.remote import RemoteModel, RemoteServer, prompt_text
 from router.settings import Settings, SettingsError, load_settings
 from slm import pattern, protocol
 from slm.gbnf import MAX_GRAMMAR_CHARS
-from tests.router.completion_server import CompletionServer
+from tests.router.completion_server import HOLE, CompletionServer
 from tests.router.conftest import served
 
 TOOL = {
@@ -54,21 +55,28 @@ async def drafted(model: RemoteModel, command: protocol.DraftCommand = COMMAND) 
         return [event async for event in events]
 
 
+def built(events: list[protocol.Event]) -> DraftBuilder:
+    """A whole draft's events, collected."""
+    builder = DraftBuilder()
+    for event in events:
+        builder.add(event)
+    return builder
+
+
 @pytest.mark.parametrize("form", ["vllm", "llamacpp"])
 async def test_a_completion_is_told_like_a_draft(form: str) -> None:
     """Both forms of log-probabilities give the same events: start, tokens with spans and margins, plan, end."""
     async with seen(CompletionServer(TEXT, form)) as model:  # type: ignore[arg-type]
         events = await drafted(model)
-    builder = DraftBuilder()
-    for event in events:
-        builder.add(event)
+    builder = built(events)
     assert isinstance(events[0], protocol.Started)
     assert events[0].prompt_tokens == 7
     draft, signals = builder.draft(), builder.signals()
     assert draft.outcome is Outcome.CALLS
     assert draft.calls[0].arguments == '{"city": "Paris"}'
     assert draft.plan == ("get_weather",)
-    assert len(signals.logprob) == len(TEXT)
+    assert len(signals.logprob) == len(TEXT) + (form == "llamacpp")
+    assert signals.span[-1] == int(pattern.Span.SYNTAX)
     assert signals.logprob[0] == pytest.approx(-0.1)
     assert signals.margin[0] == pytest.approx(math.exp(-0.1) / 2, rel=1e-5)
     assert all(math.isnan(value) for value in [*signals.entropy, *signals.feasible_mass])
@@ -78,16 +86,73 @@ async def test_a_completion_is_told_like_a_draft(form: str) -> None:
     assert plan < len(events) // 2
 
 
-async def test_a_character_of_several_tokens_is_whole() -> None:
-    """Where a server tells the bytes of its tokens, text is made of them: a character comes with its last token."""
-    text = TEXT.replace("Paris", "東京")
-    async with seen(CompletionServer(text, "llamacpp")) as model:
+def worker_spans(text: str) -> list[int]:
+    """The spans of a worker that writes a byte a token."""
+    decoder, tracker = codecs.getincrementaldecoder("utf-8")(), pattern.SpanTracker()
+    return [int(tracker.feed(decoder.decode(bytes([byte])) or "\N{REPLACEMENT CHARACTER}")) for byte in text.encode()]
+
+
+@pytest.mark.parametrize(("form", "torn"), [("vllm", "holes"), ("vllm", "nothing"), ("llamacpp", "holes")])
+@pytest.mark.parametrize("city", ["東京", "🎉 Zürich 🎉", "São Paulo"])
+async def test_a_character_of_several_tokens_is_whole(form: str, torn: str, city: str) -> None:
+    """However a server tells tokens inside a character: the text is whole, and they lie in the character's span."""
+    text = TEXT.replace("Paris", city)
+    server = CompletionServer(text, form)  # type: ignore[arg-type]
+    server.torn = torn  # type: ignore[assignment]
+    async with seen(server) as model:
+        builder = built(await drafted(model))
+    signals = builder.signals()
+    assert builder.draft().calls[0].arguments == f'{{"city": "{city}"}}'
+    assert signals.span.tolist()[: len(text.encode())] == worker_spans(text)
+    assert len(signals.span) == len(text.encode()) + (form == "llamacpp")
+    assert signals.margin == pytest.approx(math.exp(-0.1) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("text", [TEXT, "Thought: none\nAction: none", "Thought: ask\nAction: ask"])
+@pytest.mark.parametrize("last", [("<|im_end|>",), ("\n\n",), ("\n", "\n"), ("",), ()])
+async def test_tokens_that_the_text_does_not_hold_are_no_part_of_a_draft(text: str, last: tuple[str, ...]) -> None:
+    """End tokens and stops stand among vLLM's tokens, and neither in the draft nor in its signals."""
+    server = CompletionServer(text)
+    server.listed_last = last
+    async with seen(server) as model:
         events = await drafted(model)
-    builder = DraftBuilder()
-    for event in events:
-        builder.add(event)
-    assert builder.draft().calls[0].arguments == '{"city": "東京"}'
-    assert len(builder.signals().logprob) == len(text.encode())
+    builder = built(events)
+    draft = builder.draft()
+    assert (draft.outcome is Outcome.CALLS) == (text == TEXT)
+    assert draft.complete
+    assert draft.text == text
+    assert "".join(event.text for event in events if isinstance(event, protocol.Token)) == text
+    assert len(builder.signals().logprob) == len(text)
+
+
+async def collect(model: RemoteModel, told: list[protocol.Event]) -> None:
+    """Put a draft's events into `told`, as far as they come."""
+    async with model.events(COMMAND) as events:
+        async for event in events:
+            told.append(event)
+
+
+async def test_a_plan_is_told_as_soon_as_its_line_is() -> None:
+    """Text that the server keeps back delays the plan by no more than itself."""
+    server = CompletionServer(TEXT)
+    server.breaks_after = TEXT.index("\n") + 2
+    told: list[protocol.Event] = []
+    async with seen(server) as model:
+        with pytest.raises(SmallModelError, match="no end"):
+            await collect(model, told)
+    assert isinstance(told[-1], protocol.PlanMade)
+
+
+async def test_a_draft_that_is_cut_inside_a_character_keeps_its_tokens() -> None:
+    """At its length a completion may have begun a character: its text does not hold it, the tokens were written."""
+    server = CompletionServer(TEXT[: TEXT.index("Paris")])
+    server.finish, server.listed_last = "stop", (HOLE, HOLE)
+    async with seen(server) as model:
+        ended = built(await drafted(model)).signals()
+        server.finish = "length"
+        cut = built(await drafted(model)).signals()
+    assert len(ended.span) == len(server.text)
+    assert cut.span.tolist() == [*ended.span.tolist(), int(pattern.Span.VALUE), int(pattern.Span.VALUE)]
 
 
 @pytest.mark.parametrize(("guided", "key"), [("vllm", "structured_outputs"), ("llamacpp", "grammar"), ("none", None)])
