@@ -77,7 +77,8 @@ def shipped_data() -> Path:
 def _tell_refused(run: Path, errors: Console) -> None:
     """How many rows were left out for what: of each file, and on the way to tokens."""
     facts = json.loads((run / "data.json").read_text(encoding="utf-8"))
-    for name, part in {**facts["files"], "training": facts["train"], "validation": facts["validation"]}.items():
+    parts = [*facts["files"].items(), ("training", facts["train"]), ("validation", facts["validation"])]
+    for name, part in parts:
         if part["refused"]:
             told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(part["refused"].items()))
             errors.print(f"{name}: rows left out: {told}", markup=False, highlight=False, soft_wrap=True)

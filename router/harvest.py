@@ -7,8 +7,8 @@ only the harvested answer is taught; earlier ones are context.
 
 Each tenant gets a folder of its own, and nothing of one goes into another's: a decision without a tenant belongs to its
 key, one without a key to `default`. A tenth of the conversations, chosen by their digest before anything is looked at,
-is held out and stays so from harvest to harvest. Files hold prompts: only their owner may read them. They appear whole
-or not at all.
+is held out and stays so from harvest to harvest. Each row names its conversation by that digest, so that the trainer
+keeps its turns together too. Files hold prompts: only their owner may read them. They appear whole or not at all.
 """
 
 from __future__ import annotations
@@ -125,7 +125,12 @@ class Harvest:
         if digest in self._seen.setdefault(tenant, set()):
             raise BadRow("the same request again")
         messages = [{**turn, "weight": 0} if turn.get("role") == "assistant" else turn for turn in request["messages"]]
-        made = {"id": row["decision_id"], "messages": [*messages, message], "tools": request.get("tools") or []}
+        made = {
+            "id": row["decision_id"],
+            "conversation": opening_digest(messages).hex(),
+            "messages": [*messages, message],
+            "tools": request.get("tools") or [],
+        }
         (example,) = list(examples_of(made, "harvest")) or (BadRow("nothing to teach"),)
         if isinstance(example, BadRow):
             raise example

@@ -4,6 +4,9 @@ A line is `{"messages": [...], "tools": [...]}`; what stands before an assistant
 with `weight: 0` is context only, and no answer is taught behind a message that cannot be read. The first call of
 parallel ones stands first in the draft. Calls must be of offered tools and fit their schemas. Nobody says why a message
 makes no call: it is `ask` where its words ask for a value (`slm.dataset.asks_back`) and `none` otherwise.
+
+A line is a conversation of its own, unless it names the one that it belongs to (`conversation`, 1 to 200 characters):
+lines that hold turns of one conversation, in one file or in several, must say so to stay on one side of a split.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from slm.dataset import BadRow, Example, asks_back, check_message, check_tools, 
 from slm.pattern import Kind
 
 _READABLE = frozenset({"system", "developer", "user", "assistant", "tool"})
+_MAX_CONVERSATION = 200
+"""Characters of a conversation's name."""
 
 Calls = tuple[tuple[str, Mapping[str, Any]], ...]
 
@@ -39,6 +44,7 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
     if any(message.get("role") not in _READABLE for message in messages):
         raise BadRow("malformed", "a message of an unknown role")
     name = str(row.get("id") or hashlib.sha256(msgspec.json.encode(messages)).hexdigest()[:16])
+    conversation = _told_conversation(row) or f"{source}/{name}"
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     found = False
     unread: BadRow | None = None
@@ -59,11 +65,17 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
         except BadRow as bad:
             yield bad
             continue
-        yield Example(
-            f"{name}/{index}", source, "conversation", f"{source}/{name}", tuple(before), tuple(tools), kind, calls
-        )
+        yield Example(f"{name}/{index}", source, "conversation", conversation, tuple(before), tuple(tools), kind, calls)
     if not found:
         raise BadRow("no answer of an assistant to teach")
+
+
+def _told_conversation(row: Mapping[str, Any]) -> str | None:
+    """The conversation that a row says it belongs to, whatever its source; None where no name can be used."""
+    told = row.get("conversation")
+    if not isinstance(told, str) or not 0 < len(told) <= _MAX_CONVERSATION:
+        return None
+    return f"conversation/{told}"
 
 
 def _asks(before: Sequence[Mapping[str, Any]]) -> bool:

@@ -106,14 +106,14 @@ def validation_course(examples: Sequence[Example], recipe: Recipe, tokens: Token
     data = recipe.data
     pool = _mixed(examples, data, data.validation_rows * 4, rng) if data.sources else _in_random_order(examples, rng)
     tally = _Tally()
-    rows: dict[str, Encoded] = {}
+    rows: dict[tuple[str, str], Encoded] = {}
     for example in pool:
         if len(rows) >= data.validation_rows:
             break
-        if example.id not in rows:
+        if (example.source, example.id) not in rows:
             try:
                 plain = fewer_tools(example, rng, data.max_tools)
-                rows[example.id] = tally.count(plain, encode(plain, tokens, data.max_tokens))
+                rows[example.source, example.id] = tally.count(plain, encode(plain, tokens, data.max_tokens))
             except BadRow as bad:
                 tally.refused[bad.reason] += 1
     return tally.course(planted([list(rows.values())], data.tree_tokens))

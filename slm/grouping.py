@@ -28,29 +28,28 @@ def groups_of(
     """The examples in groups of one source that offer the same tools in the same order.
 
     Args:
-        examples: rows in the order in which they shall be begun with.
+        examples: rows in the order in which they shall be begun with; one may come several times.
         most_tools: tools of a group; more only where a single row needs them.
         most_rows: rows of a group.
-        remove_gold: share of the rows that are asked without the tools they call, if they offer or meet others.
+        remove_gold: share of the rows that are asked without the tools they call, if they offer or meet others; drawn
+            for each time that a row comes.
     """
     beside = offered_beside(examples)
-    losing = {id(example) for example in examples if rng.random() < remove_gold}
-    waiting: dict[str, list[Example]] = defaultdict(list)
-    for example in reversed(examples):
-        waiting[example.source].append(example)
+    drawn = [(example, rng.random() < remove_gold) for example in examples]
+    waiting: dict[str, list[tuple[Example, bool]]] = defaultdict(list)
+    for example, loses in reversed(drawn):
+        waiting[example.source].append((example, loses))
     for source in list(dict.fromkeys(example.source for example in examples)):
         queue = waiting[source]
         while queue:
-            seed = queue.pop()
-            if id(seed) in losing:
-                seed = without_gold(seed)
-            group = _Group(seed, beside, rng, most_tools)
-            passed: list[Example] = []
+            seed, loses = queue.pop()
+            group = _Group(without_gold(seed) if loses else seed, beside, rng, most_tools)
+            passed: list[tuple[Example, bool]] = []
             while queue and len(group.members) < most_rows and len(passed) < _LOOK_AHEAD:
-                candidate = queue.pop()
-                taken = group.take_without_gold(candidate) if id(candidate) in losing else group.take(candidate)
+                candidate, loses = queue.pop()
+                taken = group.take_without_gold(candidate) if loses else group.take(candidate)
                 if not taken:
-                    passed.append(candidate)
+                    passed.append((candidate, loses))
             queue.extend(reversed(passed))
             yield group.examples()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -28,8 +29,24 @@ class Rows:
     sha256: str
 
 
-def read_rows(path: Path, split: str = "train") -> Rows:
+def names_of(files: Sequence[Path]) -> list[str]:
+    """A name for each file: its own, or as much of its path as tells it from the others; given twice, it has one."""
+    paths = [Path(os.path.abspath(file)) for file in files]
+    return [_shortest_name(path, set(paths) - {path}) for path in paths]
+
+
+def _shortest_name(path: Path, others: set[Path]) -> str:
+    ends = (path.parts[-count:] for count in range(1, len(path.parts)))
+    return next(
+        (Path(*end).as_posix() for end in ends if all(other.parts[-len(end) :] != end for other in others)),
+        path.as_posix(),
+    )
+
+
+def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows:
     """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
+
+    `name` is the source of the conversations, the file's own by default.
 
     Raises:
         OSError: the file cannot be read, or is a broken archive.
@@ -41,7 +58,7 @@ def read_rows(path: Path, split: str = "train") -> Rows:
             row = _row(line)
             if row.get("split", "train") != split:
                 continue
-            for made in examples_of(row, path.name) if is_conversation(row) else (example_of(row),):
+            for made in examples_of(row, name or path.name) if is_conversation(row) else (example_of(row),):
                 if isinstance(made, BadRow):
                     refused[made.reason] += 1
                 else:

@@ -36,7 +36,7 @@ from slm.heap import keep_pages
 from slm.model import Loaded, load
 from slm.packing import Tree, digest
 from slm.recipe import Recipe
-from slm.rows import read_rows
+from slm.rows import names_of, read_rows
 from slm.sft import TreeTrainer, collate
 from slm.tracking import require_trackers
 from slm.tree_attention import use_tree_attention
@@ -101,7 +101,7 @@ def train(
         stop_after: leave after this many steps with a checkpoint, as if killed (the schedule stays that of the recipe).
 
     Raises:
-        TrainingError: there is nothing to train on, or the folder belongs to another run.
+        TrainingError: there is nothing to train on, two files are the same, or the folder belongs to another run.
         slm.tracking.TrackerError: a tracker of the recipe is not installed.
         slm.model.LoadError: the base cannot be loaded.
         OSError: a file cannot be read or written.
@@ -174,10 +174,14 @@ def export_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
 def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Course, Course, dict[str, Any]]:
     examples: list[Example] = []
     facts: dict[str, Any] = {"files": {}}
-    for path in files:
-        rows = read_rows(path)
+    told: dict[str, Path] = {}
+    for path, name in zip(files, names_of(files), strict=True):
+        rows = read_rows(path, name=name)
+        if rows.sha256 in told:
+            raise TrainingError(f"{path} holds the same rows as {told[rows.sha256]}: give them once")
+        told[rows.sha256] = path
         examples += rows.examples
-        facts["files"][path.name] = {"sha256": rows.sha256, "rows": len(rows.examples), "refused": rows.refused}
+        facts["files"][name] = {"sha256": rows.sha256, "rows": len(rows.examples), "refused": rows.refused}
     taught, kept = split_by_conversation(examples, recipe.data.validation_share)
     course = training_course(taught, recipe, loaded.tokens)
     if not course.trees:

@@ -16,6 +16,7 @@ from router.ledger import DecisionRow, Ledger
 from router.ledger.audits import record_audit
 from router.ledger.outcomes import record
 from slm.rows import read_rows
+from slm.splits import held_out
 from tests.router.test_audits import _audit
 from tests.router.test_costs import large, small, write
 from tests.router.test_gateway import TOOL
@@ -146,6 +147,32 @@ def test_a_second_harvest_is_the_same_and_holds_out_the_same(filled: Path, tmp_p
     assert share_of(EARLIER) == share_of(EARLIER[:1])
     shares = [share_of([{"role": "user", "content": str(i)}]) for i in range(2000)]
     assert sum(share < 0.1 for share in shares) == pytest.approx(200, abs=50)
+
+
+def test_turns_of_one_conversation_are_on_one_side_of_the_trainers_split(ledger_url: str, tmp_path: Path) -> None:
+    """Of thirty conversations of three harvested turns each, none is on both sides at any share."""
+
+    def turn(name: str, count: int) -> DecisionRow:
+        more = [{"role": role, "content": f"{role} {i}"} for i in range(count) for role in ("assistant", "user")]
+        content = _content("", {"city": name}, messages=[{"role": "user", "content": f"Weather in {name}?"}, *more])
+        return _large(f"{name}-{count}", content=content)
+
+    async def fill() -> None:
+        async with Ledger.open(ledger_url) as ledger:
+            await write(ledger, [turn(f"city{i}", count) for i in range(30) for count in range(3)])
+
+    asyncio.run(fill())
+    config = tmp_path / "smallcall.yaml"
+    config.write_text(json.dumps({"ledger": {"url": ledger_url}}))
+    assert _harvested(config, tmp_path / "x").exit_code == 0
+    files = list((tmp_path / "x" / "default").glob("*.jsonl"))
+    conversations: dict[str, list[str]] = {}
+    for one in (one for file in files for one in read_rows(file).examples):
+        conversations.setdefault(str(one.messages[0]["content"]), []).append(one.conversation)
+    assert [len(names) for names in conversations.values()] == [3] * 30
+    for share in (0.02, 0.1, 0.3, 0.5, 0.9):
+        assert all(len({held_out(name, share) for name in names}) == 1 for names in conversations.values())
+    assert len({name for names in conversations.values() for name in names}) == 30
 
 
 def test_only_executed_calls_may_be_asked_for(filled: Path, tmp_path: Path) -> None:

@@ -55,6 +55,22 @@ def test_every_answer_of_the_assistant_is_a_row(tmp_path: Path) -> None:
     assert rows.refused == {}
 
 
+@pytest.mark.parametrize(
+    ("told", "names"),
+    [
+        ("c" * 200, {"conversation/" + "c" * 200}),
+        ("c" * 201, {"mine.jsonl/1", "mine.jsonl/2"}),
+        ("", {"mine.jsonl/1", "mine.jsonl/2"}),
+        (["c"], {"mine.jsonl/1", "mine.jsonl/2"}),
+    ],
+)
+def test_lines_may_say_to_which_conversation_they_belong(told: Any, names: set[str], tmp_path: Path) -> None:
+    """By a bounded text; where it is none, each line is a conversation of its own."""
+    turns = [user("a"), saying("b"), user("c"), saying("d")]
+    lines = [{"id": str(end // 2), "conversation": told, "messages": turns[:end]} for end in (2, 4)]
+    assert {example.conversation for example in read(tmp_path, *lines).examples} == names
+
+
 def test_parallel_calls_keep_their_order_and_context_is_not_taught(tmp_path: Path) -> None:
     """`weight: 0` leaves a message out of the rows and in the histories."""
     calls = (("get_time", {"zone": "CET"}), ("get_weather", {"city": "Rome"}))

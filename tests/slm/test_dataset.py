@@ -4,7 +4,9 @@ import gzip
 import hashlib
 import http.server
 import json
+import re
 import threading
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +184,42 @@ def questions(rows: list[dict[str, Any]]) -> set[str]:
     return {text for texts in said if texts and len(text := "".join(texts[-1].lower().split())) >= 20}
 
 
+def told_words(rows: list[dict[str, Any]]) -> list[list[tuple[str, ...]]]:
+    """For each row, the words of each message of its user, without case and punctuation."""
+    said = ([m["content"] or "" for m in r["messages"] if m["role"] == "user"] for r in rows)
+    return [[tuple(re.findall(r"[\w']+", text.lower())) for text in texts] for texts in said]
+
+
+def with_a_question_of(tests: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows in which a message of the user holds, whole, the last one of a test, if that has five words or more."""
+    asked = {texts[-1] for texts in told_words(tests) if texts and len(texts[-1]) >= 5}
+    beginning: dict[tuple[str, ...], set[tuple[str, ...]]] = defaultdict(set)
+    for question in asked:
+        beginning[question[:5]].add(question)
+
+    def holds_one(words: tuple[str, ...]) -> bool:
+        return any(
+            words[start : start + len(question)] == question
+            for start in range(len(words) - 4)
+            for question in beginning.get(words[start : start + 5], ())
+        )
+
+    return [r for r, texts in zip(rows, told_words(rows), strict=True) if any(map(holds_one, texts))]
+
+
+HOLDING_A_QUESTION = {
+    "hwu64-par-train-140",  # "… please turn on the wemo plug socket"
+    "hwu64-par-train-377",  # "turn on the wemo plug socket to plug in my dongle and then …"
+    "hwu64-par-train-515",  # "please turn down the lights in the house its too bright in here"
+    "hwu64-par-train-162",  # "… please turn off the wemo plug socket"
+    "hwu64-par-train-304",  # "turn off the wemo plug socket also …"
+    "snips-par-train-144",  # "… I'm looking for a movie schedule at the Cooper foundation"
+    "snips-par-train-292",  # "I'm looking for a movie schedule at the Cooper Foundation …"
+}
+"""Constructed rows, each joined of training rows, of which one has more words around those of a test question. They
+stay: the shipped adapter was trained on them, and its card holds the file's hash."""
+
+
 def shapes(rows: list[dict[str, Any]]) -> set[tuple[str, frozenset[str]]]:
     """Names of the tools with the names of their parameters; tools without parameters are too plain to compare."""
     functions = (tool["function"] for r in rows for tool in r["tools"])
@@ -190,7 +228,8 @@ def shapes(rows: list[dict[str, Any]]) -> set[tuple[str, frozenset[str]]]:
 
 
 def test_nothing_of_the_tests_is_in_the_training_rows() -> None:
-    """No conversation, held-out tool, BFCL question or BFCL tool is in a row that a recipe may train on."""
+    """No conversation, held-out tool, BFCL question or BFCL tool is in a row that a recipe may train on, and no more
+    test questions stand in longer texts than are known."""
     rows = rows_of(DATA / "train.jsonl.gz")
     train, test = ([r for r in rows if r["split"] == split] for split in ("train", "test"))
     assert len(train) == 25_990
@@ -202,6 +241,13 @@ def test_nothing_of_the_tests_is_in_the_training_rows() -> None:
     bfcl = rows_of(EVALUATION / "bfcl.jsonl.gz")
     assert not questions(train) & questions(bfcl)
     assert not shapes(train) & shapes(bfcl)
+    holding = with_a_question_of([*test, *bfcl, *rows_of(EVALUATION / "toolbench_eval.jsonl.gz")], train)
+    assert {r["id"] for r in holding if r["meta"].get("constructed")} == HOLDING_A_QUESTION
+    # What people say again and again ("I want to watch a movie online"), from the sources as they are.
+    assert Counter(r["source"] for r in holding if not r["meta"].get("constructed")) == {
+        "sgd": 876, "taskmaster4": 121, "star": 65, "api-bank": 47, "hwu64": 21, "glaive-v2": 13, "seal-tools": 6,
+        "snips": 1,
+    }  # fmt: skip
 
 
 def test_the_shipped_files_are_the_ones_that_are_named() -> None:

@@ -103,3 +103,12 @@ def test_a_later_turn_never_loses_a_tool_that_was_called_before(called: str) -> 
         )  # fmt: skip
         assert {called, "c"} <= set(names(group[0]))
         assert group[0].kind == "calls"
+
+
+def test_each_time_that_a_row_comes_it_is_drawn_anew_whether_it_loses_its_tools() -> None:
+    """Gone through three times, a tenth of the rows is asked without the called tool, not three tenths."""
+    once = [example(str(index), "abc"[index % 3], "abc") for index in range(2000)]
+    groups = groups_of(once * 3, random.Random(0), most_tools=3, most_rows=1, remove_gold=0.1)
+    kinds = [one.kind for group in groups for one in group]
+    assert len(kinds) == 6000
+    assert kinds.count("none") / len(kinds) == pytest.approx(0.1, abs=0.015)

@@ -22,6 +22,7 @@ from slm.dataset import IGNORED, encode, example_of
 from slm.model import load
 from slm.packing import planted
 from slm.recipe import Recipe, RecipeError, load_recipe, recipe_names
+from slm.rows import names_of
 from tests.slm.conftest import TIME, WEATHER
 
 # peft, trl and transformers disagree about names that one of them deprecates.
@@ -149,6 +150,21 @@ def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder
     assert course == training_course(examples, mixed, tokens)
     other = mixed.model_copy(update={"run": mixed.run.model_copy(update={"seed": 1})})
     assert course.trees != training_course(examples, other, tokens).trees
+
+
+@pytest.mark.parametrize(
+    ("files", "names"),
+    [
+        (["jan/train.jsonl"], ["train.jsonl"]),
+        (["jan/train.jsonl", "feb/rows.jsonl"], ["train.jsonl", "rows.jsonl"]),
+        (["jan/train.jsonl", "./x/../feb/train.jsonl"], ["jan/train.jsonl", "feb/train.jsonl"]),
+        (["/jan/a/train.jsonl", "/feb/a/train.jsonl", "b.gz"], ["jan/a/train.jsonl", "feb/a/train.jsonl", "b.gz"]),
+        (["/a/train.jsonl", "/b/a/train.jsonl"], ["/a/train.jsonl", "b/a/train.jsonl"]),
+    ],
+)
+def test_files_of_one_name_are_told_apart_by_their_folders(files: list[str], names: list[str]) -> None:
+    """A file whose name no other has keeps it, so that runs with one file go on."""
+    assert names_of([Path(file) for file in files]) == names
 
 
 # ── the loss ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -348,6 +364,36 @@ def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Pa
     assert not torch.equal(bare.model.get_parameter(name), adapted.model.get_parameter(name))
     with pytest.raises(TrainingError, match=r"recipe\.yaml"):
         train(recipe(), llama_folder, [data], tmp_path / "run", progress=silent)
+
+
+@pytest.mark.slow
+def test_data_files_of_one_name_do_not_hide_each_other(llama_folder: Path, tmp_path: Path) -> None:
+    """Each has its own hash, counts and source; equal ids of two files are two rows. The same file twice is refused."""
+    from slm.train import TrainingError, train
+
+    files = [tmp_path / month / "train.jsonl" for month in ("jan", "feb")]
+    for path, broken in zip(files, (["{"], ["[]", "{"]), strict=True):
+        path.parent.mkdir()
+        talks = [
+            {"id": str(index), "tools": [TIME], "messages": [
+                {"role": "user", "content": f"Hello from {path.parent.name}, {index}"},
+                {"role": "assistant", "content": "Hello."}]}
+            for index in range(12)
+        ]  # fmt: skip
+        path.write_text("\n".join([*map(json.dumps, talks), *broken]), encoding="utf-8")
+    halved = recipe(data={"validation_share": 0.5, "validation_rows": 99, "tree_tokens": 400})
+    train(halved, llama_folder, files, tmp_path / "run", progress=silent, stop_after=1)
+    facts = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
+    told = {name: (part["rows"], part["refused"]) for name, part in facts["files"].items()}
+    assert told == {
+        "jan/train.jsonl": (12, {"not JSON": 1}),
+        "feb/train.jsonl": (12, {"not an object": 1, "not JSON": 1}),
+    }
+    assert len({part["sha256"] for part in facts["files"].values()}) == 2
+    assert facts["train"]["sources"].keys() == told.keys()
+    assert facts["train"]["rows"] + facts["validation"]["rows"] == 24
+    with pytest.raises(TrainingError, match="holds the same rows as"):
+        train(halved, llama_folder, [files[0], files[0]], tmp_path / "twice", progress=silent)
 
 
 @pytest.mark.slow
