@@ -241,6 +241,10 @@ MULTIPLYING = {
         **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
         "$defs": {"e": {**dict.fromkeys(map(str, range(200_000))), "type": "string"}},
     },
+    "enum of lists": {
+        **schema(a={"anyOf": [{"$ref": "#/$defs/e", "minItems": 1}] * 12}),
+        "$defs": {"e": {"enum": [[n] for n in range(512)]}},
+    },
     "lists of types": schema(a={"type": ["object"] * 8, "properties": {f"p{n}": {"$ref": "#"} for n in range(64)}}),
     "long pointers": schema(**{f"p{n}": {"$ref": "#" + "/x" * 200_000} for n in range(8)}),
 }
