@@ -38,10 +38,13 @@ class SchemaLimits:
 
     depth: int = 24
     nodes: int = 4000
-    """Schemas that are looked at, each as often as it is; 16 keys or values of one, or 256 characters of its names,
-    patterns and enum, count as much."""
+    """Schemas that are looked at, each as often as it is; 16 keys or values of one, 256 characters of its names,
+    patterns and enum, or one value of an enum that is no text, each value inside it too, count as much."""
     properties: int = 256
     alternatives: int = 32
+    all_alternatives: int = 512
+    """Of all `anyOf` and `oneOf`, each as often as it is looked at, and of all lists and objects in enums, each value
+    inside them too: what a grammar's parser keeps apart, 0.1 ms each to compile, and of some a step for each pair."""
     enum_values: int = 512
     literal_chars: int = 1024
     items: int = 64
@@ -128,6 +131,11 @@ def _drafted(schema: Any) -> bool:
     return schema is not False
 
 
+def _parts(text: str) -> int:
+    """At least the values in canonical JSON, inner ones too; 0 of a string."""
+    return 0 if text[0] == '"' else 1 + sum(map(text.count, "[{,:"))
+
+
 def _count(value: Any, largest: int) -> int | None:
     """A non-negative integer up to `largest`, else None."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or not 0 <= value <= largest:
@@ -142,6 +150,8 @@ class _Narrowing:
         self._root, self._full, self._limits = root, detail is Detail.FULL, limits
         self.left = limits.nodes
         """Nodes that may still be looked at."""
+        self._alternatives = limits.all_alternatives
+        """Alternatives that the parser may still have to keep apart."""
         self._names: dict[int, str] = {}
         """Names of reference targets by identity; the document outlives the walk."""
         self._definitions: dict[str, Any] = {}
@@ -183,6 +193,13 @@ class _Narrowing:
     def _charge(self, *parts: Any, chars: int = 0) -> None:
         """Count keys and values that are gone through, and characters that are taken over."""
         self.left -= sum(len(part) for part in parts if isinstance(part, Mapping | list)) // 16 + chars // 256
+
+    def _granted(self, alternatives: int) -> bool:
+        """Whether there is room for so many; it is taken then."""
+        if alternatives > self._alternatives:
+            return False
+        self._alternatives -= alternatives
+        return True
 
     def _loose(self, reason: str) -> dict[str, Any]:
         self._ignored[reason] = None
@@ -235,6 +252,8 @@ class _Narrowing:
         options = [option for option in schema[keyword] if _drafted(option)]
         if len(options) > self._limits.alternatives or not options:
             return self._loose(f"a long or empty {keyword}")
+        if not self._granted(len(options)):
+            return self._loose("alternatives beyond a limit")
         beside = {key: value for key, value in schema.items() if key != keyword and key in _BESIDE}
         if beside:  # Objects are closed, so each alternative must itself hold the keys that stand beside it.
             options = [self._merged(beside, resolve(option, self._root)) for option in options]
@@ -243,11 +262,17 @@ class _Narrowing:
     def _enum(self, values: Sequence[Any], schema: Schema) -> dict[str, Any]:
         limits = self._limits
         try:
-            sizes = [len(canonical_json(value)) for value in values[: limits.enum_values]]
+            texts = [canonical_json(value) for value in values[: limits.enum_values]]
         except (ValueError, RecursionError):
             return self._loose("an enum that is no JSON")
+        sizes, parts = [len(text) for text in texts], [_parts(text) for text in texts]
         self._charge(sizes, chars=sum(sizes))
-        if len(values) > limits.enum_values or max(sizes) > limits.literal_chars:
+        self.left -= sum(parts)
+        if (
+            len(values) > limits.enum_values
+            or max(sizes) > limits.literal_chars
+            or not self._granted(sum(part for text, part in zip(texts, parts, strict=True) if text[0] in "[{"))
+        ):
             self._ignored["a long enum"] = None
             return {"type": _types(schema)} if _types(schema) else {}
         return {"enum": list(values)}

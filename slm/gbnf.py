@@ -9,6 +9,7 @@ this module imports no model library.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,16 @@ from slm.protocol import ToolChoice
 
 MAX_GRAMMAR_CHARS = 200_000
 """Of a grammar that is read, and of the rules of arguments that are written."""
+MAX_GRAMMAR_SYMBOLS = 4_000
+"""The same of its symbols (see `symbols`): reading rules and alternatives takes time quadratic in their number, and
+thousands of rules that lead to one another exhaust the stack of whoever compiles them."""
+_SYMBOL = re.compile(
+    r"""\#[^\r\n]* | "(?:\\.|[^"\\])*"? | (?P<characters>\[(?:\\.|[^\]\\])*\]?) | [\w-]+ | ::= | [|.*+?(){}]""",
+    re.DOTALL | re.VERBOSE,
+)
+"""What is not closed reaches to the end, so that a text is gone through once."""
+_SYMBOLS_OF_PLANS, _SYMBOLS_OF_A_TOOL = 64, 8
+"""At most, without rules of arguments."""
 _NODES = 10 * DEFAULT_LIMITS.nodes
 """Of all schemas that one grammar is made of."""
 
@@ -32,6 +43,14 @@ array ::= "[" (value (", " value)*)? "]"
 object ::= "{" (string ": " value (", " string ": " value)*)? "}"
 value ::= object | array | string | number | boolean | null
 """
+
+
+def symbols(grammar: str) -> int:
+    """Literals, names, numbers, comments, operators and brackets, and each character of a class, in a grammar's text.
+
+    Takes any text in time linear in its length.
+    """
+    return sum(len(found[0]) if found["characters"] else 1 for found in _SYMBOL.finditer(grammar))
 
 
 def draft_grammar(
@@ -49,7 +68,7 @@ def draft_grammar(
     offered = [tool["function"] for tool in tools if choice != "named" or tool["function"]["name"] == forced]
     if choice != "auto" and not offered:
         raise ValueError("a call is required and no tool is offered")
-    writer = _Writer()
+    writer = _Writer(len(offered))
     written, bodies = [], []
     for index, function in enumerate(offered):
         name = _literal(written_name(function["name"]))
@@ -74,22 +93,24 @@ def _literal(text: str) -> str:
 class _Writer:
     """Collects rules; every method returns an expression that names them."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: int) -> None:
         self.rules: list[str] = []
         self._prefix = ""
         self._count = 0
         self._allowance = Allowance(_NODES)
         self._left = MAX_GRAMMAR_CHARS
+        self._symbols = MAX_GRAMMAR_SYMBOLS - symbols(_PRIMITIVES) - _SYMBOLS_OF_PLANS - _SYMBOLS_OF_A_TOOL * tools
 
     def arguments(self, prefix: str, parameters: Any) -> str:
         """Of one tool; its definitions get the tool's prefix. Any object where there is no room left for its rules."""
-        if self._left <= 0:
+        if min(self._left, self._symbols) <= 0:
             return "object"
         before = len(self.rules)
         schema, _ = drafted_schema(parameters, Detail.STRUCTURE, allowance=self._allowance)
         value = self._arguments(prefix, schema)
         self._left -= len(value) + sum(map(len, self.rules[before:]))
-        if self._left > 0:
+        self._symbols -= symbols(value) + sum(map(symbols, self.rules[before:]))
+        if min(self._left, self._symbols) > 0:
             return value
         del self.rules[before:]
         return "object"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llguidance import LLMatcher, LLTokenizer
-from llguidance.gbnf_to_lark import GbnfToLarkError, gbnf_to_lark
+from llguidance.gbnf_to_lark import gbnf_to_lark
 
-from slm.gbnf import MAX_GRAMMAR_CHARS
+from slm.gbnf import MAX_GRAMMAR_CHARS, MAX_GRAMMAR_SYMBOLS, symbols
 from slm.grammar import LIMITS, GrammarError, Mask, leading, mask_of
 
 
@@ -25,12 +25,7 @@ class GbnfGuide:
     def __init__(self, grammar: str, tokenizer: LLTokenizer) -> None:
         self.warnings: list[str] = []
         self._vocabulary = tokenizer.vocab_size
-        if len(grammar) > MAX_GRAMMAR_CHARS:
-            raise GrammarError(f"more than {MAX_GRAMMAR_CHARS} characters")
-        try:
-            lark = gbnf_to_lark(grammar)
-        except (GbnfToLarkError, ValueError, IndexError, KeyError, AssertionError, RecursionError) as exc:
-            raise GrammarError(f"cannot be read: {str(exc)[:200] or type(exc).__name__}") from exc
+        lark = _lark(grammar)
         self._matcher = LLMatcher(tokenizer, LLMatcher.grammar_from_lark(lark), log_level=0, limits=LIMITS)
         self._checked()
 
@@ -63,3 +58,16 @@ class GbnfGuide:
     def _checked(self) -> None:
         if self._matcher.is_error():
             raise GrammarError(f"failed: {self._matcher.get_error()[:200]}")
+
+
+def _lark(grammar: str) -> str:
+    """The grammar in llguidance's form. Raises: GrammarError."""
+    if len(grammar) > MAX_GRAMMAR_CHARS:
+        raise GrammarError(f"more than {MAX_GRAMMAR_CHARS} characters")
+    if symbols(grammar) > MAX_GRAMMAR_SYMBOLS:
+        raise GrammarError(f"more than {MAX_GRAMMAR_SYMBOLS} symbols")
+    try:
+        lark: str = gbnf_to_lark(grammar)
+    except Exception as exc:  # The reader tells of undefined rules, of no root and of rules defined twice by this one.
+        raise GrammarError(f"cannot be read: {str(exc)[:200] or type(exc).__name__}") from exc
+    return lark

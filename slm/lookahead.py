@@ -12,6 +12,10 @@ from collections.abc import Callable, Sequence
 GUESS_TOKENS = 6
 """Most tokens guessed at once."""
 GUESS_CHARS = 40
+VALUE_CHARS = 256
+"""A longer value is not looked up: its tokens are."""
+PLACES = 8
+"""Occurrences of a value that are looked at, from the last one backwards."""
 GRAM = 3
 """Tokens that must agree where tokens are looked up."""
 
@@ -40,10 +44,13 @@ class Lookahead:
         return (self._continued(value) or self._repeated(ids))[:GUESS_TOKENS]
 
     def _continued(self, value: str) -> list[int]:
-        if not value.strip():
+        if not value.strip() or len(value) > VALUE_CHARS:
             return []
         end = len(self._text)
-        while (at := self._text.rfind(value, 0, end)) >= 0:
+        for _ in range(PLACES):
+            at = self._text.rfind(value, 0, end)
+            if at < 0:
+                break
             if at == 0 or not (self._text[at - 1].isalnum() and value[0].isalnum()):
                 following = self._text[at + len(value) : at + len(value) + GUESS_CHARS]
                 return self._encode(following.partition("\n")[0])

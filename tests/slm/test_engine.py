@@ -241,6 +241,10 @@ MULTIPLYING = {
         **schema(**{f"p{n}": {"$ref": "#/$defs/e", "minLength": 1} for n in range(200)}),
         "$defs": {"e": {**dict.fromkeys(map(str, range(200_000))), "type": "string"}},
     },
+    "enum of lists": {
+        **schema(a={"anyOf": [{"$ref": "#/$defs/e", "minItems": 1}] * 12}),
+        "$defs": {"e": {"enum": [[n] for n in range(512)]}},
+    },
     "lists of types": schema(a={"type": ["object"] * 8, "properties": {f"p{n}": {"$ref": "#"} for n in range(64)}}),
     "long pointers": schema(**{f"p{n}": {"$ref": "#" + "/x" * 200_000} for n in range(8)}),
 }
@@ -283,6 +287,25 @@ def test_a_wrong_command_is_refused_by_its_field(llama: Engine, changes: dict[st
     with pytest.raises(DraftError, match=field) as refused:
         llama.begin(command(**changes))
     assert refused.value.code == "bad_request"
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "", " # nothing", "root ::= x", 'a ::= "x"', 'root ::= start\nstart ::= "x"',
+        'root ::= a-b a_b\na-b ::= "x"\na_b ::= "y"', 'root ::= "a', "root ::= [z-a]",
+        "root ::= " + '"a"|' * 47_000 + '"b"', "root ::= [" + "ab" * 95_000 + "]",
+        "root ::= r0\n" + "".join(f"r{n} ::= r{n + 1}\n" for n in range(6000)) + 'r6000 ::= "x"',
+    ],
+    ids=range(11),
+)  # fmt: skip
+def test_a_grammar_that_cannot_be_read_is_refused_at_once(llama: Engine, grammar: str) -> None:
+    """Without a root, with missing or colliding rules, broken or too large: an error, within a second."""
+    began = time.thread_time()
+    with pytest.raises(DraftError) as refused:
+        llama.begin(CompleteCommand(prompt="Say", grammar=grammar, max_tokens=8))
+    assert refused.value.code == "schema_unsupported"
+    assert time.thread_time() - began < 1.0
 
 
 def test_a_schema_that_was_simplified_is_warned_of(llama: Engine) -> None:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from slm.gbnf import draft_grammar
+from slm.gbnf import MAX_GRAMMAR_SYMBOLS, draft_grammar, symbols
 from slm.pattern import MAX_CALLS
 from tests.slm.conftest import TIME, WEATHER, schema, tool
 
@@ -56,6 +56,27 @@ def test_references_alternatives_and_hostile_names() -> None:
     assert '"none."' in made["name"]
     assert any(name.startswith("t0-") and "t0-" in "".join(made.values()) for name in made)
     assert "(null) | value" in "".join(made.values())
+
+
+def test_a_grammar_of_many_tools_keeps_to_the_bound_that_is_read() -> None:
+    """Where tools are many, the last ones' arguments are any object; the first ones' stay."""
+    many = draft_grammar([tool(f"t{n}", schema(**{f"k{m}": {} for m in range(9)})) for n in range(300)])
+    assert MAX_GRAMMAR_SYMBOLS * 0.8 < symbols(many) <= MAX_GRAMMAR_SYMBOLS
+    assert '"\\"k8\\": "' in many
+    assert 'Action: " "t299" "\\nAction Input: " object' in many
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [
+        ('root ::= "a b" | [a-z]+ # no (more)\n', 2 + 1 + 1 + 5 + 1 + 1),
+        (r'x-1 ::= ("\"" y{0,2})?', 2 + 1 + 1 + 1 + 4 + 1 + 1),
+        ('"' + r"\"" * 100_000, 1),
+    ],
+)
+def test_symbols_of_a_grammar_are_counted(text: str, count: int) -> None:
+    """Escaped quotes, classes, comments and what is not closed; any text once through."""
+    assert symbols(text) == count
 
 
 def test_no_model_library_is_imported() -> None:

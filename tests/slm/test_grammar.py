@@ -169,6 +169,8 @@ HOSTILE: dict[str, Any] = {
     "numbers out of this world": schema(a={"type": "number", "minimum": float("nan"), "maximum": 10**400}),
     "nonsense types": {"type": 7, "properties": [], "required": "a", "enum": 3, "allOf": {}, "anyOf": "x"},
     "long enum": schema(a={"type": "string", "enum": [f"value {i}" for i in range(50_000)]}),
+    "enums of lists": schema(a={"anyOf": [{"enum": [[k, n] for n in range(512)]} for k in range(16)]}),
+    "enum of nested lists": schema(a={"enum": [json.loads("[" * 100 + str(n) + "]" * 100) for n in range(128)]}),
     "huge bounds": schema(a={"type": "array", "minItems": 10**9}, b={"type": "string", "minLength": 10**9}),
     "unsatisfiable": schema(["a"], a={"type": "integer", "minimum": 2, "maximum": 1}),
     "layout of its own": {**schema(["a"], a={}), "x-guidance": {"item_separator": "(("}},
@@ -251,6 +253,23 @@ def test_a_drafted_schema_stays_small_where_references_multiply(one: dict[str, A
     assert len(json.dumps(made)) < 3_000_000
     alone, _ = drafted_schema({**schema(a={"$ref": "#/$defs/d"}), "$defs": {"d": one}})
     assert len(json.dumps(alone)) > 100_000
+
+
+def test_enums_of_lists_and_objects_are_followed_up_to_a_bound() -> None:
+    """A short one stays, a long one costs itself only, and what stands beside it in its object is drafted on."""
+    short: list[Any] = [[1, 2], {"k": 1}, None, "x"]
+    made, notes = drafted_schema(schema(a={"enum": short}, b={"type": "array", "enum": [[n] for n in range(512)]}))
+    assert made["properties"] == {"a": {"enum": short}, "b": {"type": ["array"]}}
+    assert notes == ["not followed while drafting: a long enum"]
+
+
+def test_alternatives_of_alternatives_are_bounded_in_all() -> None:
+    """The parser gets at most 512 of them, wherever they stand; those beyond are any value."""
+    many = {"anyOf": [{"anyOf": [{"$ref": "#/$defs/e"}] * 32}] * 32}
+    made, notes = drafted_schema({**schema(a=many), "$defs": {"e": {"enum": ["x"]}}})
+    assert 400 < json.dumps(made).count("$ref") <= 512
+    assert made["properties"]["a"]["anyOf"][-1] == {}
+    assert notes == ["not followed while drafting: alternatives beyond a limit"]
 
 
 def test_forced_tokens_are_the_tokenizers_own(tokens: Tokens) -> None:

@@ -1,5 +1,7 @@
 """Guesses: they come from the conversation, save steps, and change nothing that is written."""
 
+import time
+
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -24,6 +26,16 @@ def test_a_value_goes_on_as_the_conversation_does() -> None:
     assert ahead.guess([], "Lou") == letters("is?")
     assert ahead.guess([], "ouis") == []
     assert ahead.guess([], "Paris") == []
+
+
+def test_a_value_that_is_everywhere_is_not_looked_for_forever() -> None:
+    """Where many occurrences begin no word, or the value is long, a guess costs little; CPU time of this thread."""
+    ahead = Lookahead("x" + "a" * 300_000, letters)
+    began = time.thread_time()
+    for length in (1, 8, 100, 1_000, 100_000):
+        assert ahead.guess([], "a" * length) == []
+    assert time.thread_time() - began < 0.05
+    assert Lookahead("an ant " + "banana " * 2, letters).guess([], "an") == letters("t banana ")[:GUESS_TOKENS]
 
 
 def test_what_was_written_once_is_guessed_again() -> None:
