@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-openvino bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -44,6 +44,9 @@ bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
 
 bench-engine: $(STAMP)  ## the engine against llama.cpp and transformers on real tool calls; downloads it, 20 minutes
 	$(BIN)/python -m bench.engine
+
+bench-openvino: $(STAMP)  ## one prompt's forward pass beside OpenVINO's; downloads it, minutes
+	$(BIN)/python -m bench.openvino_pass
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
 	$(BIN)/python -m bench.gateway
