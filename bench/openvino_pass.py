@@ -37,7 +37,7 @@ Pass = Callable[[list[int]], np.ndarray]
 
 
 def prepared(environment: Path) -> Path:
-    """The Python of an environment with OpenVINO and this one's packages. Raises CalledProcessError: no such package."""
+    """The Python of an environment with OpenVINO and this one's packages. Raises CalledProcessError."""
     python = environment / "bin" / "python"
     if not any(environment.glob("lib/python*/site-packages/openvino")):
         subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
