@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-openvino bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-openvino bench-signals bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -47,6 +47,9 @@ bench-engine: $(STAMP)  ## the engine against llama.cpp and transformers on real
 
 bench-openvino: $(STAMP)  ## one prompt's forward pass beside OpenVINO's; downloads it, minutes
 	$(BIN)/python -m bench.openvino_pass
+
+bench-signals: $(STAMP)  ## what share of decoding the signals take; minutes
+	$(BIN)/python -m bench.signals
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
 	$(BIN)/python -m bench.gateway

@@ -77,10 +77,16 @@ def passes(case: Case, text: str) -> bool:
 
 
 def compared(
-    folder: Path, adapter: Path, cases: Sequence[Case], commands: Sequence[DraftCommand], clock: Clock
+    folder: Path,
+    adapter: Path,
+    cases: Sequence[Case],
+    commands: Sequence[DraftCommand],
+    dtypes: Sequence[DTypeName],
+    clock: Clock,
 ) -> tuple[int, dict[str, Any]]:
-    """How many cases were drafted in every precision, and figures by precision; the time ends the list of cases."""
-    engines = {dtype: Engine(load(folder, adapter, dtype)) for dtype in get_args(DTypeName)}
+    """How many cases were drafted in every precision, and figures by precision, `float32` among them; the time ends the
+    list of cases."""
+    engines = {dtype: Engine(load(folder, adapter, dtype)) for dtype in dtypes}
     full = engines["float32"]
     rows: dict[str, Tally] = {dtype: Tally() for dtype in engines}
     done = 0
@@ -170,6 +176,10 @@ def main() -> int:
     """Compare and write the result. Returns the exit code."""
     parser = options("bench.precision", __doc__, minutes=MINUTES)
     parser.add_argument("--per-category", type=int, default=12, help="BFCL cases a category (default: %(default)s)")
+    parser.add_argument(
+        "--dtype", action="append", choices=[name for name in get_args(DTypeName) if name != "float32"],
+        help="one precision beside float32; repeat for more (default: all; bfloat16 is slow without units for it)",
+    )  # fmt: skip
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     folder = base_folder()
@@ -178,7 +188,8 @@ def main() -> int:
     commands = [msgspec.structs.replace(request_of(case).command, tool_choice="auto") for case in cases]
     info = load(folder, arguments.adapter).info
     clock = Clock(arguments.minutes)
-    done, rows = compared(folder, arguments.adapter, cases, commands, clock)
+    dtypes = ["float32", *arguments.dtype] if arguments.dtype else get_args(DTypeName)
+    done, rows = compared(folder, arguments.adapter, cases, commands, dtypes, clock)
     made = {**stamp(info, commands), "asked_cases": len(cases), "cases": done, "minutes": clock.minutes, "rows": rows}
     write(arguments.out, "precision", made, markdown(made))
     print(markdown(made))
