@@ -18,7 +18,7 @@ import torch
 
 from bench.requests import requests
 from bench.run import Clock, base_folder, options, stamp, write
-from slm import engine as engine_module
+from slm.draft import Drafting
 from slm.engine import Engine
 from slm.model import DTypeName, load
 from slm.protocol import DraftCommand
@@ -60,7 +60,7 @@ class Spent:
 
         return timed
 
-    def step(self, engine: Engine, drafts: Sequence[engine_module.Drafting]) -> None:
+    def step(self, engine: Engine, drafts: Sequence[Drafting]) -> None:
         """One step, counted if no prompt is read in it."""
         decoding = all(draft.decoding for draft in drafts)
         before, began = self.signals_s, time.thread_time()
@@ -76,8 +76,7 @@ def measured(engine: Engine, commands: Sequence[DraftCommand], clients: int) -> 
     """Draft so many at once until all are done."""
     with Spent() as spent:
         for start in range(0, len(commands), clients):
-            drafts = [engine.begin(command) for command in commands[start : start + clients]]
-            active = drafts
+            active = [engine.begin(command) for command in commands[start : start + clients]]
             while active:
                 spent.step(engine, active)
                 for draft in [one for one in active if one.finished]:

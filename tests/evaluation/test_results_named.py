@@ -12,7 +12,7 @@ TEXTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((RO
 
 def results_named(text: str) -> set[str]:
     """Names of the files in `evaluation/results` that a text names by their path, as a link or in any other way."""
-    return set(re.findall(r"evaluation/results/([\w.-]+\.\w+)", text))
+    return set(re.findall(r"evaluation/results/([\w./-]+\.\w+)", text))
 
 
 def results_linked(text: str) -> set[str]:

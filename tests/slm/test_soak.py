@@ -92,10 +92,7 @@ class Memory:
         """Bytes from the second quarter's median to the third's, or from the third's to the last's: the lesser. What
         leaks grows in both; what the allocator of a large process takes at once and keeps stands in one."""
         quarter = len(self.samples) // 4
-        second, third, last = (
-            statistics.median(self.samples[n * quarter : (n + 1) * quarter] if n < 3 else self.samples[3 * quarter :])
-            for n in (1, 2, 3)
-        )
+        second, third, last = (statistics.median(self.samples[n * quarter : (n + 1) * quarter]) for n in (1, 2, 3))
         return min(third - second, last - third)
 
 
