@@ -88,7 +88,7 @@ def run_arm(
 
 
 def measured(name: str, base: Path, trained: Path, measure: Measure, recipe: Recipe, tell: Tell) -> dict[str, SetLoss]:
-    """Losses and pass rates of an adapter of `base`, or of a whole model."""
+    """Losses, in the recipe's own precision, and pass rates of an adapter of `base`, or of a whole model."""
     from slm.engine import Engine
     from slm.model import load
     from slm.row_loss import row_losses
@@ -97,7 +97,9 @@ def measured(name: str, base: Path, trained: Path, measure: Measure, recipe: Rec
     sets: dict[str, SetLoss] = {}
     for of, examples in measure.sets().items():
         rows = measured_rows(examples, loaded.tokens, measure.loss_rows, recipe.data)
-        losses = row_losses(loaded, rows, partial(tell, f"{name}: loss on {of}"))
+        losses = row_losses(
+            loaded, rows, partial(tell, f"{name}: loss on {of}"), autocast=recipe.run.precision != "float32"
+        )
         sets[of] = SetLoss(nats=losses.nats, tokens=losses.tokens)
     if measure.pass_rows:
         engine = Engine(loaded)

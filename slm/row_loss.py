@@ -1,6 +1,7 @@
 """The loss of a model on rows, row by row: what a comparison of two models can pair.
 
-Less noisy than a pass rate, which changes with a single token. Cross-entropy of the taught tokens in float32.
+Less noisy than a pass rate, which changes with a single token. Cross-entropy of the taught tokens is taken in float32;
+what leads up to it may be computed in bfloat16.
 """
 
 from __future__ import annotations
@@ -31,11 +32,19 @@ class RowLosses:
 
 
 def row_losses(
-    loaded: Loaded, rows: Sequence[Encoded], tell: Callable[[int, int], None] = lambda done, total: None
+    loaded: Loaded,
+    rows: Sequence[Encoded],
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    autocast: bool = False,
 ) -> RowLosses:
-    """The losses of `rows` under a model; `tell` hears how many are done."""
+    """The losses of `rows` under a model; `tell` hears how many are done.
+
+    `autocast`: matrix products in bfloat16, as a recipe of that precision trains.
+    """
     nats: list[float] = []
-    with torch.inference_mode():
+    device = loaded.model.device.type
+    with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=autocast):
         for done, row in enumerate(rows):
             tell(done, len(rows))
             nats.append(_row_loss(loaded, row))
@@ -44,7 +53,7 @@ def row_losses(
 
 
 def _row_loss(loaded: Loaded, row: Encoded) -> float:
-    ids = torch.tensor([row.ids])
+    ids = torch.tensor([row.ids], device=loaded.model.device)
     decoder, head = loaded.model.get_decoder(), loaded.model.get_output_embeddings()
     hidden = decoder(input_ids=ids, use_cache=False).last_hidden_state
     logits = head(hidden[0, row.prompt_tokens - 1 : -1]).float()

@@ -78,7 +78,7 @@ def test_what_is_measured_is_not_taught(data: Path, tmp_path: Path) -> None:
 def test_the_arms_change_one_thing_each() -> None:
     """Every augmentation of the recipe is off in one arm; ranks and learning rates differ from the recipe's own."""
     recipe = load_recipe(ABLATED)
-    assert recipe.run.precision == recipe.run.base_dtype == "float32"
+    assert recipe.run.precision == recipe.run.base_dtype == "bfloat16", "the frozen base is not converted at every step"
     assert recipe.augment == load_recipe("smollm2-135m-fifth").augment, (
         "what is ablated is what the adapter was taught by"
     )
