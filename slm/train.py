@@ -97,7 +97,8 @@ def train(
         base: the base model's folder.
         files: rows in the project's format, of which those of split `train` are read, or OpenAI conversations.
         run: made where it is missing; a folder with a run of another recipe, base, start or data is refused.
-        start: folder of an adapter of the recipe's rank to go on from, in place of a fresh one.
+        start: folder of an adapter of the recipe's rank to go on from, in place of a fresh one; it is validated before
+            the first step, so that the curve shows what the run adds to it.
         stop_after: leave after this many steps with a checkpoint, as if killed (the schedule stays that of the recipe).
 
     Raises:
@@ -125,7 +126,8 @@ def train(
     steps = min(whole, recipe.optimiser.steps or whole)
     if left is not None and left.out_of_patience(recipe):
         steps = left.step
-    trainer = _trainer(recipe, base, model, course.trees[: steps * recipe.optimiser.trees_a_step], validation, run)
+    trees = course.trees[: steps * recipe.optimiser.trees_a_step]
+    trainer = _trainer(recipe, base, model, trees, validation, run, eval_on_start=start is not None and left is None)
     if trainer.accelerator.num_processes > 1:
         raise TrainingError("trees are taught in one process: start it without a launcher")
     trainer.add_callback(_Report(progress, clock, stop_after))
@@ -258,7 +260,14 @@ def _model(recipe: Recipe, loaded: Loaded, start: Path | None) -> Any:
 
 
 def _trainer(
-    recipe: Recipe, base: Path, model: Any, trees: Sequence[Tree], validation: Course, run: Path
+    recipe: Recipe,
+    base: Path,
+    model: Any,
+    trees: Sequence[Tree],
+    validation: Course,
+    run: Path,
+    *,
+    eval_on_start: bool,
 ) -> TreeTrainer:
     optimiser, settings = recipe.optimiser, recipe.run
     steps = -(-len(trees) // optimiser.trees_a_step)
@@ -289,6 +298,7 @@ def _trainer(
         logging_nan_inf_filter=False,
         eval_strategy="steps" if validation.trees else "no",
         eval_steps=settings.evaluate_every,
+        eval_on_start=eval_on_start and bool(validation.trees),
         save_strategy="steps",
         save_steps=settings.evaluate_every,
         save_total_limit=CHECKPOINTS_KEPT,
@@ -355,13 +365,14 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 
 
 class _KeepAdapters(TrainerCallback):  # type: ignore[misc]
-    """Writes the adapter at every validation."""
+    """Writes the adapter at every validation but the one before the first step."""
 
     def __init__(self, folder: Path, recipe: Recipe) -> None:
         self._folder, self._recipe = folder, recipe
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        export_adapter(model, self._folder / f"step-{state.global_step}", self._recipe.base)
+        if state.global_step:
+            export_adapter(model, self._folder / f"step-{state.global_step}", self._recipe.base)
 
 
 def _write_curve(run: Path, history: Sequence[dict[str, Any]]) -> None:

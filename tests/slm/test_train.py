@@ -400,12 +400,14 @@ def test_data_files_of_one_name_do_not_hide_each_other(llama_folder: Path, tmp_p
 def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
     llama_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    """The start adapter's lower layers come out unchanged, the others trained; each validation leaves its adapter."""
+    """The start adapter's lower layers come out unchanged, the others trained; each validation leaves its adapter, and
+    the first is the start's own."""
     from safetensors.torch import load_file
 
     from slm.train import CURVE, TrainingError, train
 
-    first = train(recipe(), llama_folder, [data], tmp_path / "first", progress=silent).folder
+    made = train(recipe(), llama_folder, [data], tmp_path / "first", progress=silent)
+    first = made.folder
     upper = recipe(lora={"rank": 2, "alpha": 4, "from_layer": 1})
     again = train(upper, llama_folder, [data], tmp_path / "again", start=first, progress=silent).folder
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, again))
@@ -414,7 +416,11 @@ def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
     facts = json.loads((tmp_path / "again" / "data.json").read_text(encoding="utf-8"))
     assert len(facts["start_weights_sha256"]) == 64
     kept = tmp_path / "again" / CURVE
-    assert {path.name for path in kept.iterdir()} >= {"step-3"}
+    assert "step-3" in (names := {path.name for path in kept.iterdir()})
+    assert "step-0" not in names
+    began = json.loads((tmp_path / "again" / "curve.json").read_text(encoding="utf-8"))[0]
+    assert began["step"] == 0, "what the run begins with is validated too"
+    assert began["eval_loss"] == pytest.approx(made.validation_loss, rel=1e-3)
     assert load(llama_folder, kept / "step-3").info.adapter_sha256 is not None
     wide = recipe(lora={"rank": 4, "alpha": 4})
     with pytest.raises(TrainingError, match="start: rank 2 and alpha 4"):
