@@ -107,8 +107,8 @@ def ranks(
     wanted = rank or list(RANKS)
     with progress_bar(console) as tell:
         arms = rank_losses(model, folder, chosen, wanted, loss_rows, tell, threads=threads)
-    options = f"--recipe {recipe} --loss-rows {loss_rows}"
-    facts = {"command": f"smallcall study ranks {model.name} {options}", "commit": commit()}
+    options = [f"--recipe {recipe} --loss-rows {loss_rows}", *(f"--rank {one}" for one in rank or ())]
+    facts = {"command": " ".join(["smallcall study ranks", model.name, *options]), "commit": commit()}
     page = render_losses("Low-rank deltas of a full fine-tune", _RANKS_ABOUT, arms, WHOLE, facts)
     write_losses(out, "ranks", page, arms, facts)
     console.print(page, markup=False, highlight=False)

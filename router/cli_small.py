@@ -238,7 +238,11 @@ def tools(
             arm = Arm("all shown" if kind == "none" else kind, own, base)
             rates += asyncio.run(tool_rates(arm, cases, folder, tell, threads=threads))
         found = recalls(load(base.path, small.adapter_folder), cases, tell)
-    facts = {"command": f"{COMMAND} --rows {rows} --threads {threads}", "commit": commit()}
+    options = [f"--rows {rows}", *(f"--count {one}" for one in count or ())]
+    options += [f"--shortlist {one}" for one in shortlist or ()]
+    options += [f"--adapter {adapter}"] if adapter != "shipped" else []
+    options += [] if drafts else ["--no-drafts"]
+    facts = {"command": " ".join([COMMAND, *options, f"--threads {threads}"]), "commit": commit()}
     out.mkdir(parents=True, exist_ok=True)
     page = render_tool_counts(rates, found, facts)
     (out / "slm_tools.md").write_text(page, encoding="utf-8")

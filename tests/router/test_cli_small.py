@@ -72,6 +72,7 @@ def test_pass_rates_and_recall_by_number_of_tools(tmp_path: Path) -> None:
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 0, outcome.output
     content = json.loads((tmp_path / "out" / "slm_tools.json").read_text(encoding="utf-8"))
+    assert content["command"] == f"smallcall {' '.join(command[:14])} --threads 1", "whoever reads it can run it again"
     assert {(rate["arm"], rate["tools"], rate["n"]) for rate in content["rates"]} == {
         (arm, count, 3) for arm in ("all shown", "bm25") for count in (2, 30)
     }

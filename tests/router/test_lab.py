@@ -180,7 +180,9 @@ def test_a_delta_of_low_rank_is_found(llama_folder: Path, tmp_path: Path) -> Non
     ]  # fmt: skip
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 0, outcome.output
-    arms = {arm["arm"]: arm for arm in json.loads((tmp_path / "out" / "ranks.json").read_bytes())["arms"]}
+    told = json.loads((tmp_path / "out" / "ranks.json").read_bytes())
+    assert told["command"].endswith("--loss-rows 3 --rank 1 --rank 2")
+    arms = {arm["arm"]: arm for arm in told["arms"]}
     whole, one, two = (arms[name]["sets"]["known tools"]["nats"] for name in ("as trained", "rank 1", "rank 2"))
     assert two == pytest.approx(whole, rel=1e-3)
     assert one != pytest.approx(whole, rel=1e-3)
