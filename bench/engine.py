@@ -14,6 +14,7 @@ Figures of a run on a shared machine are of the machine and the day; ratios with
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import tempfile
 import time
@@ -235,7 +236,7 @@ def peer_of(kind: str, environments: Path, gguf: Path, threads: int) -> tuple[ll
     start = {"node": llamacpp.node_server, "server": llamacpp.own_server, "wheel": llamacpp.wheel_server}[kind]
     try:
         return start(environments / f"llamacpp-{kind}", gguf, threads), None
-    except (OSError, llamacpp.subprocess.SubprocessError) as error:
+    except (OSError, subprocess.SubprocessError) as error:
         return None, f"{type(error).__name__}: {error}"[:300]
 
 

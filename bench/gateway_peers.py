@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from bench.environments import INSTALL_TIMEOUT_S, python_with
+from bench.environments import installed, python_with
 from router.gateway_process import free_port
 
 _LARGE = "openai/gpt-4o-2024-08-06"
@@ -64,15 +64,12 @@ class Peer:
 
 
 def made(peer: Peer, cache: Path) -> Path:
-    """The peer's environment, made once. Raises subprocess.SubprocessError, OSError."""
+    """The peer's environment, made once. Raises bench.environments.InstallError, OSError."""
     folder = cache / peer.name.lower().replace(" ", "-")
     if not peer.packages:
         return folder
     if peer.kind == "pip":
-        try:
-            python_with(folder, peer.packages)
-        except subprocess.CalledProcessError as error:
-            raise subprocess.SubprocessError(str(error.stderr or error.stdout).strip()[-400:]) from error
+        python_with(folder, peer.packages)
         return folder
     stamp, wanted = folder / "installed.json", json.dumps([peer.packages, dict(peer.overrides)])
     if stamp.exists() and stamp.read_text() == wanted:
@@ -84,9 +81,7 @@ def made(peer: Peer, cache: Path) -> Path:
     package = {"type": "module", "private": True, "overrides": dict(peer.overrides)}
     (folder / "package.json").write_text(json.dumps(package))
     line = [_program("npm"), "install", "--silent", "--no-audit", "--no-fund", "--ignore-scripts", *peer.packages]
-    got = subprocess.run(line, cwd=folder, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True, check=False)
-    if got.returncode != 0:
-        raise subprocess.SubprocessError((got.stderr or got.stdout).strip()[-400:])
+    installed(line, folder)
     stamp.write_text(wanted)
     return folder
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.environments import python_with
+from bench.environments import InstallError, python_with
 from evaluation.classifier_judge import ClassifierJudges
 from evaluation.crossfit import crossfit
 from evaluation.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
@@ -74,6 +74,8 @@ def decisions(package: Package, folder: Path, drafts: Drafts) -> Rival:
         command = ["env", *package.variables, str(python), str(SCRIPTS / package.script), str(rows)]
         run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
         told = json.loads(run.stdout.strip().splitlines()[-1])
+    except InstallError as error:
+        return Rival(package.requirement, {}, [f"not installed: {str(error)[-300:]}"])
     except subprocess.CalledProcessError as error:
         last = (str(error.stderr) or "").strip().splitlines()[-1:]
         return Rival(package.requirement, {}, [f"exit code {error.returncode}: {' '.join(last)[:300]}"])

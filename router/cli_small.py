@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from router.checkout import commit
+from router.checkout import commit, given, provenance
 
 if TYPE_CHECKING:
     from router.settings import Small
@@ -238,11 +238,10 @@ def tools(
             arm = Arm("all shown" if kind == "none" else kind, own, base)
             rates += asyncio.run(tool_rates(arm, cases, folder, tell, threads=threads))
         found = recalls(load(base.path, small.adapter_folder), cases, tell)
-    options = [f"--rows {rows}", *(f"--count {one}" for one in count or ())]
-    options += [f"--shortlist {one}" for one in shortlist or ()]
-    options += [f"--adapter {adapter}"] if adapter != "shipped" else []
+    options = [*given("--rows", rows), *given("--count", *(count or ())), *given("--shortlist", *(shortlist or ()))]
+    options += given("--adapter", adapter if adapter != "shipped" else None)
     options += [] if drafts else ["--no-drafts"]
-    facts = {"command": " ".join([COMMAND, *options, f"--threads {threads}"]), "commit": commit()}
+    facts = provenance(COMMAND, *options, "--threads", threads)
     out.mkdir(parents=True, exist_ok=True)
     page = render_tool_counts(rates, found, facts)
     (out / "slm_tools.md").write_text(page, encoding="utf-8")

@@ -104,7 +104,7 @@ class Run(_Part):
     evaluate_every: Count = 50
     """Steps between validations and checkpoints."""
     patience: Count | None = None
-    """Stop after so many validations without a better loss."""
+    """Stop after so many validations without a better loss. An adapter that the run starts from is no candidate."""
     report_to: tuple[Tracker, ...] = ()
     """Experiment trackers that hear of losses and arguments, each an extra of the package; configured by their own
     environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`)."""

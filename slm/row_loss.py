@@ -40,7 +40,7 @@ def row_losses(
 ) -> RowLosses:
     """The losses of `rows` under a model; `tell` hears how many are done.
 
-    `autocast`: matrix products in bfloat16, as a recipe of that precision trains.
+    `autocast`: matrix products in bfloat16. Unlike in training, an adapter is part of the weights that are rounded.
     """
     nats: list[float] = []
     device = loaded.model.device.type

@@ -1,11 +1,11 @@
 """Training: a recipe and rows in, a run folder out. Supervised fine-tuning with TRL, on drafts only.
 
 The run folder holds `recipe.yaml`, `data.json` (hashes of the files and of the token rows, what was refused),
-`curve.json` and `curve.png`, `curve/step-N/` (the adapter at each validation), `checkpoints/`, `scores.json`, and the
-result: `adapter/` in PEFT's layout, bfloat16, or `model/` where every weight was trained. A run that was killed goes
-on from its last whole checkpoint and takes the same steps that it would have taken (on the same machine and number of
-threads). Checkpoints hold optimiser states in torch's format: resume only from folders of your own. Not guaranteed:
-that a checkpoint outlives a power cut.
+`curve.json` and `curve.png`, `curve/step-N/` (the adapter at each validation but one before the first step),
+`checkpoints/`, `scores.json`, and the result: `adapter/` in PEFT's layout, bfloat16, or `model/` where every weight was
+trained. A run that was killed goes on from its last whole checkpoint and takes the same steps that it would have taken
+(on the same machine and number of threads). Checkpoints hold optimiser states in torch's format: resume only from
+folders of your own. Not guaranteed: that a checkpoint outlives a power cut.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def train(
         taken = state.best_global_step
     losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
     result = Result(folder, taken, _tokens(course, recipe, taken), losses.get(taken))
-    scores = {**asdict(result), "folder": folder.name, "validation_losses": list(losses.values())}
+    scores = {**asdict(result), "folder": folder.name, "validation_losses": losses}
     (run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return result
 
@@ -347,6 +347,10 @@ class _Report(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._began, self._first = self._clock(), state.global_step
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == self._first:  # before any step: no part of a step's time
+            self._began = self._clock()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._stop_after is not None and state.global_step >= self._stop_after:

@@ -130,6 +130,10 @@ def test_each_arm_is_trained_once_and_told_beside_the_recipe(
     assert "| without mask_names |" in (tmp_path / "out" / "ablations.md").read_text(encoding="utf-8")
     assert not list((tmp_path / "var").rglob("checkpoint-*"))
     assert not list((tmp_path / "var").rglob("model.safetensors"))
+    assert "--only 'without mask_names'" in json.loads(told[0])["command"]
+    other = CliRunner().invoke(app, [word if word != "4" else "3" for word in command])
+    assert other.exit_code == 1
+    assert "of other rows" in other.output, "arms measured otherwise do not mix"
 
 
 def test_an_unknown_arm_is_refused(tmp_path: Path) -> None:
@@ -181,7 +185,7 @@ def test_a_delta_of_low_rank_is_found(llama_folder: Path, tmp_path: Path) -> Non
     outcome = CliRunner().invoke(app, command)
     assert outcome.exit_code == 0, outcome.output
     told = json.loads((tmp_path / "out" / "ranks.json").read_bytes())
-    assert told["command"].endswith("--loss-rows 3 --rank 1 --rank 2")
+    assert "--loss-rows 3 --rank 1 --rank 2 --base" in told["command"]
     arms = {arm["arm"]: arm for arm in told["arms"]}
     whole, one, two = (arms[name]["sets"]["known tools"]["nats"] for name in ("as trained", "rank 1", "rank 2"))
     assert two == pytest.approx(whole, rel=1e-3)

@@ -421,6 +421,8 @@ def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
     began = json.loads((tmp_path / "again" / "curve.json").read_text(encoding="utf-8"))[0]
     assert began["step"] == 0, "what the run begins with is validated too"
     assert began["eval_loss"] == pytest.approx(made.validation_loss, rel=1e-3)
+    scores = json.loads((tmp_path / "again" / "scores.json").read_text(encoding="utf-8"))
+    assert scores["validation_losses"]["0"] == began["eval_loss"]
     assert load(llama_folder, kept / "step-3").info.adapter_sha256 is not None
     wide = recipe(lora={"rank": 4, "alpha": 4})
     with pytest.raises(TrainingError, match="start: rank 2 and alpha 4"):
