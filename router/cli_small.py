@@ -4,7 +4,8 @@ among how many tools."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +65,7 @@ def slm(
         _check([one.name for one in chosen] if arm else None, arms, out / VERDICTS, check)
         return
     sets = dict.fromkeys(only or SETS, per_group or None)
-    with progress_bar(console) as tell:
+    with _tables(), progress_bar(console) as tell:
         for one in chosen:
             asyncio.run(collect_arm(one, sets, folder, tell, threads=threads))
     options = [
@@ -123,6 +124,18 @@ def failures(
     console.print(f"wrote {out / 'failures.md'}", highlight=False)
 
 
+@contextlib.contextmanager
+def _tables() -> Iterator[None]:
+    """A table of answers that cannot be read or written, such as one that another run writes, ends the command."""
+    from evaluation.trace_table import TraceError
+
+    try:
+        yield
+    except TraceError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
 def _known(asked: Sequence[str], known: Sequence[str], what: str, option: str) -> None:
     if unknown := [name for name in asked if name not in known]:
         raise typer.BadParameter(f"no {what} {unknown[0]!r}; there are: {', '.join(known)}", param_hint=option)
@@ -178,6 +191,7 @@ def curve(
 ) -> None:
     """Pass rates in domain and on held-out tools by rows seen: learning_curve.md, .json and .png."""
     from evaluation.learning_curve import render_curve, write_curve
+    from evaluation.trace_table import TraceError
     from router.cli_progress import progress_bar
     from router.learning_curve import curve_points
     from router.settings import load_settings
@@ -190,7 +204,7 @@ def curve(
         base = resolve_model(load_recipe(str(run / "recipe.yaml")).base, settings.cache_folder)
         with progress_bar(console) as tell:
             points = asyncio.run(curve_points(run, base, settings.small, rows, folder, tell, threads=threads))
-    except (FolderError, RecipeError) as error:
+    except (FolderError, RecipeError, TraceError) as error:
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
     facts = {
@@ -232,7 +246,7 @@ def tools(
     base = resolve_model(small.model, settings.cache_folder)
     cases = crowded_cases(rows, tuple(count or COUNTS))
     rates = []
-    with progress_bar(console) as tell:
+    with _tables(), progress_bar(console) as tell:
         for kind in kinds if drafts else ():
             own = small.model_copy(update={"shortlist": Shortlist.model_validate({"kind": kind})})
             arm = Arm("all shown" if kind == "none" else kind, own, base)

@@ -1,5 +1,6 @@
 """`smallcall study curve | tools`: real drafts of a tiny model, from run folders and among many tools."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -84,3 +85,10 @@ def test_pass_rates_and_recall_by_number_of_tools(tmp_path: Path) -> None:
         assert hits == sorted(hits)
         assert one["n"] == 3
     assert "| 30 |" in (tmp_path / "out" / "slm_tools.md").read_text(encoding="utf-8")
+
+    (table,) = (tmp_path / "var").glob("all-shown-*/tools-2.parquet")
+    with table.with_name(table.name + ".journal").open("a+b") as journal:
+        fcntl.flock(journal, fcntl.LOCK_EX)
+        outcome = CliRunner().invoke(app, command)
+    assert outcome.exit_code == 1
+    assert "another run writes it" in outcome.output
