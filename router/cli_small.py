@@ -256,6 +256,8 @@ def tools(
     options += given("--adapter", adapter if adapter != "shipped" else None)
     options += [] if drafts else ["--no-drafts"]
     facts = provenance(COMMAND, *options, "--threads", threads)
+    cut = Shortlist()
+    facts["shortlists"] = f"cut lists of more than {cut.above} tools down to {cut.keep}"
     out.mkdir(parents=True, exist_ok=True)
     page = render_tool_counts(rates, found, facts)
     (out / "slm_tools.md").write_text(page, encoding="utf-8")
