@@ -57,9 +57,7 @@ def python_with(
 def installed(line: Sequence[str], folder: Path | None = None) -> None:
     """Run an installer in a folder. Raises InstallError, OSError."""
     try:
-        got = subprocess.run(
-            line, cwd=folder, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True, check=False
-        )  # fmt: skip
+        got = subprocess.run(line, cwd=folder, timeout=INSTALL_TIMEOUT_S, capture_output=True, text=True, check=False)
     except subprocess.TimeoutExpired as error:
         raise InstallError(f"{line[0]}: no end within {INSTALL_TIMEOUT_S} s") from error
     if got.returncode:

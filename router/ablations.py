@@ -25,6 +25,7 @@ from evaluation.trace_table import TraceRow
 from router.settings import Small
 from slm.ablations import Rows, measured_rows
 from slm.dataset import Example
+from slm.folders import file_sha256
 from slm.recipe import Recipe
 
 KNOWN, UNSEEN = "known tools", "unseen tools"
@@ -65,18 +66,18 @@ def run_arm(
     """Train and measure one arm, or read what was measured of it.
 
     Raises:
-        slm.train.TrainingError: the folder holds an arm of another recipe, base or of other rows.
+        ValueError: the folder holds an arm of another recipe, base or of other rows; a slm.train.TrainingError if that
+            arm is not done yet.
     """
-    from slm.train import Step, TrainingError, train
-
     own = folder / slug(name)
     score, made_of = own / "score.json", _made_of(recipe, base, measure)
     if score.is_file():
         scored = msgspec.json.decode(score.read_bytes(), type=_Scored)
         if scored.made_of != made_of:
-            raise TrainingError(f"{own} holds an arm of another recipe, base or of other rows: choose another folder")
+            raise ValueError(f"{own} holds an arm of another recipe, base or of other rows: choose another folder")
         return scored.arm
     own.mkdir(parents=True, exist_ok=True)
+    from slm.train import Step, train
 
     def trained(step: Step) -> None:
         tell(f"{name}: training", step.step, step.steps)
@@ -103,8 +104,8 @@ class _Scored(msgspec.Struct, frozen=True, kw_only=True):
 
 def _made_of(recipe: Recipe, base: Path, measure: Measure) -> str:
     """SHA-256 of what decides an arm's figures but for the code and the machine."""
-    rows = hashlib.sha256(measure.rows.file.read_bytes()).hexdigest()
-    parts = [recipe.model_dump(mode="json", exclude={"note"}), base.name, rows, measure.loss_rows, measure.pass_rows]
+    told, rows = recipe.model_dump(mode="json", exclude={"note"}), file_sha256(measure.rows.file)
+    parts = [told, base.name, rows, measure.loss_rows, measure.pass_rows]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

@@ -208,8 +208,7 @@ def curve(
         console.print(str(error), markup=False, highlight=False)
         raise typer.Exit(1) from None
     facts = {
-        "command": f"smallcall study curve {run.name} --rows {rows} --threads {threads}",
-        "commit": commit(),
+        **provenance("smallcall study curve", run.name, "--rows", rows, "--threads", threads),
         "base": base.weights_sha256,
     }
     for path in write_curve(points, out, facts):
