@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.environments import InstallError, python_with
+from bench.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
 from evaluation.classifier_judge import ClassifierJudges
 from evaluation.crossfit import crossfit
-from evaluation.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
 from evaluation.price_list import GPT_4O, trace_of
 from evaluation.recording_trace import trace_of_recording
 from evaluation.recordings import StudyData

@@ -10,8 +10,6 @@ import typer
 from rich.console import Console
 
 from evaluation.cases import Case
-from evaluation.recordings import StudyData
-from router.checkout import commit
 from router.cli_cascade import cascade
 from router.cli_report import report
 
@@ -22,19 +20,6 @@ console = Console()
 InputPrice = Annotated[
     float | None, typer.Option(min=0, help="USD per million tokens read, where the endpoint does not say what it cost")
 ]
-
-
-@study_app.command()
-def scorer(out: Annotated[Path, typer.Option()] = Path("evaluation/results")) -> None:
-    """Hold our scorer against the verdicts that BFCL published, model by model, and write scorer.md and scorer.json."""
-    from evaluation.scorer_check import run
-    from evaluation.scorer_report import render_markdown, write
-
-    check = run(StudyData.of_checkout())
-    command, at = "smallcall study scorer", commit()
-    for path in write(check, out, command=command, commit=at):
-        console.print(f"wrote {path}", highlight=False)
-    console.print(render_markdown(check, command=command, commit=at), markup=False, highlight=False)
 
 
 def _cases(name: str, limit: int | None, per_group: int | None, category: str | None) -> list[Case]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from evaluation.scorer_check import Cell, ScorerCheck
+from bench.scorer_check import Cell, ScorerCheck
 
 EXPLAIN_POINTS = 2.0
 """A category in which our rate differs by more than this many percentage points is called out."""
@@ -87,7 +87,7 @@ def _causes(check: ScorerCheck) -> str:
     ids = {cause: sorted({row.id for row in check.differences if row.cause is cause}) for cause in counts}
     lines = ["## Causes\n", "| cause | answers | cases |", "| --- | --- | --- |"]
     lines += [f"| {cause} | {count} | {', '.join(ids[cause])} |" for cause, count in counts.most_common()]
-    return "\n".join(lines) + "\n\nWhat each cause means and how it is checked: `evaluation/scorer_check.py`."
+    return "\n".join(lines) + "\n\nWhat each cause means and how it is checked: `bench/scorer_check.py`."
 
 
 def _differences(check: ScorerCheck) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evaluation.judge_table import Drafts, Rival, compare, drafts_of, render_markdown, write
+from bench.judge_table import Drafts, Rival, compare, drafts_of, render_markdown, write
 from evaluation.plans import Score
 from evaluation.price_list import GPT_4O, trace_of
 from evaluation.recordings import StudyData

@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from bench.scorer_check import Cause, ScorerCheck, run
+from bench.scorer_report import render_markdown, write
 from evaluation.recordings import StudyData
-from evaluation.scorer_check import Cause, ScorerCheck, run
-from evaluation.scorer_report import render_markdown, write
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 
