@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-openvino bench-signals bench-gateway soak bench-judge bench-sweep bench-judges bench-cancel engine-parity engine-precision check acceptance lock clean
+.PHONY: help setup demo serve test test-clients test-ray test-tracking test-remote bench bench-engine bench-gateway soak bench-judge bench-judges engine-parity engine-precision check acceptance lock clean
 .DEFAULT_GOAL := help
 
 help:  ## list the commands
@@ -40,16 +40,10 @@ test-remote: $(STAMP)  ## the engines' conformance suite against llama.cpp's ser
 	$(BIN)/python -m tests.engines
 
 bench: $(STAMP)  ## hold the scorer against published verdicts, model by model
-	$(BIN)/smallcall study scorer
+	$(BIN)/python -m bench.scorer
 
 bench-engine: $(STAMP)  ## the engine against llama.cpp and transformers on real tool calls; downloads it, 20 minutes
 	$(BIN)/python -m bench.engine
-
-bench-openvino: $(STAMP)  ## one prompt's forward pass beside OpenVINO's; downloads it, minutes
-	$(BIN)/python -m bench.openvino_pass
-
-bench-signals: $(STAMP)  ## what share of decoding the signals take; minutes
-	$(BIN)/python -m bench.signals
 
 bench-gateway: $(STAMP)  ## the gateway beside LiteLLM, Portkey, TensorZero and SGLang's; downloads them, minutes
 	$(BIN)/python -m bench.gateway
@@ -60,14 +54,8 @@ soak: $(STAMP)  ## a thousand streams at once whose clients stall, leave and ask
 bench-judge: $(STAMP)  ## what judging one draft costs, beside scikit-learn
 	$(BIN)/python -m bench.judge
 
-bench-sweep: $(STAMP)  ## ten million decisions at a thousand thresholds, beside the obvious loop
-	$(BIN)/python -m bench.sweep
-
 bench-judges: $(STAMP)  ## artemis-ai, cascadeflow and RouteLLM on the same drafts; downloads them, minutes
 	$(BIN)/python -m bench.judges
-
-bench-cancel: $(STAMP)  ## what giving a draft up at its plan saves, on real requests
-	$(BIN)/python -m bench.cancel
 
 engine-parity: $(STAMP)  ## are drafts token for token those of transformers' generate? 200 prompts; 40 minutes
 	$(BIN)/python -m bench.parity

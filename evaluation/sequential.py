@@ -76,3 +76,14 @@ def planned_units(effect: float, unit_deviation: float, *, alpha: float, power: 
     x = _best_x(alpha)
     c = math.sqrt((x + 1.0) / x * (math.log1p(x) - 2.0 * math.log(alpha)))
     return math.ceil((unit_deviation * (c + float(ndtri(power))) / effect) ** 2)
+
+
+def planned_for_rates(control: float, treatment: float, *, share: float = 0.5, alpha: float, power: float) -> int:
+    """Units in both arms together that tell the two pass rates apart with probability `power` or more.
+
+    One judged request a unit is assumed; `share` of the units get the treatment.
+    """
+    if not (0.0 < control < 1.0 and 0.0 < treatment < 1.0 and 0.0 < share < 1.0) or control == treatment:
+        raise MetricError("rates and share must lie between 0 and 1, and the rates must differ")
+    variance = control * (1 - control) / (1 - share) + treatment * (1 - treatment) / share
+    return planned_units(treatment - control, math.sqrt(variance), alpha=alpha, power=power)

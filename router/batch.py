@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ import orjson
 from evaluation.cases import Case
 from evaluation.chat_client import Endpoint, Reply, reply_of
 from evaluation.chat_wire import Completion
+from evaluation.trace_table import TraceRow
 from evaluation.traces import Keep, row_of
 from policies.baselines import SmallOnly
 from policies.policy import Policy
@@ -177,3 +178,17 @@ class _Unrecorded(Recorder):
 
     async def record(self, decision: Decision) -> None:
         """Nothing is written."""
+
+
+def drafted_rows(
+    engine: Engine, small: Small, cases: Sequence[Case], tell: Callable[[int, int], None]
+) -> list[TraceRow]:
+    """What the small model answers to the cases, by the gateway's own path."""
+    rows: list[TraceRow] = []
+
+    def keep(row: TraceRow) -> None:
+        rows.append(row)
+        tell(len(rows), len(cases))
+
+    asyncio.run(Batch(engine, small).ask(cases, cases, keep))
+    return rows

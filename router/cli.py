@@ -19,11 +19,10 @@ from router.cli_engine import engine_app
 from router.cli_fit import fit
 from router.cli_harvest import harvest
 from router.cli_keys import keys_app
-from router.cli_lab import ablations, ranks
 from router.cli_ledger import ledger_app
 from router.cli_models import models_app
 from router.cli_report import report_app
-from router.cli_small import curve, failures, slm, tools
+from router.cli_small import failures, slm, tools
 from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
@@ -36,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
 )
-app.add_typer(ab_app, name="ab", help="Experiments: plan, simulate, look.")
+app.add_typer(ab_app, name="ab", help="Experiments: plan and look.")
 app.add_typer(engine_app, name="engine", help="The small model by itself: serve.")
 app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")
 app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
@@ -49,8 +48,8 @@ app.command()(train)
 app.command()(fit)
 app.command()(tune)
 app.add_typer(report_app, name="report")
-app.add_typer(study_app, name="study", help="Offline: check the scorer, collect traces, write reports.")
-for _command in (slm, failures, curve, tools, ablations, ranks):
+app.add_typer(study_app, name="study", help="Offline: collect traces, write reports, score the small model.")
+for _command in (slm, failures, tools):
     study_app.command()(_command)
 console = Console()
 

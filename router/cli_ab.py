@@ -161,63 +161,11 @@ def plan(
     power: Annotated[float, typer.Option(help="chance of telling this one")] = 0.8,
 ) -> None:
     """How many units an experiment needs, for `planned_units`."""
-    from evaluation.experiment_simulation import planned_for_rates
     from evaluation.metrics import MetricError
+    from evaluation.sequential import planned_for_rates
 
     try:
         units = planned_for_rates(control, treatment, share=share, alpha=alpha, power=power)
     except MetricError as error:
         raise _fail(str(error), 2) from None
     console.print(f"{units} units of both arms together, with one judged request each", highlight=False)
-
-
-@ab_app.command()
-def simulate(
-    control: Annotated[float, typer.Option(help="pass rate of the control")] = 0.8,
-    treatment: Annotated[float, typer.Option(help="pass rate of the treatment; the same: an A/A test")] = 0.8,
-    units: Annotated[int, typer.Option(min=200, max=1_000_000)] = 4000,
-    planned: Annotated[int, typer.Option(min=200)] = 2000,
-    runs: Annotated[int, typer.Option(min=1, max=100_000)] = 2000,
-    alpha: Annotated[float, typer.Option()] = 0.05,
-    seed: Annotated[int, typer.Option()] = 7,
-) -> None:
-    """How often an experiment that is looked at after every unit tells a difference."""
-    import numpy as np
-
-    from evaluation.experiment_simulation import simulate as run
-    from evaluation.metrics import MetricError
-
-    try:
-        rng = np.random.default_rng(seed)
-        found = run(control, treatment, units=units, planned=planned, runs=runs, alpha=alpha, rng=rng)
-    except MetricError as error:
-        raise _fail(str(error), 2) from None
-    console.print(f"told in {found.told} of {found.runs} runs ({found.share:.2%}), alpha {alpha:g}", highlight=False)
-
-
-@ab_app.command()
-def figures(
-    runs: Annotated[int, typer.Option(min=1, max=100_000, help="of each kind of experiment")] = 2000,
-    alpha: Annotated[float, typer.Option()] = 0.05,
-    power: Annotated[float, typer.Option()] = 0.8,
-    seed: Annotated[int, typer.Option()] = 7,
-    out: Annotated[Path | None, typer.Option(help="folder for ab.json and ab.md")] = None,
-) -> None:
-    """False positives of simulated A/A tests under continuous peeking, and the power of planned A/B tests."""
-    import numpy as np
-    import orjson
-
-    from evaluation.experiment_figures import as_json, markdown
-    from evaluation.experiment_figures import figures as run
-    from evaluation.metrics import MetricError
-
-    try:
-        made = run(runs, alpha=alpha, power=power, rng=np.random.default_rng(seed))
-    except MetricError as error:
-        raise _fail(str(error), 2) from None
-    page = markdown(made, alpha=alpha, power=power)
-    if out is not None:
-        written = as_json(made, alpha=alpha, power=power, seed=seed)
-        (out / "ab.json").write_bytes(orjson.dumps(written, option=orjson.OPT_INDENT_2) + b"\n")
-        (out / "ab.md").write_text(page, encoding="utf-8")
-    console.print(page, highlight=False, markup=False, soft_wrap=True)

@@ -1,5 +1,4 @@
-"""`smallcall study slm | failures | curve | tools`: the small model alone, how it fails, what it learned when, and
-among how many tools."""
+"""`smallcall study slm | failures | tools`: the small model alone, how it fails, and how it does among many tools."""
 
 from __future__ import annotations
 
@@ -16,7 +15,6 @@ from router.checkout import commit, given, provenance
 
 if TYPE_CHECKING:
     from router.settings import Small
-    from router.small_scores import Arm
 
 console = Console()
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads; part of what makes answers the same")]
@@ -27,7 +25,6 @@ SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench")
 ON_DEMAND = ("toolbench_recorded", "validation")
 """Sets that are taken where `--only` names them."""
 MODELS = ("gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r")
-VERDICTS = "slm_bfcl_verdicts.json.gz"
 
 
 def slm(
@@ -41,17 +38,12 @@ def slm(
     threads: Threads = 1,
     folder: Answers = Path("var/slm"),
     out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
-    check: Annotated[
-        int | None,
-        typer.Option(min=1, help="draft so many BFCL cases of each arm again and compare with the committed verdicts"),
-    ] = None,
 ) -> None:
-    """Score the small model alone, with and without grammar and adapter: slm.md, slm.json, verdicts case by case."""
+    """Score the small model alone, with and without grammar and adapter: slm.md and slm.json."""
     from evaluation.small_scores import render_markdown, write
-    from evaluation.verdicts import write_verdicts
     from router.cli_progress import progress_bar
     from router.settings import load_settings
-    from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of, verdicts_of
+    from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of
     from slm.weights import resolve_model
 
     _known(arm or (), tuple(ARMS), "arm", "--arm")
@@ -61,9 +53,6 @@ def slm(
     base = resolve_model(small.model, settings.cache_folder)
     arms = [arm_of(name, small, base) for name in ARMS]
     chosen = [one for one in arms if arm is None or one.name in arm]
-    if check is not None:
-        _check([one.name for one in chosen] if arm else None, arms, out / VERDICTS, check)
-        return
     sets = dict.fromkeys(only or SETS, per_group or None)
     with _tables(), progress_bar(console) as tell:
         for one in chosen:
@@ -78,10 +67,6 @@ def slm(
     scores = scores_of(arms, sets, folder, model or MODELS)
     for path in write(scores, out, facts):
         console.print(f"wrote {path}", highlight=False)
-    if "bfcl" in sets:
-        made = verdicts_of(arms, "bfcl", sets["bfcl"], folder, threads=threads, commit=facts["commit"])
-        write_verdicts(out / VERDICTS, made)
-        console.print(f"wrote {out / VERDICTS}", highlight=False)
     console.print(render_markdown(scores, facts), markup=False, highlight=False)
 
 
@@ -149,71 +134,6 @@ def _facts(command: str, small: Small) -> dict[str, str]:
     if small.adapter_folder is not None:
         facts["adapter"] = read_adapter(small.adapter_folder).sha256
     return facts
-
-
-def _check(names: list[str] | None, arms: list[Arm], path: Path, least: int) -> None:
-    """Exit code 1 where an answer differs, 2 where nothing can be compared."""
-    import msgspec
-
-    from evaluation.verdicts import read_verdicts
-    from router.cli_progress import progress_bar
-    from router.small_scores import check_arm
-
-    try:
-        committed = read_verdicts(path)
-    except (OSError, msgspec.MsgspecError) as error:
-        console.print(f"no verdicts to compare with: {error}", markup=False, highlight=False)
-        raise typer.Exit(2) from None
-    differ = False
-    for arm in arms:
-        if arm.name not in committed.arms or (names is not None and arm.name not in names):
-            continue
-        try:
-            with progress_bar(console) as tell:
-                count, found = asyncio.run(check_arm(arm, committed, least, tell))
-        except ValueError as error:
-            console.print(str(error), markup=False, highlight=False)
-            raise typer.Exit(2) from None
-        console.print(f"{arm.name}: {count} cases drafted again, {len(found)} differ", highlight=False)
-        for line in found:
-            console.print(f"  {line}", markup=False, highlight=False)
-        differ = differ or bool(found)
-    if differ:
-        raise typer.Exit(1)
-
-
-def curve(
-    run: Annotated[Path, typer.Argument(help="run folder of `smallcall train`", exists=True)],
-    rows: Annotated[int, typer.Option(min=1, help="cases of each set, about")] = 60,
-    threads: Threads = 1,
-    folder: Answers = Path("var/slm"),
-    out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
-) -> None:
-    """Pass rates in domain and on held-out tools by rows seen: learning_curve.md, .json and .png."""
-    from evaluation.learning_curve import render_curve, write_curve
-    from evaluation.trace_table import TraceError
-    from router.cli_progress import progress_bar
-    from router.learning_curve import curve_points
-    from router.settings import load_settings
-    from slm.folders import FolderError
-    from slm.recipe import RecipeError, load_recipe
-    from slm.weights import resolve_model
-
-    settings = load_settings()
-    try:
-        base = resolve_model(load_recipe(str(run / "recipe.yaml")).base, settings.cache_folder)
-        with progress_bar(console) as tell:
-            points = asyncio.run(curve_points(run, base, settings.small, rows, folder, tell, threads=threads))
-    except (FolderError, RecipeError, TraceError) as error:
-        console.print(str(error), markup=False, highlight=False)
-        raise typer.Exit(1) from None
-    facts = {
-        **provenance("smallcall study curve", run.name, "--rows", rows, "--threads", threads),
-        "base": base.weights_sha256,
-    }
-    for path in write_curve(points, out, facts):
-        console.print(f"wrote {path}", highlight=False)
-    console.print(render_curve(points, facts), markup=False, highlight=False)
 
 
 def tools(

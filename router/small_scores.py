@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from evaluation.case_sets import TOOLBENCH, case_set, sample
-from evaluation.cases import Case, data_hash
+from evaluation.cases import Case
 from evaluation.chat_client import Endpoint
 from evaluation.recordings import StudyData
 from evaluation.serving import Serving
 from evaluation.small_scores import SetScores, first_calls, set_scores
-from evaluation.trace_table import Trace, TraceRow, read_trace
+from evaluation.trace_table import Trace, read_trace
 from evaluation.traces import Keep, Progress, collect_by
-from evaluation.verdicts import ArmVerdicts, Conditions, Verdicts, differing, verdict_of
 from router.settings import Shortlist, Small
 from slm.folders import ModelFolder, read_adapter
 from slm.pattern import PATTERN_VERSION
@@ -45,6 +44,21 @@ CHUNK = 64
 Tell = Callable[[str, int, int | None], None]
 Sets = Mapping[str, int | None]
 """Set → cases a group, None for all."""
+
+
+class Conditions(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer depends on, beside the case."""
+
+    weights_sha256: str
+    adapter_sha256: str | None
+    pattern_version: str
+    dtype: str
+    grammar: bool
+    max_tokens: int
+    shortlist: str
+    """Its kind, above and keep; `none` where the model sees all tools."""
+    chunk: int
+    """Cases drafted together; they are taken in the set's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,58 +175,6 @@ def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[st
             traces |= {f"{arm}, first call": first_calls(cases, trace) for arm, trace in traces.items()}
         made.append(set_scores(name, cases, traces, recordings))
     return made
-
-
-def verdicts_of(
-    arms: Sequence[Arm], name: str, per_group: int | None, folder: Path, *, threads: int, commit: str
-) -> Verdicts:
-    """What the arms answered to a set, case by case."""
-    cases = sample(name, case_set(name), per_group)
-    traces = _answered(arms, name, folder, cases)
-    made = {}
-    for arm in arms:
-        if arm.name in traces:
-            rows = {row.case_id: row for row in traces[arm.name].rows}
-            verdicts = {case.id: verdict_of(rows[case.id]) for case in cases}
-            made[arm.name] = ArmVerdicts(conditions=arm.conditions, verdicts=verdicts)
-    return Verdicts(
-        set=name, per_group=per_group, data_sha256=data_hash(cases), threads=threads, commit=commit, arms=made
-    )
-
-
-async def check_arm(arm: Arm, committed: Verdicts, least: int, tell: Tell) -> tuple[int, list[str]]:
-    """Draft whole chunks, spread over the set, of at least so many cases again.
-
-    Returns:
-        How many cases were answered, and what differs.
-
-    Raises:
-        ValueError: the file was made under other conditions, or of other cases: nothing can be compared.
-    """
-    from router.batch import Batch
-    from slm.model import use_threads
-
-    wanted = committed.arms[arm.name]
-    if arm.conditions != wanted.conditions:
-        ours, theirs = (msgspec.to_builtins(one) for one in (arm.conditions, wanted.conditions))
-        other = ", ".join(key for key in ours if ours[key] != theirs[key])
-        raise ValueError(f"{arm.name}: the verdicts were made under another {other}")
-    cases = sample(committed.set, case_set(committed.set), committed.per_group)
-    if data_hash(cases) != committed.data_sha256:
-        raise ValueError("the verdicts are of other cases")
-    use_threads(committed.threads)
-    starts = range(0, len(cases), CHUNK)
-    step = max(1, len(starts) // max(1, -(-least // CHUNK)))
-    chosen = {case.id for start in starts[::step] for case in cases[start : start + CHUNK]}
-    todo = [case for case in cases if case.id in chosen]
-    rows: list[TraceRow] = []
-
-    def keep(row: TraceRow) -> None:
-        rows.append(row)
-        tell(f"{arm.name}: again", len(rows), len(todo))
-
-    await Batch(arm.engine(), arm.small).ask(cases, todo, keep, chunk=CHUNK)
-    return len(rows), differing(wanted, rows)
 
 
 def _answered(arms: Sequence[Arm], name: str, folder: Path, cases: Sequence[Case]) -> dict[str, Trace]:

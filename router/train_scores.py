@@ -11,7 +11,6 @@ from pathlib import Path
 from evaluation.cases import Case
 from evaluation.intervals import wilson
 from evaluation.jsonl import RowError, read_rows
-from router.ablations import drafted_rows
 from router.settings import Small
 from slm.recipe import Recipe
 from slm.splits import held_out
@@ -65,6 +64,7 @@ def score_run(
     Returns:
         How many passed.
     """
+    from router.batch import drafted_rows
     from slm.engine import Engine
 
     engine = Engine.load(base, trained) if recipe.lora is not None else Engine.load(trained)

@@ -11,7 +11,6 @@ from sklearn.metrics import brier_score_loss, roc_auc_score
 
 from evaluation import metrics
 from evaluation.metrics import MetricError, sweep
-from evaluation.sweep_at import sweep_at
 
 # Five requests; scores tie at .5; the last draft may not be served.
 SCORES = [0.9, 0.5, 0.5, 0.2, -np.inf]
@@ -243,31 +242,3 @@ def test_cost_at_a_share_of_the_gap_by_hand() -> None:
     assert metrics.cost_at(_five(), 0.5, np.mean(COST_L)) == pytest.approx(7 / 20)
     assert metrics.cost_at(_five(), 1.0, np.mean(COST_L)) == pytest.approx(metrics.qnc(_five(), np.mean(COST_L)))
     assert metrics.cost_at(_five(), 1.5, 1.0) == np.inf
-
-
-@given(_requests(), st.lists(st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.6, 0.9]), min_size=1))
-def test_a_pass_at_given_thresholds_equals_the_sorted_sweep(
-    rows: tuple[np.ndarray, ...], thresholds: list[float]
-) -> None:
-    """At each threshold the same share, quality and cost as by plain counting, whatever the chunks."""
-    scores, small, large, cost_s, cost_l = rows
-    curve = sweep_at(*rows, thresholds)
-    assert curve.threshold.tolist() == [np.inf, *sorted(set(thresholds), reverse=True)]
-    for i, threshold in enumerate(curve.threshold):
-        accept = scores >= threshold
-        assert curve.escalated[i] == pytest.approx(1 - accept.mean())
-        assert curve.quality[i] == pytest.approx(np.where(accept, small, large).mean())
-        assert curve.cost[i] == pytest.approx((cost_s + np.where(accept, 0, cost_l)).mean())
-
-
-def test_a_pass_adds_its_chunks_up_and_refuses_nan() -> None:
-    """Three rows at a time give what all at once give; a NaN or an infinite threshold is an error."""
-    rng = np.random.default_rng(0)
-    rows = [rng.random(10), rng.random(10) < 0.5, rng.random(10) < 0.9, rng.random(10), rng.random(10)]
-    whole = sweep_at(*rows, [0.2, 0.7])
-    parted = sweep_at(*rows, [0.2, 0.7], chunk_rows=3)
-    for name in ("threshold", "escalated", "quality", "cost"):
-        assert getattr(parted, name) == pytest.approx(getattr(whole, name))
-    for bad in ([np.nan, 0.5], [0.5, 0.5]):
-        with pytest.raises(MetricError):
-            sweep_at(bad, [1, 1], [1, 1], [1, 1], [1, 1], [0.5 if bad[0] != 0.5 else np.inf])

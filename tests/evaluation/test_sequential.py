@@ -10,9 +10,9 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
 from evaluation.comparison import path
-from evaluation.experiment_simulation import planned_for_rates, simulate
 from evaluation.metrics import MetricError
-from evaluation.sequential import half_width, optimal_rho
+from evaluation.sequential import half_width, optimal_rho, planned_for_rates
+from tests.evaluation.experiment_simulation import simulate
 
 RUNS = 2000
 ALPHA = 0.05

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from evaluation.comparison import difference_path, path
-from evaluation.metrics import MetricError
-from evaluation.sequential import optimal_rho, planned_units
+from evaluation.sequential import optimal_rho
 
 _CELLS = 1_000_000
 """Numbers held at once in one array."""
@@ -56,14 +54,3 @@ def simulate(
         lower, upper = difference_path(path(passed, ones, ~treated), path(passed, ones, treated), rho=rho, alpha=alpha)
         told += int(((lower > 0) | (upper < 0)).any(axis=-1).sum())
     return Simulated(runs, units, told)
-
-
-def planned_for_rates(control: float, treatment: float, *, share: float = 0.5, alpha: float, power: float) -> int:
-    """Units in both arms together that tell the two pass rates apart with probability `power` or more.
-
-    One judged request a unit is assumed; `share` of the units get the treatment.
-    """
-    if not (0.0 < control < 1.0 and 0.0 < treatment < 1.0 and 0.0 < share < 1.0) or control == treatment:
-        raise MetricError("rates and share must lie between 0 and 1, and the rates must differ")
-    variance = control * (1 - control) / (1 - share) + treatment * (1 - treatment) / share
-    return planned_units(treatment - control, math.sqrt(variance), alpha=alpha, power=power)
