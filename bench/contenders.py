@@ -16,9 +16,9 @@ import torch
 from bench import llamacpp
 from bench.requests import Request
 from bench.worker import Worker, working
-from slm.gbnf import draft_grammar
-from slm.model import Loaded
-from slm.pattern import render_prompt
+from slm.engine.model import Loaded
+from slm.format.gbnf import draft_grammar
+from slm.format.pattern import render_prompt
 from slm.protocol import DraftCommand
 
 PEER, REFERENCE = "llama.cpp Q8_0", "transformers generate"

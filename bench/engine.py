@@ -36,8 +36,8 @@ from bench.run import Clock, base_file, base_folder, options, stamp, write
 from policies.policy import Draft, DraftCall, Outcome, Tool
 from policies.policy import Request as JudgedRequest
 from policies.validity import check
-from slm.model import load
-from slm.pattern import Parsed, PatternError, parse_draft
+from slm.engine.model import load
+from slm.format.pattern import Parsed, PatternError, parse_draft
 from slm.protocol import DraftCommand
 
 ENVIRONMENTS = Path("~/.cache/smallcall/bench")

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.contenders import PEER, REFERENCE
-from slm.cache import Shape
-from slm.model import DTYPES, Loaded
+from slm.engine.kv_cache import Shape
+from slm.engine.model import DTYPES, Loaded
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _OURS = "smallcall "

@@ -2,7 +2,7 @@
 Node server of ours.
 
 Either is put into an environment of its own and asked on loopback. The prompt goes over as token ids, so that both
-engines read the same tokens; decoding is greedy under the grammar of `slm.gbnf`. llama.cpp's own server takes a
+engines read the same tokens; decoding is greedy under the grammar of `slm.format.gbnf`. llama.cpp's own server takes a
 compiler and 5 to 15 minutes of a quiet machine, once. node-llama-cpp ships binaries for each kind of processor; the
 wheel knows AVX2 and no more, so it is good for what the server says and too slow to be held against.
 """

@@ -28,12 +28,12 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from bench.requests import requests
 from bench.run import Clock, base_folder, options, stamp, write
-from slm.engine import Engine
-from slm.grammar import Constraint, Offer
-from slm.model import Loaded, load
-from slm.pattern import render_prompt
+from slm.engine.engine import Engine
+from slm.engine.model import Loaded, load
+from slm.engine.tokenizer import Tokens
+from slm.format.grammar import Constraint, Offer
+from slm.format.pattern import render_prompt
 from slm.protocol import DraftCommand, Event, Token
-from slm.tokens import Tokens
 
 CACHE_BYTES = 64 << 20
 SLOTS = 8

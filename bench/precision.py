@@ -23,10 +23,10 @@ from evaluation.answers import Answer, Call
 from evaluation.case_sets import case_set, sample
 from evaluation.cases import Case
 from evaluation.scoring import score
-from slm.cache import Chunk, KeyValues
-from slm.engine import Engine
-from slm.model import DTypeName, load
-from slm.pattern import PatternError, parse_draft, render_prompt
+from slm.engine.engine import Engine
+from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.model import DTypeName, load
+from slm.format.pattern import PatternError, parse_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Token
 
 MINUTES = 20.0

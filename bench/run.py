@@ -18,7 +18,7 @@ import transformers
 
 from router.checkout import commit
 from slm.protocol import DraftCommand, Info, encode
-from slm.weights import DEFAULT_MODEL, default_cache, known_model, resolve_model
+from slm.weights.registry import DEFAULT_MODEL, default_cache, known_model, resolve_model
 
 ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
 RESULTS = Path("evaluation/results")
@@ -42,7 +42,7 @@ def options(module: str, documentation: str | None, *, minutes: float) -> argpar
 
 
 def base_folder() -> Path:
-    """The base model's folder. Raises: `slm.weights` errors where it is not there."""
+    """The base model's folder. Raises: `slm.weights.registry` errors where it is not there."""
     return resolve_model(DEFAULT_MODEL, default_cache()).path
 
 

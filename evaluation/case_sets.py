@@ -2,7 +2,7 @@
 
 `bfcl` by category, `toolbench` by its six groups, `in_domain` (other conversations, known tools) and `heldout_tools`
 (tools that no training row offers as the right one) by source. `validation` holds conversations of the training sources
-that no recipe trains on (`slm.splits`): it is there to fit a judge on, and scored on demand only.
+that no recipe trains on (`slm.dataset.splits`): it is there to fit a judge on, and scored on demand only.
 `toolbench_recorded` holds ToolBench's queries without a gold, with the tool that the recorded model called first in its
 place: what is told there is agreement with that model, not correctness.
 """
@@ -20,7 +20,7 @@ from msgspec.structs import replace
 import slm
 from evaluation.cases import Case, ToolNamesGold, load_cases
 from evaluation.recordings import StudyData
-from slm.splits import held_out
+from slm.dataset.splits import held_out
 
 SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench", "toolbench_recorded", "validation")
 TOOLBENCH = ("toolbench", "toolbench_recorded")

@@ -37,7 +37,7 @@ from router.settings import Small
 from slm.protocol import DraftCommand, Event, Info
 
 if TYPE_CHECKING:
-    from slm.engine import Engine
+    from slm.engine.engine import Engine
 
 PINNED = "smallcall/small"
 CHUNK = 64

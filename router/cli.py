@@ -27,8 +27,8 @@ from router.cli_study import study_app
 from router.cli_train import train
 from router.cli_tune import tune
 from router.settings import Settings, SettingsError, load_settings
-from slm.folders import WeightsError
-from slm.weights import resolve_model
+from slm.weights.folders import WeightsError
+from slm.weights.registry import resolve_model
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from router.settings import SettingsError, load_settings
-from slm.weights import (
+from slm.weights.registry import (
     DEFAULT_MODEL,
     KNOWN_MODELS,
     LocalSource,
@@ -99,7 +99,7 @@ class _Bars:
         self._progress.stop()
 
     def show(self, stage: str, done: int, total: int | None) -> None:
-        """The `slm.weights.Progress` callback."""
+        """The `slm.weights.registry.Progress` callback."""
         if stage != self._stage:
             self._finish()
             self._stage, self._task = stage, self._progress.add_task(stage, total=total, size="")

@@ -44,7 +44,7 @@ def slm(
     from router.cli_progress import progress_bar
     from router.settings import load_settings
     from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of
-    from slm.weights import resolve_model
+    from slm.weights.registry import resolve_model
 
     _known(arm or (), tuple(ARMS), "arm", "--arm")
     _known(only or (), (*SETS, *ON_DEMAND), "set", "--only")
@@ -86,7 +86,7 @@ def failures(
     from evaluation.trace_table import read_trace
     from router.settings import load_settings
     from router.small_scores import ARMS, arm_of
-    from slm.weights import resolve_model
+    from slm.weights.registry import resolve_model
 
     _known((arm,), tuple(ARMS), "arm", "--arm")
     _known(only or (), (*SETS, *ON_DEMAND), "set", "--only")
@@ -128,7 +128,7 @@ def _known(asked: Sequence[str], known: Sequence[str], what: str, option: str) -
 
 def _facts(command: str, small: Small) -> dict[str, str]:
     """What a page of figures says of its making."""
-    from slm.folders import read_adapter
+    from slm.weights.folders import read_adapter
 
     facts = {"command": command, "commit": commit()}
     if small.adapter_folder is not None:
@@ -156,8 +156,8 @@ def tools(
     from router.settings import Shortlist, load_settings
     from router.small_scores import Arm
     from router.tool_counts import COMMAND, crowded_cases, recalls, tool_rates
-    from slm.model import load
-    from slm.weights import resolve_model
+    from slm.engine.model import load
+    from slm.weights.registry import resolve_model
 
     kinds = shortlist or ["none", "bm25", "embedding"]
     settings = load_settings()

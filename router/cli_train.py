@@ -13,11 +13,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 import slm
 from router.settings import load_settings
-from slm.recipe import Recipe, load_recipe
-from slm.weights import WeightsError, resolve_model
+from slm.training.recipe import Recipe, load_recipe
+from slm.weights.registry import WeightsError, resolve_model
 
 if TYPE_CHECKING:
-    from slm.train import Step
+    from slm.training.train import Step
 
 TRAIN_EXTRA = "training needs the extra: pip install 'smallcall[train]'"
 
@@ -102,8 +102,8 @@ def _run(
     recipe: Recipe, base: Path, files: list[Path], start: Path | None, run: Path, threads: int | None, errors: Console
 ) -> Path:
     try:
-        from slm.model import use_threads
-        from slm.train import train
+        from slm.engine.model import use_threads
+        from slm.training.train import train
     except ImportError as exc:
         raise ValueError(TRAIN_EXTRA) from exc
     if threads is not None:

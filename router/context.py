@@ -11,7 +11,7 @@ from typing import Any
 
 from policies.messages import texts
 from router.dialects.chat import LargeOnly
-from slm.pattern import TOOL_RESULT_CHARS
+from slm.format.pattern import TOOL_RESULT_CHARS
 
 OF_EARLIER_TURNS = frozenset({"reasoning_unseen", "audio", "tool_result_unmatched", "tool_result_cut"})
 """Reasons that no conversation begins with: they may hang on who answered its earlier turns."""

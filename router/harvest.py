@@ -1,7 +1,7 @@
 """Training rows from the ledger: what the large model answered where the small one was not trusted.
 
 A row is taken where it can be taught: the answer makes calls of offered tools that fit their schemas (by the trainer's
-own reader, `slm.conversations`), and nothing speaks against it (feedback, a tool's refusal, a correction). Answers of
+own reader, `slm.dataset.conversations`), and nothing speaks against it (feedback, a tool's refusal, a correction). Answers of
 the small model that an audit agreed with are taken as replay: escalations alone are the hard cases. Of a conversation
 only the harvested answer is taught; earlier ones are context.
 
@@ -31,8 +31,8 @@ from router.conversation import opening
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.tables import audits, decisions
 from router.seen import Seen
-from slm.conversations import examples_of
-from slm.dataset import BadRow
+from slm.dataset.conversations import examples_of
+from slm.dataset.examples import BadRow
 
 _PAGE = 200
 HOLDOUT_SHARE = 0.1

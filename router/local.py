@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 
 from policies.policy import HIDDEN_SIZE, Draft, DraftCall, FloatArray, HiddenPlace, Outcome, TokenSignals
-from slm import pattern, protocol
+from slm import protocol
+from slm.format import pattern
 
 CONNECT_TIMEOUT_S = 2.0
 

@@ -2,7 +2,7 @@
 
 The prompt is rendered here, by the same pattern as the worker's, and sent as text. Its control tokens must be the
 served model's own; what a client spells like one of any usual model's is broken up. Guided decoding is the server's
-option: `vllm` (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.gbnf`; `none` leaves the model
+option: `vllm` (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.format.gbnf`; `none` leaves the model
 free.
 
 A server that tells no log-probabilities is an error: nothing could be judged by. What else such a server does not tell
@@ -28,8 +28,9 @@ import structlog
 
 from router.local import CONNECT_TIMEOUT_S, SmallModelError
 from router.remote_stream import told
-from slm import gbnf, pattern, protocol
-from slm.pattern import PatternError
+from slm import protocol
+from slm.format import gbnf, pattern
+from slm.format.pattern import PatternError
 
 Guided = Literal["vllm", "llamacpp", "none"]
 

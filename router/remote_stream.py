@@ -21,8 +21,9 @@ import orjson
 
 from router.local import SmallModelError
 from router.token_texts import TokenTexts
-from slm import pattern, protocol
-from slm.pattern import PatternError, Span, SpanTracker
+from slm import protocol
+from slm.format import pattern
+from slm.format.pattern import PatternError, Span, SpanTracker
 
 _NAN = math.nan
 _STOPPED = frozenset({"stop", "stop_sequence", "eos_token"})

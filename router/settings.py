@@ -28,7 +28,7 @@ from pydantic import (
 import policies
 import slm
 from policies.baselines import make_policy
-from slm.weights import DEFAULT_MODEL
+from slm.weights.registry import DEFAULT_MODEL
 
 PREFIX = "SMALLCALL_"
 TEST_PREFIX = "SMALLCALL_TEST_"

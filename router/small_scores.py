@@ -23,11 +23,11 @@ from evaluation.small_scores import SetScores, first_calls, set_scores
 from evaluation.trace_table import Trace, read_trace
 from evaluation.traces import Keep, Progress, collect_by
 from router.settings import Shortlist, Small
-from slm.folders import ModelFolder, read_adapter
-from slm.pattern import PATTERN_VERSION
+from slm.format.pattern import PATTERN_VERSION
+from slm.weights.folders import ModelFolder, read_adapter
 
 if TYPE_CHECKING:
-    from slm.engine import Engine
+    from slm.engine.engine import Engine
 
 ARMS: Mapping[str, Mapping[str, Any]] = {
     "tuned": {},
@@ -97,8 +97,8 @@ class Arm:
         )
 
     def engine(self) -> Engine:
-        """Loaded. Raises `slm.model.LoadError`."""
-        from slm.engine import Engine
+        """Loaded. Raises `slm.engine.model.LoadError`."""
+        from slm.engine.engine import Engine
 
         small = self.small
         return Engine.load(self.model.path, small.adapter_folder, small.dtype, shortlist=small.shortlist.options)
@@ -132,10 +132,10 @@ async def draft_tables(
     model is loaded only if something is to be drafted.
 
     Raises:
-        slm.model.LoadError: model or adapter cannot be loaded.
+        slm.engine.model.LoadError: model or adapter cannot be loaded.
     """
     from router.batch import PINNED, Batch
-    from slm.model import use_threads
+    from slm.engine.model import use_threads
 
     use_threads(threads)
     batch: Batch | None = None

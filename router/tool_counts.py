@@ -13,8 +13,8 @@ from evaluation.traces import INVALID_DRAFT
 from router.small_scores import Arm, Tell, draft_tables
 
 if TYPE_CHECKING:
-    from slm.model import Loaded
-    from slm.shortlist import Ranking
+    from slm.engine.model import Loaded
+    from slm.engine.shortlist import Ranking
 
 SETS = ("bfcl", "heldout_tools", "in_domain")
 SEED = 20
@@ -56,7 +56,7 @@ async def tool_rates(arm: Arm, cases: dict[int, list[Case]], folder: Path, tell:
 
 def recalls(loaded: Loaded, cases: dict[int, list[Case]], tell: Tell) -> list[Recall]:
     """Both rankings over every list of more than one tool."""
-    from slm.shortlist import BM25, Embedding
+    from slm.engine.shortlist import BM25, Embedding
 
     made = []
     rankings: dict[str, Ranking] = {"bm25": BM25(), "embedding": Embedding(loaded)}
@@ -68,7 +68,7 @@ def recalls(loaded: Loaded, cases: dict[int, list[Case]], tell: Tell) -> list[Re
 
 
 def _recall(name: str, ranking: Ranking, count: int, cases: Sequence[Case], tell: Tell) -> Recall:
-    from slm.shortlist import query_of, text_of
+    from slm.engine.shortlist import query_of, text_of
 
     at = dict.fromkeys((k for k in RECALL_AT if k < count), 0)
     for done, case in enumerate(cases):

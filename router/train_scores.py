@@ -12,8 +12,8 @@ from evaluation.cases import Case
 from evaluation.intervals import wilson
 from evaluation.jsonl import RowError, read_rows
 from router.settings import Small
-from slm.recipe import Recipe
-from slm.splits import held_out
+from slm.dataset.splits import held_out
+from slm.training.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ def score_run(
         How many passed.
     """
     from router.batch import drafted_rows
-    from slm.engine import Engine
+    from slm.engine.engine import Engine
 
     engine = Engine.load(base, trained) if recipe.lora is not None else Engine.load(trained)
     passed = sum(row.passed is True for row in drafted_rows(engine, small, cases, tell))

@@ -1,0 +1,1 @@
+"""The small model: text in, events out, and the only place of torch."""

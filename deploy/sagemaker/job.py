@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from slm.recipe import Recipe, RecipeError, load_recipe
+from slm.training.recipe import Recipe, RecipeError, load_recipe
 
 CHECKPOINTS = "/opt/ml/checkpoints"
 """Where the run folder stands: SageMaker copies it to `checkpoint_s3` as it grows, and back when a spot job goes on."""

@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from router.dialects.errors import ClientError, wrong
-from slm.gbnf import MAX_GRAMMAR_CHARS
+from slm.format.gbnf import MAX_GRAMMAR_CHARS
 from slm.protocol import CompleteCommand
 
 MAX_TOKENS = 4096

@@ -17,10 +17,9 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from router.settings import load_settings
-from slm.recipe import Recipe
-from slm.tracking import TrackerError
-from slm.train import train
-from slm.weights import resolve_model
+from slm.training.recipe import Recipe, TrackerError
+from slm.training.train import train
+from slm.weights.registry import resolve_model
 
 STEPS = 4
 _WANDB_LOSS = re.compile(rb"\x12\ntrain/loss\x82\x01.([0-9.e-]+)", re.DOTALL)

@@ -24,7 +24,7 @@ from router.demo import GPT_4O
 from router.gateway_process import gateway_process
 from router.ledger import Ledger
 from router.settings import load_settings
-from slm.weights import resolve_model
+from slm.weights.registry import resolve_model
 
 MODEL = "gpt-4o-2024-08-06-FC"
 CASES = 200

@@ -9,7 +9,7 @@ import pytest
 
 from deploy.sagemaker.entry import command_of, train
 from deploy.sagemaker.job import CHECKPOINTS, main, recipe_text, request_of
-from slm.recipe import Recipe, load_recipe
+from slm.training.recipe import Recipe, load_recipe
 
 FIELDS: dict[str, Any] = {
     "job": "smallcall-1", "image": "1.dkr.ecr.eu-west-1.amazonaws.com/x",

@@ -21,8 +21,8 @@ from bench.gguf_file import write_q8_0
 from bench.run import ADAPTER, base_file, base_folder
 from router.local import DraftBuilder, SmallModel
 from router.remote import RemoteModel, RemoteServer
-from slm.engine import Engine
-from slm.model import load
+from slm.engine.engine import Engine
+from slm.engine.model import load
 from tests.engines.conformance import CHECKS, LLAMACPP, asked, drafted
 
 NATS = 0.1

@@ -40,7 +40,17 @@ def worker_socket(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The socket of a running worker."""
     folder = tmp_path_factory.mktemp("worker")
     socket = folder / "w.sock"
-    line = [sys.executable, "-m", "slm.worker", "--socket", str(socket), "--model", str(llama_folder), "--threads", "1"]
+    line = [
+        sys.executable,
+        "-m",
+        "slm.worker.server",
+        "--socket",
+        str(socket),
+        "--model",
+        str(llama_folder),
+        "--threads",
+        "1",
+    ]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=log)
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm import protocol
-from slm.pattern import SpanTracker, parse_plan
+from slm.format.pattern import SpanTracker, parse_plan
 
 INFO = protocol.Info(
     protocol=1,

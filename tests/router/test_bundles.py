@@ -19,7 +19,7 @@ from policies.bundle_format import Budget, Classes, OneClass, Threshold
 from policies.policy import Tool
 from policies.tools import tool_sha256
 from router.settings import BundlePolicy, Settings, SettingsError
-from slm.folders import read_adapter
+from slm.weights.folders import read_adapter
 from tests.policies.test_bundle import MADE_FOR, SCORE, SHOWN, manifest
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.fake_worker import INFO

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from router.cli_models import models_app
 from router.settings import load_settings
-from slm.weights import DEFAULT_MODEL, KNOWN_MODELS
+from slm.weights.registry import DEFAULT_MODEL, KNOWN_MODELS
 
 FILE = KNOWN_MODELS[DEFAULT_MODEL].file
 runner = CliRunner()

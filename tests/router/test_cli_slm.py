@@ -17,8 +17,8 @@ from router.cli import app
 from router.gateway_process import gateway_process
 from router.settings import Settings, load_settings
 from router.small_scores import arm_of
-from slm.engine import Engine
-from slm.weights import resolve_model
+from slm.engine.engine import Engine
+from slm.weights.registry import resolve_model
 from tests.evaluation.drafts import of_recording
 
 SAME = (

@@ -14,7 +14,7 @@ from router.cli_train import shipped_data, train
 from router.gateway_process import gateway_process
 from router.settings import Settings
 from router.train_scores import validation_cases
-from slm.splits import held_out
+from slm.dataset.splits import held_out
 from tests.slm.conftest import TIME, WEATHER
 
 app = typer.Typer()

@@ -13,7 +13,7 @@ import pytest
 from router.completions.app import Terms, create_engine_app
 from router.local import SmallModelError
 from slm import protocol
-from slm.gbnf import MAX_GRAMMAR_CHARS
+from slm.format.gbnf import MAX_GRAMMAR_CHARS
 from tests.router.conftest import served
 from tests.router.fake_worker import INFO
 

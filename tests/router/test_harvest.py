@@ -15,8 +15,8 @@ from router.harvest import folder_of, opening_digest, share_of
 from router.ledger import DecisionRow, Ledger
 from router.ledger.audits import record_audit
 from router.ledger.outcomes import record
-from slm.rows import read_rows
-from slm.splits import held_out
+from slm.dataset.rows import read_rows
+from slm.dataset.splits import held_out
 from tests.router.test_audits import _audit
 from tests.router.test_costs import large, small, write
 from tests.router.test_gateway import TOOL

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from router.local import WorkerClient
-from slm.engine import Engine
-from slm.scheduler import Scheduler
-from slm.worker import Server
+from slm.engine.engine import Engine
+from slm.worker.scheduler import Scheduler
+from slm.worker.server import Server
 from tests.router.conftest import Make, served
 from tests.router.fake_worker import INFO
 from tests.router.test_gateway import Scripted, ask, post, rows_of
-from tests.slm.test_scheduler import Tripping
+from tests.slm.worker.test_scheduler import Tripping
 
 MAX_WAIT_S = 0.2
 

@@ -16,8 +16,9 @@ from router.app import create_app
 from router.local import DraftBuilder, SmallModelError
 from router.remote import RemoteModel, RemoteServer, prompt_text
 from router.settings import Settings, SettingsError, load_settings
-from slm import pattern, protocol
-from slm.gbnf import MAX_GRAMMAR_CHARS
+from slm import protocol
+from slm.format import pattern
+from slm.format.gbnf import MAX_GRAMMAR_CHARS
 from tests.router.completion_server import HOLE, CompletionServer
 from tests.router.conftest import served
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from router.stickiness import MAX_REMEMBERED, LocalMemories, Memory
-from slm.pattern import TOOL_RESULT_CHARS
+from slm.format.pattern import TOOL_RESULT_CHARS
 from tests.router.access.conftest import RedisServer, redis_server
 from tests.router.access.test_keys import ACCESS, make_key
 from tests.router.conftest import Make, ScriptedSmall, served

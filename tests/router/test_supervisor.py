@@ -97,7 +97,7 @@ def test_the_command_line_carries_every_setting(tmp_path: Path) -> None:
     line = WorkerCommand(
         tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 20, 5), 2.5, "cuda"
     ).arguments()
-    assert line[1:4] == ["-P", "-m", "slm.worker"]
+    assert line[1:4] == ["-P", "-m", "slm.worker.server"]
     for option in (
         ["--max-queue", "9"],
         ["--max-wait", "2.5"],

@@ -8,7 +8,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
-from slm.engine import Engine
+from slm.engine.engine import Engine
 from slm.protocol import DraftCommand
 
 TEXT = [

@@ -1,0 +1,1 @@
+"""Training rows: read, split, augmented and constructed."""

