@@ -33,9 +33,9 @@ from bench.gguf_file import write_q8_0
 from bench.process import cpu_s, peak_bytes, resident_bytes
 from bench.requests import Request, requests
 from bench.run import Clock, base_file, base_folder, options, stamp, write
-from policies.policy import Draft, DraftCall, Outcome, Tool
-from policies.policy import Request as JudgedRequest
-from policies.validity import check
+from policies.types import Draft, DraftCall, Outcome, Tool
+from policies.types import Request as JudgedRequest
+from policies.validation import check
 from slm.engine.model import load
 from slm.format.pattern import Parsed, PatternError, parse_draft
 from slm.protocol import DraftCommand

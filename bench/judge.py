@@ -21,13 +21,13 @@ from threadpoolctl import threadpool_limits
 from evaluation.case_sets import case_set, sample
 from evaluation.cases import CallsGold, Case
 from evaluation.trace_table import request_of
-from policies.classifier import Classifier
-from policies.estimator import load_estimator, save_estimator
-from policies.feature_list import COLUMN, FEATURES, LEARNED
-from policies.feature_table import FeatureTable
-from policies.fitting import fit_and_check
-from policies.policy import HIDDEN_SIZE, Draft, DraftCall, HiddenPlace, Outcome, Request, Span, TokenSignals
-from policies.validity import check
+from policies.classifier.classifier import Classifier
+from policies.classifier.dataset import FeatureTable
+from policies.classifier.estimator import load_estimator, save_estimator
+from policies.classifier.fit import fit_and_check
+from policies.features.catalog import COLUMN, FEATURES, LEARNED
+from policies.types import HIDDEN_SIZE, Draft, DraftCall, HiddenPlace, Outcome, Request, Span, TokenSignals
+from policies.validation import check
 
 LIMIT_MS = 2.0
 TOKENS = 60

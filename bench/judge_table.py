@@ -23,7 +23,7 @@ from evaluation.replay import Arms, join, servable_drafts
 from evaluation.report_text import percent
 from evaluation.study import Estimate
 from evaluation.trace_table import Trace
-from policies.policy import BoolArray
+from policies.types import BoolArray
 
 DRAWS = 1000
 

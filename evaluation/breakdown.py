@@ -18,7 +18,7 @@ from evaluation.plans import Plan, Score
 from evaluation.replay import Arms
 from evaluation.study import Estimate
 from evaluation.trace_table import calls_of
-from policies.policy import BoolArray, Outcome
+from policies.types import BoolArray, Outcome
 
 MAX_TEXT_CHARS = 1200
 MAX_TOOLS = 30

@@ -14,7 +14,7 @@ from evaluation.serving import Serving
 from evaluation.staged_tuning import NONE, StagedTuning
 from evaluation.tuning import Tuning
 from evaluation.tuning_rows import Operating, Rows, calibration_of, prices_of
-from policies.bundle_format import (
+from policies.bundle.manifest import (
     Budget,
     Classes,
     Expected,
@@ -31,8 +31,8 @@ from policies.bundle_format import (
     Stages,
     Threshold,
 )
-from policies.certificate import Certificate
-from policies.tools import tool_sha256
+from policies.rules.certificate import Certificate
+from policies.texts import tool_sha256
 
 
 @dataclass(frozen=True, slots=True)

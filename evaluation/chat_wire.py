@@ -18,7 +18,7 @@ class TextCall(msgspec.Struct, frozen=True):
 
 
 class Signals(msgspec.Struct, frozen=True):
-    """Token signals as the gateway tells them; see `policies.policy.TokenSignals`."""
+    """Token signals as the gateway tells them; see `policies.types.TokenSignals`."""
 
     logprob: list[float]
     margin: list[float]
@@ -28,7 +28,7 @@ class Signals(msgspec.Struct, frozen=True):
     span: list[int]
     layer_agreement: list[float | None] | None = None
     hidden: list[list[float] | None] | None = None
-    """One row a `policies.policy.HiddenPlace`, None where the draft has no such place."""
+    """One row a `policies.types.HiddenPlace`, None where the draft has no such place."""
 
 
 class SmallDraft(msgspec.Struct, frozen=True):

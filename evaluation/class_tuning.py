@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from evaluation.tuning_rows import Operating, Rows
-from policies.certificate import Certificate, certify_classes
-from policies.tool_classes import ToolClass, check_classes, class_of, strictest_first
+from policies.rules.certificate import Certificate, certify_classes
+from policies.rules.tool_classes import ToolClass, check_classes, class_of, strictest_first
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ import numpy as np
 from evaluation.feature_table import feature_table
 from evaluation.judges import CannotJudge, Judge, Part, Scorer
 from evaluation.plans import Score
-from policies.classifier import Classifier
-from policies.feature_table import FeatureTable, FitError
-from policies.fitting import fit
-from policies.learned import with_context
+from policies.classifier.classifier import Classifier
+from policies.classifier.context import with_context
+from policies.classifier.dataset import FeatureTable, FitError
+from policies.classifier.fit import fit
 
 SEED = 0
 

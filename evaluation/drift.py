@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.stats import binom, false_discovery_control, ks_2samp
 
 from evaluation.metrics import Floats, MetricError
-from policies.tools import json_sha256
+from policies.texts import json_sha256
 
 MIN_PART = 5
 """Values on each side of a change."""
@@ -26,7 +26,7 @@ MIN_PART = 5
 
 
 def tool_sha256(tool: Mapping[str, Any]) -> str:
-    """SHA-256 of a tool's canonical JSON (`policies.tools.json_sha256`).
+    """SHA-256 of a tool's canonical JSON (`policies.texts.json_sha256`).
 
     Order within lists stays: `enum` and `required` are read by the model as they come.
 

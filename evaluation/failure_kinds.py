@@ -19,7 +19,7 @@ from evaluation.trace_table import TraceRow, answer_of, calls_of, request_of
 from evaluation.traces import INVALID_DRAFT
 from evaluation.value_faults import ValueFault, is_said, repeats, same_apart_from_type, value_fault
 from evaluation.values import has_type, is_acceptable, may_be_absent
-from policies.grounding import Conversation, Text, normalised
+from policies.features.grounding import Conversation, Text, normalised
 
 
 class Kind(StrEnum):

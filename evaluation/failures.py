@@ -20,7 +20,7 @@ from evaluation.case_sets import group_of
 from evaluation.cases import AnyCallGold, CallsGold, Case, GoldCall, ToolNamesGold
 from evaluation.failure_kinds import Failure, Kind, failure_of
 from evaluation.trace_table import TraceRow, calls_of
-from policies.grounding import message_text
+from policies.features.grounding import message_text
 
 _REQUEST_CHARS, _ANSWER_CHARS = 400, 500
 

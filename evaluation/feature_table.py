@@ -14,12 +14,12 @@ import numpy as np
 from evaluation.cases import Case
 from evaluation.splits import components
 from evaluation.trace_table import Trace, TraceError, TraceRow, draft_of, request_of
-from policies.cascade import before_draft
-from policies.feature_list import COLUMN, FEATURES
-from policies.feature_table import FeatureTable
-from policies.features import features
-from policies.policy import HIDDEN_SIZE, Action, BoolArray, Draft, HiddenPlace, Outcome, Request, TokenSignals
-from policies.request_features import tool_hashes
+from policies.classifier.dataset import FeatureTable
+from policies.features.catalog import COLUMN, FEATURES
+from policies.features.requests import tool_hashes
+from policies.features.vector import features
+from policies.rules.single import before_draft
+from policies.types import HIDDEN_SIZE, Action, BoolArray, Draft, HiddenPlace, Outcome, Request, TokenSignals
 
 SINGLE, PARALLEL, NO_CALL, ASK, UNPARSABLE = "single call", "parallel calls", "no call", "ask back", "unparsable"
 KINDS = (SINGLE, PARALLEL, NO_CALL, ASK, UNPARSABLE)

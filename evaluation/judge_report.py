@@ -15,11 +15,11 @@ from threadpoolctl import threadpool_limits
 from evaluation.feature_table import KINDS, Labelled
 from evaluation.intervals import cluster_weights, percentile_interval, wilson
 from evaluation.metrics import Floats, aurc, auroc, brier, ece
-from policies.confidence import SCORES
-from policies.feature_list import FEATURE_LIST, FEATURES_VERSION
-from policies.fitting import Fitted, OutOfFold
-from policies.models import Trees
-from policies.policy import BoolArray
+from policies.classifier.fit import Fitted, OutOfFold
+from policies.classifier.models import Trees
+from policies.features.catalog import FEATURE_LIST, FEATURES_VERSION
+from policies.rules.scores import SCORES
+from policies.types import BoolArray
 
 BINS = 15
 DRAWS = 500

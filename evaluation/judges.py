@@ -15,8 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from evaluation.metrics import Floats
 from evaluation.plans import Score
 from evaluation.replay import Arms, Ints, servable_scores
-from policies.confidence import SCORES
-from policies.policy import BoolArray, Outcome
+from policies.rules.scores import SCORES
+from policies.types import BoolArray, Outcome
 
 LEAST_ROWS = 20
 """Below so many rows nothing is fitted."""
@@ -70,7 +70,7 @@ def schema_valid() -> Judge:
 
 
 def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool = False, key: str = "") -> Judge:
-    """A score of `policies.confidence`, its probability a logistic curve fitted on the part (Platt 1999).
+    """A score of `policies.rules.scores`, its probability a logistic curve fitted on the part (Platt 1999).
 
     With `serve_silent` drafts without a call are served too.
     """

@@ -22,7 +22,7 @@ from evaluation.metrics import Floats
 from evaluation.observed import NO_TOOL, Chosen, Labels, Observed
 from evaluation.plans import Score
 from evaluation.trace_table import Trace, TraceInfo, TraceRow, calls_text
-from policies.cascade import OnOther
+from policies.rules.single import OnOther
 
 NOT_KEPT = "(not kept)"
 SCORE = "as_decided"

@@ -14,7 +14,7 @@ import numpy as np
 from evaluation.metrics import Floats
 from evaluation.replay import Arms, Decisions, ReplayError, cost_of_draft, replay
 from evaluation.trace_table import Trace
-from policies.baselines import SchemaValidOnly
+from policies.rules.baselines import SchemaValidOnly
 
 SHARES = (0.25, 0.5, 0.75)
 """Shares escalated at which a score's operating points stand in the table."""

@@ -17,8 +17,8 @@ from evaluation.judges import Part
 from evaluation.metrics import Curve, Floats
 from evaluation.plans import Score
 from evaluation.study import Estimate, finite, sweep_of
-from policies.certificate import certify_harm, one_of_each
-from policies.policy import BoolArray
+from policies.rules.certificate import certify_harm, one_of_each
+from policies.types import BoolArray
 
 Ints = npt.NDArray[np.int64]
 

@@ -17,7 +17,7 @@ from sklearn.preprocessing import Normalizer
 from evaluation.cases import Case
 from evaluation.judges import CannotJudge, Judge, Part, Scorer, two_classes
 from evaluation.plans import Score
-from policies.policy import BoolArray
+from policies.types import BoolArray
 
 MAX_CHARS = 20_000
 """Of a request's text that a router reads."""

@@ -17,9 +17,9 @@ from evaluation.cases import Case
 from evaluation.metrics import Floats
 from evaluation.splits import components
 from evaluation.trace_table import Trace, TraceRow, draft_of, request_of
-from policies.cascade import OnOther, before_draft, judge_validity
-from policies.confidence import ScoreFunction
-from policies.policy import Action, BoolArray, Draft, Outcome, Policy, Request, Stage, Verdict
+from policies.rules.scores import ScoreFunction
+from policies.rules.single import OnOther, before_draft, judge_validity
+from policies.types import Action, BoolArray, Draft, Outcome, Policy, Request, Stage, Verdict
 
 Ints = npt.NDArray[np.int64]
 

@@ -33,9 +33,9 @@ from evaluation.quality_diagrams import Reliability, RiskCoverage, reliability, 
 from evaluation.replay import Arms, join, replay, servable_drafts
 from evaluation.study import CurveFigures, Point, study
 from evaluation.trace_table import Trace
-from policies.cascade import OnOther
-from policies.confidence import SCORES
-from policies.policy import Policy
+from policies.rules.scores import SCORES
+from policies.rules.single import OnOther
+from policies.types import Policy
 
 REPORT_VERSION = 2
 FEW_CLUSTERS = 30
@@ -51,7 +51,7 @@ class Options:
     on_no_call: OnOther = "escalate"
     on_ask: OnOther = "escalate"
     scores: Sequence[str] = ("weakest_token", "mean_logprob")
-    """Names of `policies.confidence.SCORES`; the first one leads."""
+    """Names of `policies.rules.scores.SCORES`; the first one leads."""
     judges: Sequence[Judge] = ()
     """More judges, such as a fitted classifier; they lead. Each is fitted on folds and told on the others."""
     routers: bool = True

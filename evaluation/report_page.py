@@ -22,7 +22,7 @@ from evaluation.report_content import ArmFacts, Report
 from evaluation.report_diagrams import reliability_diagram, risk_diagram
 from evaluation.report_text import number, percent
 from evaluation.study import CurveFigures, Point
-from policies.confidence import SCORES
+from policies.rules.scores import SCORES
 
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _COLOURS = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import aiohttp
 import msgspec
 
-from policies.bundle_format import MadeFor
+from policies.bundle.manifest import MadeFor
 
 MAX_BYTES = 4 * 1024 * 1024
 TIMEOUT_S = 10.0

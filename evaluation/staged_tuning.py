@@ -26,9 +26,9 @@ from evaluation.replay import ReplayError
 from evaluation.splits import split
 from evaluation.study import Estimate
 from evaluation.tuning_rows import Operating, Rows
-from policies.certificate import Certificate, certify_along
-from policies.judge import Judge
-from policies.policy import BoolArray
+from policies.rules.certificate import Certificate, certify_along
+from policies.rules.judge import Judge
+from policies.types import BoolArray
 
 SHARES = {"learn": 0.3, "certify": 0.35, "tell": 0.35}
 SALT = "staged tuning"

@@ -23,7 +23,7 @@ from evaluation.answers import Answer, Call
 from evaluation.cases import Case
 from evaluation.chat_wire import TextCall
 from evaluation.serving import Serving
-from policies.policy import (
+from policies.types import (
     HIDDEN_SIZE,
     Draft,
     DraftCall,
@@ -161,7 +161,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     span: list[int] | None = None
     layer_agreement: list[float | None] | None = None
     hidden: list[list[float] | None] | None = None
-    """Rows of `policies.policy.HiddenPlace`; None for a place that the draft does not have."""
+    """Rows of `policies.types.HiddenPlace`; None for a place that the draft does not have."""
 
     @property
     def small_busy_s(self) -> float | None:

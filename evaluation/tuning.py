@@ -18,9 +18,9 @@ from evaluation.cases import Case
 from evaluation.splits import split
 from evaluation.trace_table import Trace, TraceInfo, TraceRow
 from evaluation.tuning_rows import Operating, Rows, Scoring
-from policies.cascade import OnOther
-from policies.certificate import Certificate, certify_harm, upper_bound
-from policies.judge import NamedScore
+from policies.rules.certificate import Certificate, certify_harm, upper_bound
+from policies.rules.judge import NamedScore
+from policies.rules.single import OnOther
 
 Goal = Literal["max_harm", "min_pass_rate", "max_cost", "quality_of_large"]
 SHARES = {"choose": 0.5, "tell": 0.5}

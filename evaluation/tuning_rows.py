@@ -16,13 +16,13 @@ from evaluation.metrics import Floats
 from evaluation.replay import Arms, ReplayError, join, servable_drafts
 from evaluation.study import Estimate
 from evaluation.trace_table import Trace
-from policies.bundle_format import Prices
-from policies.cascade import OnOther
-from policies.certificate import one_of_each
-from policies.judge import Judge
-from policies.judged import NOT_DRAFTED
-from policies.policy import BoolArray
-from policies.pricing import LargePrices, kind_of
+from policies.bundle.manifest import Prices
+from policies.rules.certificate import one_of_each
+from policies.rules.judge import Judge
+from policies.rules.price_aware import LargePrices, kind_of
+from policies.rules.single import OnOther
+from policies.rules.thresholds import NOT_DRAFTED
+from policies.types import BoolArray
 
 Ints = npt.NDArray[np.int64]
 MAX_KNOTS = 64

@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import Any
 
 from evaluation.values import normal_string
-from policies.grounding import Conversation, Text, ground, leaves, normalised
+from policies.features.grounding import Conversation, Text, ground, leaves, normalised
 
 _REPEATED = re.compile(r"(\S.{3,79}?)\1{2,}", re.DOTALL)
 _LOOKED_AT = 2_000

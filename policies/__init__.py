@@ -1,0 +1,1 @@
+"""The judge: whether a small model's draft may be served."""

@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from evaluation.agreement import agreement
 from evaluation.answers import Answer, Call
 from evaluation.offpolicy import AuditPlan, plan_audits
-from policies.policy import Action, Draft, Outcome, Stage
+from policies.types import Action, Draft, Outcome, Stage
 from router.decision import Decision
 from router.ledger.audits import Audit, record_audit, spent_nusd
 from router.ledger.outcomes import now

@@ -25,8 +25,8 @@ from evaluation.chat_client import Endpoint, Reply, reply_of
 from evaluation.chat_wire import Completion
 from evaluation.trace_table import TraceRow
 from evaluation.traces import Keep, row_of
-from policies.baselines import SmallOnly
-from policies.policy import Policy
+from policies.rules.baselines import SmallOnly
+from policies.types import Policy
 from router.decision import Decision
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from policies.policy import Stage
+from policies.types import Stage
 
 if TYPE_CHECKING:
     from evaluation.judge_report import FitReport
@@ -34,8 +34,8 @@ def fit(
     from evaluation.judge_report import fit_report
     from evaluation.judge_report_text import write_report
     from evaluation.trace_table import TraceError, read_trace
-    from policies.estimator import save_estimator
-    from policies.fitting import FitError, fit_and_check
+    from policies.classifier.estimator import save_estimator
+    from policies.classifier.fit import FitError, fit_and_check
     from router.checkout import commit
 
     try:

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from evaluation.trace_table import Trace
     from evaluation.tuning import Goal, Tuning
     from evaluation.tuning_rows import Rows
-    from policies.bundle_format import Manifest
-    from policies.judge import Judge
+    from policies.bundle.manifest import Manifest
+    from policies.rules.judge import Judge
 
 console = Console()
 
@@ -55,7 +55,7 @@ def tune(
     max_cost: Annotated[float | None, typer.Option(help="over always-large, as observed", min=0)] = None,
     confidence: Annotated[float, typer.Option(help="of the certificate", min=0.5, max=0.9999)] = 0.9,
     judge: Annotated[Path | None, typer.Option(help="folder of a classifier, as `smallcall fit` writes it")] = None,
-    score: Annotated[str, typer.Option(help="without a judge: a score of policies.confidence")] = "weakest_token",
+    score: Annotated[str, typer.Option(help="without a judge: a score of policies.rules.scores")] = "weakest_token",
     tool_class: Annotated[
         list[str] | None, typer.Option(help="PATTERN=RATE, such as 'delete_*=0.01'; the rest has --max-harm")
     ] = None,
@@ -83,7 +83,7 @@ def tune(
     from evaluation.bundle_making import Money, Origin
     from evaluation.replay import ReplayError
     from evaluation.trace_table import TraceError, read_trace
-    from policies.bundle import BundleError
+    from policies.bundle.bundle import BundleError
 
     goals: dict[Goal, float | None] = {
         "max_harm": max_harm,
@@ -193,7 +193,7 @@ def _goal(goals: Mapping[Goal, float | None]) -> tuple[Goal, float]:
 
 def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:
     from evaluation.bundle_making import threshold_manifest
-    from policies.bundle_format import ScoreJudge
+    from policies.bundle.manifest import ScoreJudge
     from router.cli_tune_tables import choices_table
 
     tuning = work.tuned(goal, target)
@@ -216,7 +216,7 @@ def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Mo
 def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) -> Manifest:
     from evaluation.bundle_making import class_manifest
     from evaluation.class_tuning import tune_classes
-    from policies.tool_classes import REST
+    from policies.rules.tool_classes import REST
     from router.cli_tune_tables import classes_table
 
     alphas = {REST: rest}
@@ -260,8 +260,8 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
 
 
 def _write(out: Path, manifest: Manifest, given: Collection[Judging]) -> None:
-    from policies.bundle import load, save
-    from policies.bundle_format import ClassifierJudge
+    from policies.bundle.bundle import load, save
+    from policies.bundle.manifest import ClassifierJudge
 
     wanted = {spec.folder for spec in manifest.judges() if isinstance(spec, ClassifierJudge)}
     folders = {

@@ -30,7 +30,7 @@ def tune_ledger(
     """
     from evaluation.tuning import tune
     from evaluation.tuning_rows import AsDecided
-    from policies.confidence import SCORES
+    from policies.rules.scores import SCORES
     from router.cli_tune_tables import choices_table
 
     found = observed_traces(url, *days, labels=KnownBy.SAMPLE, command="smallcall tune --ledger …")

@@ -10,7 +10,7 @@ from evaluation.report_text import percent
 from evaluation.staged_tuning import Combination, StagedTuning
 from evaluation.tuning import Tuning
 from evaluation.tuning_rows import Operating
-from policies.certificate import Certificate
+from policies.rules.certificate import Certificate
 
 _FIGURES = ("answered small", "passes", "large passes", "cost", "latency (large's)", "harm", "certificate")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policies.messages import texts
+from policies.texts import texts
 from router.dialects.chat import LargeOnly
 from slm.format.pattern import TOOL_RESULT_CHARS
 

@@ -13,8 +13,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import orjson
 
-from policies.judge import Contribution
-from policies.policy import Action, Draft, FloatArray, Policy, Stage, TokenSignals, Verdict
+from policies.rules.judge import Contribution
+from policies.types import Action, Draft, FloatArray, Policy, Stage, TokenSignals, Verdict
 from router.access.door import Grant
 from router.access.limits import Need
 from router.costing import UnitPrices

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import structlog
 
-from policies.policy import Action, Policy, Verdict
+from policies.types import Action, Policy, Verdict
 from router.decision import Decision
 from router.dialects.chat import ChatRequest
 from router.local import DraftBuilder, SmallModel, SmallModelError

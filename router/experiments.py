@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from policies.baselines import make_policy
-from policies.policy import Policy
+from policies.rules.baselines import make_policy
+from policies.types import Policy
 from router.context import OF_EARLIER_TURNS
 from router.conversation import asker_of, conversation_of
 from router.dialects.chat import ChatRequest

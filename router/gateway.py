@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import structlog
 
-from policies.baselines import SmallOnly
-from policies.policy import Action, Outcome, Policy, Stage, Verdict
-from policies.validity import check
+from policies.rules.baselines import SmallOnly
+from policies.types import Action, Outcome, Policy, Stage, Verdict
+from policies.validation import check
 from router.costing import UnitPrices, unit_prices
 from router.decision import Decision
 from router.dialects.chat import ChatRequest, Dialect, Writer

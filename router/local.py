@@ -15,7 +15,7 @@ from typing import Protocol
 
 import numpy as np
 
-from policies.policy import HIDDEN_SIZE, Draft, DraftCall, FloatArray, HiddenPlace, Outcome, TokenSignals
+from policies.types import HIDDEN_SIZE, Draft, DraftCall, FloatArray, HiddenPlace, Outcome, TokenSignals
 from slm import protocol
 from slm.format import pattern
 

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import orjson
 
-from policies.messages import texts
+from policies.texts import texts
 from router.tool_results import OK, Fault, Result, read_result
 
 Strength = Literal["strong", "medium", "weak", "none"]

@@ -13,10 +13,10 @@ from typing import Any
 
 import structlog
 
-from policies.baselines import make_policy
-from policies.bundle import BundleError, load
-from policies.policy import Policy
-from policies.pricing import BudgetController
+from policies.bundle.bundle import BundleError, load
+from policies.rules.baselines import make_policy
+from policies.rules.price_aware import BudgetController
+from policies.types import Policy
 from router.served_bundle import Running, ServedBundle
 from router.settings import BundlePolicy, Settings, SettingsError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from policies.policy import Stage, Verdict
+from policies.types import Stage, Verdict
 from router.dialects.chat import ChatRequest, LargeOnly
 from router.dialects.errors import ClientError
 

@@ -8,11 +8,11 @@ from typing import Literal
 
 import structlog
 
-from policies.bundle import Bundle, differences
-from policies.judge import Contribution
-from policies.policy import Action, Draft, Policy, Request, Stage, Verdict
-from policies.pricing import BudgetController
-from policies.tools import tool_sha256
+from policies.bundle.bundle import Bundle, differences
+from policies.rules.judge import Contribution
+from policies.rules.price_aware import BudgetController
+from policies.texts import tool_sha256
+from policies.types import Action, Draft, Policy, Request, Stage, Verdict
 from slm.protocol import Info
 
 _log = structlog.get_logger("judge")

@@ -27,7 +27,7 @@ from pydantic import (
 
 import policies
 import slm
-from policies.baselines import make_policy
+from policies.rules.baselines import make_policy
 from slm.weights.registry import DEFAULT_MODEL
 
 PREFIX = "SMALLCALL_"
@@ -261,7 +261,7 @@ class Conversations(_Section):
 
     sticky: Literal["none", "after_escalation", "break_even"] = "none"
     """`after_escalation`: the turns after one that went large go large, too; `break_even`: those do whose draft would
-    cost more than it saves, the large model's prompt cache counted. `policies.break_even` has the formula."""
+    cost more than it saves, the large model's prompt cache counted. `policies.rules.break_even` has the formula."""
     sticky_turns: int = Field(default=4, ge=1, le=1000)
     """How many, for `after_escalation`."""
     forget_s: float = Field(default=3600.0, gt=0, le=2_592_000)
@@ -411,7 +411,7 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "bundle", "path": "shipped"}
-    """See `policies.baselines.make_policy` and `BundlePolicy`."""
+    """See `policies.rules.baselines.make_policy` and `BundlePolicy`."""
     conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""

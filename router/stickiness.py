@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from policies.break_even import TokenPrices, Turn, draft_gain_usd
+from policies.rules.break_even import TokenPrices, Turn, draft_gain_usd
 from router.access.reckoning import BYTES_PER_TOKEN, LargeRates
 from router.conversation import conversation_of
 from router.costing import PER_MTOK, UnitPrices
@@ -167,7 +167,7 @@ class Stickiness:
         return Sticky(digest, memory, why, self)
 
     def _worth_drafting(self, chat: ChatRequest, memory: Memory, rates: UnitPrices) -> bool:
-        """By `policies.break_even`. The share of drafts that are served is the conversation's own, with one served and
+        """By `policies.rules.break_even`. The share of drafts that are served is the conversation's own, with one served and
         one not served added; a later turn is taken to go large as often as a draft is not served; the next turn is
         expected after the conversation's mean pause."""
         settings, now = self._settings, self._now()

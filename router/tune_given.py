@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from evaluation.cases import Case
     from evaluation.trace_table import Trace
-    from policies.bundle_format import JudgeSpec
-    from policies.judge import Judge
+    from policies.bundle.manifest import JudgeSpec
+    from policies.rules.judge import Judge
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Judging:
 
 def judging(folder: Path | None, score: str, kept_in: str = "classifier") -> Judging:
     """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
-    from policies.bundle_format import ClassifierJudge, ScoreJudge
-    from policies.judge import NamedScore
-    from policies.policy import Stage
+    from policies.bundle.manifest import ClassifierJudge, ScoreJudge
+    from policies.rules.judge import NamedScore
+    from policies.types import Stage
 
     if folder is None:
         return Judging(NamedScore(score), ScoreJudge(score=score))
-    from policies.classifier_judge import load_judge
-    from policies.features import FEATURES_VERSION
+    from policies.classifier.classifier import load_judge
+    from policies.features.vector import FEATURES_VERSION
 
     stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
     spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
@@ -39,8 +39,8 @@ def judging(folder: Path | None, score: str, kept_in: str = "classifier") -> Jud
 
 
 def judging_request(folder: Path | None) -> Judging:
-    from policies.bundle_format import ToolsJudge
-    from policies.judge import FewTools
+    from policies.bundle.manifest import ToolsJudge
+    from policies.rules.judge import FewTools
 
     if folder is not None:
         return judging(folder, "", "classifier_request")

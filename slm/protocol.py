@@ -80,7 +80,7 @@ class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True, kw_
 
 
 class Token(msgspec.Struct, tag="token", tag_field="event", frozen=True, kw_only=True):
-    """One token of the draft, in order. Field meanings and units: `policies.policy.TokenSignals`.
+    """One token of the draft, in order. Field meanings and units: `policies.types.TokenSignals`.
 
     `text` concatenates to the draft; a token that ends inside a UTF-8 character has empty text and the next carries it.
     """
@@ -113,7 +113,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=T
 
     `hidden`: the last layer's normed state, projected to 16 numbers of about unit size, in five rows: where the first
     token is chosen; where the first planned name is; where the first called name is; the mean over the argument values'
-    tokens; where the last token is chosen (`policies.policy.HiddenPlace`). A row has no numbers where the draft has no
+    tokens; where the last token is chosen (`policies.types.HiddenPlace`). A row has no numbers where the draft has no
     such place. Empty where the model's insides cannot be read.
     """
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
-from policies.policy import Request
+from policies.types import Request
 from router.dialects.errors import ClientError
 
 Pin = Literal["small", "large"]

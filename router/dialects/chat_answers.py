@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from policies.policy import DraftCall
+from policies.types import DraftCall
 from router.dialects.chat import ChatRequest
 from router.dialects.errors import ClientError
 

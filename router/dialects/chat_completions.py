@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from policies.policy import Request, Tool
+from policies.types import Request, Tool
 from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.chat_answers import ChunkWriter

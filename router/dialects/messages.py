@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 
-from policies.policy import Request, Tool
+from policies.types import Request, Tool
 from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong

@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from policies.policy import Tool
+from policies.types import Tool
 from router.dialects.chat import Pin
 from router.dialects.errors import wrong
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from policies.policy import Request, Tool
+from policies.types import Request, Tool
 from router.context import unseen
 from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong

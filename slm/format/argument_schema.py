@@ -1,6 +1,6 @@
 """A tool's parameters (a hostile JSON Schema) as a small schema that a grammar can be built from.
 
-The result says how arguments may be *drafted*, not which are valid: that is for `policies.validity`, on the original.
+The result says how arguments may be *drafted*, not which are valid: that is for `policies.validation`, on the original.
 It is narrower where a draft should not be free (keys that are not declared are forbidden where some are) and looser
 where a keyword cannot be drafted by, is unknown, or is beyond a bound. Only what stands in the tables below passes, so
 nothing of the client's reaches the grammar compiler unread. References are followed inside the document only and moved

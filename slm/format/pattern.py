@@ -48,7 +48,7 @@ TOOL_RESULT_CHARS = 2000
 
 
 class Span(IntEnum):
-    """What a character of a draft belongs to; equal in value to `policies.policy.Span`."""
+    """What a character of a draft belongs to; equal in value to `policies.types.Span`."""
 
     SYNTAX = 0
     PLAN = 1
@@ -164,7 +164,7 @@ def parse_draft(text: str) -> Parsed:
     """Read a draft back.
 
     Tolerates surrounding blank lines only. Whether names are offered and arguments fit a schema is for
-    `policies.validity` to say.
+    `policies.validation` to say.
 
     Raises:
         PatternError: the text does not follow the pattern, or its plan disagrees with its actions.

@@ -18,8 +18,8 @@ from evaluation.recorded_index import served_name
 from evaluation.recordings import StudyData
 from evaluation.trace_table import Trace, calls_of, draft_of, request_of
 from evaluation.traces import collect
-from policies.policy import Outcome
-from policies.validity import check
+from policies.types import Outcome
+from policies.validation import check
 from router.demo import GPT_4O
 from router.gateway_process import gateway_process
 from router.ledger import Ledger

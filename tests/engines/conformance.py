@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies.policy import Draft, Outcome, Span, TokenSignals
+from policies.types import Draft, Outcome, Span, TokenSignals
 from router.local import DraftBuilder, SmallModel, SmallModelError
 from slm.protocol import Done, DraftCommand, Event, PlanMade, Started, Token
 

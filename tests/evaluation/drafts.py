@@ -14,7 +14,7 @@ from evaluation.chat_wire import TextCall
 from evaluation.recording_trace import trace_of_recording
 from evaluation.recordings import StudyData
 from evaluation.trace_table import Trace, TraceInfo, TraceRow, calls_text
-from policies.policy import Span
+from policies.types import Span
 
 ARM = "smallcall/small"
 

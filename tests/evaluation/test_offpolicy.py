@@ -18,8 +18,8 @@ from evaluation.offpolicy import (
     plan_audits,
     snips,
 )
-from policies.baselines import RandomMix
-from policies.policy import Action, Draft, DraftCall, Outcome, Request, Tool
+from policies.rules.baselines import RandomMix
+from policies.types import Action, Draft, DraftCall, Outcome, Request, Tool
 
 
 @dataclass(frozen=True)

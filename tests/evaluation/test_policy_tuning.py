@@ -18,10 +18,19 @@ from evaluation.staged_tuning import StagedTuning, tune_stages
 from evaluation.trace_table import Trace, write_trace
 from evaluation.tuning import always_right, tune
 from evaluation.tuning_rows import Rows, calibration_of, prices_of
-from policies.bundle import load, save
-from policies.bundle_format import Budget, Classes, ClassifierJudge, GainRule, ScoreJudge, Stages, Threshold, ToolsJudge
-from policies.judge import FewTools, Judge, NamedScore
-from policies.policy import Draft, Request, Span
+from policies.bundle.bundle import load, save
+from policies.bundle.manifest import (
+    Budget,
+    Classes,
+    ClassifierJudge,
+    GainRule,
+    ScoreJudge,
+    Stages,
+    Threshold,
+    ToolsJudge,
+)
+from policies.rules.judge import FewTools, Judge, NamedScore
+from policies.types import Draft, Request, Span
 from router.cli import app
 from tests.evaluation.test_tuning import CASES, SMALL
 
@@ -157,7 +166,7 @@ def test_prices_are_a_line_through_what_was_paid() -> None:
     assert told.usd_of_answer == pytest.approx(0.001)
     assert told.usd_per_character == pytest.approx(0.0, abs=1e-12)
     assert told.latency_s == pytest.approx(2.0)
-    from policies.pricing import LargePrices
+    from policies.rules.price_aware import LargePrices
 
     characters = np.array([LargePrices(1.0, 0.0, 0.0).usd(request) for request in rows.arms.requests])
     paid = put(rows, arms=put(rows.arms, large_cost=0.002 + 1e-6 * characters))

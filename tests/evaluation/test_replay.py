@@ -21,10 +21,10 @@ from evaluation.replay import (
 )
 from evaluation.study import study, sweep_of
 from evaluation.trace_table import Trace, TraceInfo, TraceRow
-from policies.baselines import LargeOnly, SmallOnly
-from policies.cascade import ValidAndSure
-from policies.confidence import SCORES
-from policies.policy import Action, Draft, Outcome, Policy, Request, Span, Stage, TokenSignals, Verdict
+from policies.rules.baselines import LargeOnly, SmallOnly
+from policies.rules.scores import SCORES
+from policies.rules.single import ValidAndSure
+from policies.types import Action, Draft, Outcome, Policy, Request, Span, Stage, TokenSignals, Verdict
 
 WEATHER = {
     "type": "function",

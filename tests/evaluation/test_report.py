@@ -29,8 +29,8 @@ from evaluation.report_content import Options, Report, report_of
 from evaluation.report_page import page
 from evaluation.trace_table import Trace, read_trace
 from evaluation.traces import collect
-from policies.cascade import ValidAndSure
-from policies.policy import Span
+from policies.rules.single import ValidAndSure
+from policies.types import Span
 
 SMALL, LARGE = "Salesforce_xLAM-1b-fc-r", "gpt-4o-2024-08-06-FC"
 GPT_4O = TokenPrices(2.5, 10.0)

@@ -37,7 +37,7 @@ from evaluation.trace_table import (
     write_trace,
 )
 from evaluation.traces import Progress, collect
-from policies.policy import HIDDEN_SIZE, DraftCall, Outcome, Span
+from policies.types import HIDDEN_SIZE, DraftCall, Outcome, Span
 
 Handler = Callable[[web.Request, dict[str, Any], int], Awaitable[web.StreamResponse]]
 

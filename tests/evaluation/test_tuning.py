@@ -14,7 +14,7 @@ from evaluation.replay import ReplayError
 from evaluation.splits import split
 from evaluation.trace_table import Trace, TraceInfo, TraceRow, write_trace
 from evaluation.tuning import SALT, SHARES, Goal, Tuning, always_right, tune
-from policies.policy import Span
+from policies.types import Span
 from router.cli import app
 
 CASES = [case for case in case_set("bfcl") if case.category == "live_multiple"]

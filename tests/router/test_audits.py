@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from evaluation.agreement import agreement
 from evaluation.answers import Answer, Call
 from evaluation.audit_estimates import audit_estimates
-from policies.policy import Action, Stage, Verdict
+from policies.types import Action, Stage, Verdict
 from router.app import create_app
 from router.audits import Auditor, probability_of
 from router.cli import app as cli

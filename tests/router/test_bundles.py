@@ -14,13 +14,13 @@ import structlog
 from evaluation.chat_client import Endpoint
 from evaluation.trace_table import TraceError, read_trace
 from evaluation.traces import collect
-from policies.bundle import load, save
-from policies.bundle_format import Budget, Classes, OneClass, Threshold
-from policies.policy import Tool
-from policies.tools import tool_sha256
+from policies.bundle.bundle import load, save
+from policies.bundle.manifest import Budget, Classes, OneClass, Threshold
+from policies.texts import tool_sha256
+from policies.types import Tool
 from router.settings import BundlePolicy, Settings, SettingsError
 from slm.weights.folders import read_adapter
-from tests.policies.test_bundle import MADE_FOR, SCORE, SHOWN, manifest
+from tests.policies.bundle.test_bundle import MADE_FOR, SCORE, SHOWN, manifest
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.fake_worker import INFO
 from tests.router.test_gateway import CALL, CITY, ROWS, Scripted, ask, post, rows_of

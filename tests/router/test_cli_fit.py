@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from evaluation.cases import CallsGold
 from evaluation.feature_table import KINDS, label
 from evaluation.trace_table import Trace, TraceError, TraceRow, draft_of, read_trace, request_of, write_trace
-from policies.classifier import Classifier
-from policies.estimator import load_estimator
-from policies.feature_list import COLUMN
-from policies.policy import HIDDEN_SIZE, HiddenPlace
+from policies.classifier.classifier import Classifier
+from policies.classifier.estimator import load_estimator
+from policies.features.catalog import COLUMN
+from policies.types import HIDDEN_SIZE, HiddenPlace
 from router.cli import app
 from tests.evaluation.test_tuning import CASES, SMALL
 

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, inspect
 from sqlalchemy.ext.asyncio import create_async_engine
 from typer.testing import CliRunner
 
-from policies.policy import Request
+from policies.types import Request
 from router.cli import app as cli
 from router.dialects.chat import ChatRequest, LargeOnly
 from router.experiment_state import Watch, experiment_state

@@ -17,8 +17,8 @@ import structlog
 from evaluation.demo.rows import load_demo
 from evaluation.faults import Cut, Garbage, Status, always, in_turn
 from evaluation.recorded import RecordedServer
-from policies.cascade import ValidAndSure
-from policies.policy import Verdict
+from policies.rules.single import ValidAndSure
+from policies.types import Verdict
 from router.drafting import OFFLOAD_BYTES
 from router.ledger import Ledger, LedgerUnavailableError
 from tests.router.conftest import Make, ScriptedSmall, away, served

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from policies.policy import HIDDEN_SIZE, Outcome, Span
+from policies.types import HIDDEN_SIZE, Outcome, Span
 from router.local import DraftBuilder, SmallModelError, WorkerClient
 from slm import protocol
 from tests.router.fake_worker import INFO, FakeWorker, Step, draft_events

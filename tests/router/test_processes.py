@@ -15,8 +15,8 @@ import pytest
 
 from evaluation.demo.rows import load_demo
 from evaluation.recorded import RecordedServer
-from policies.bundle import save
-from policies.bundle_format import Gate, Manifest, ScoreJudge, Stages
+from policies.bundle.bundle import save
+from policies.bundle.manifest import Gate, Manifest, ScoreJudge, Stages
 from router.app import create_app
 from router.gateway_process import free_port
 from router.ledger import Ledger

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from policies.policy import Outcome
+from policies.types import Outcome
 from router.app import create_app
 from router.local import DraftBuilder, SmallModelError
 from router.remote import RemoteModel, RemoteServer, prompt_text

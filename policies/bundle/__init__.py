@@ -1,0 +1,1 @@
+"""A judge, its policy and its certificates as one checked, immutable folder."""

@@ -1,0 +1,1 @@
+"""What turns a score into a verdict: thresholds, stages, prices and certificates."""
