@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import CallsGold, Case
-from evaluation.trace_table import request_of
+from evaluation.cases.case import CallsGold, Case
+from evaluation.cases.sets import case_set, sample
+from evaluation.traces.table import request_of
 from policies.classifier.classifier import Classifier
 from policies.classifier.dataset import FeatureTable
 from policies.classifier.estimator import load_estimator, save_estimator

@@ -14,15 +14,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from evaluation.cases import Case
+from evaluation.cases.case import Case
 from evaluation.intervals import cluster_weights, percentile_interval, weighted_means
-from evaluation.judges import Part
 from evaluation.metrics import Floats
-from evaluation.plans import Score
-from evaluation.replay import Arms, join, servable_drafts
-from evaluation.report_text import percent
-from evaluation.study import Estimate
-from evaluation.trace_table import Trace
+from evaluation.replay.figures import Estimate
+from evaluation.replay.plans import Score
+from evaluation.replay.replay import Arms, join, servable_drafts
+from evaluation.replay.scorers import Part
+from evaluation.report.text import percent
+from evaluation.traces.table import Trace
 from policies.types import BoolArray
 
 DRAWS = 1000

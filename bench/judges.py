@@ -19,12 +19,12 @@ from pathlib import Path
 
 from bench.environments import InstallError, python_with
 from bench.judge_table import Drafts, JudgeTable, Rival, compare, drafts_of, render_markdown, write
-from evaluation.classifier_judge import ClassifierJudges
-from evaluation.crossfit import crossfit
-from evaluation.price_list import GPT_4O, trace_of
-from evaluation.recording_trace import trace_of_recording
-from evaluation.recordings import StudyData
-from evaluation.trace_table import Trace, read_trace
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.models import GPT_4O, trace_of
+from evaluation.recorded.trace import trace_of_recording
+from evaluation.replay.classifier_scorer import ClassifierJudges
+from evaluation.replay.scorers import crossfit
+from evaluation.traces.table import Trace, read_trace
 from router.checkout import commit
 
 SCRIPTS = Path(__file__).parent / "rivals"

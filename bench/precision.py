@@ -19,10 +19,10 @@ import torch
 
 from bench.requests import request_of
 from bench.run import Clock, base_folder, options, stamp, write
-from evaluation.answers import Answer, Call
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
-from evaluation.scoring import score
+from evaluation.cases.answers import Answer, Call
+from evaluation.cases.case import Case
+from evaluation.cases.scoring import score
+from evaluation.cases.sets import case_set, sample
 from slm.engine.engine import Engine
 from slm.engine.kv_cache import Chunk, KeyValues
 from slm.engine.model import DTypeName, load

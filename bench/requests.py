@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import CallsGold, Case
+from evaluation.cases.case import CallsGold, Case
+from evaluation.cases.sets import case_set, sample
 from slm.protocol import DraftCommand
 
 MAX_TOKENS = 192

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.scorer_check import run
 from bench.scorer_report import render_markdown, write
-from evaluation.recordings import StudyData
+from evaluation.cases.study_data import StudyData
 from router.checkout import commit
 
 COMMAND = "python -m bench.scorer"

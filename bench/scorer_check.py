@@ -14,10 +14,10 @@ from enum import StrEnum
 
 import msgspec
 
-from evaluation.answers import Answer, Call
-from evaluation.cases import CallsGold, Case, GoldCall, canonical_json, data_hash
-from evaluation.recordings import RecordedAnswer, StudyData
-from evaluation.scoring import Reason, Score, score
+from evaluation.cases.answers import Answer, Call
+from evaluation.cases.case import CallsGold, Case, GoldCall, canonical_json, data_hash
+from evaluation.cases.scoring import Reason, Score, score
+from evaluation.cases.study_data import RecordedAnswer, StudyData
 
 
 class Cause(StrEnum):

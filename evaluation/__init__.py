@@ -1,0 +1,1 @@
+"""What answers are worth, computed offline from cases, traces or a ledger."""

@@ -3,12 +3,12 @@
 What it says is compared and thrown away: it reaches no client, and nobody executes it. The answer is never held up. An
 accepted draft is audited with probability e(x) = max(floor, scale·√(p(1 − p))), p the judge's probability that the
 draft is right (its score where there is none); the scale is set anew now and then so that a share `rate` is audited on
-average (`evaluation.offpolicy.plan_audits`). e(x) stands in the decision's row. Where no audit could be made (over
+average (`evaluation.live.offpolicy.plan_audits`). e(x) stands in the decision's row. Where no audit could be made (over
 budget, over the rate limit, no large model), the row has no propensity, and estimates leave it out: that hangs on what
 was before, not on the request.
 
 Where a whole draft went large, the large model's answer is there already: both are compared, at no cost, and kept as an
-audit of propensity 1. So thresholds below the one in force can be judged as well (`evaluation.observed`).
+audit of propensity 1. So thresholds below the one in force can be judged as well (`evaluation.live.decisions`).
 
 Not guaranteed: the day's budget to the last cent. Audits under way when it runs out are finished, `MAX_INFLIGHT` of
 them at most in each gateway; where the price is not known, only the rate limits.
@@ -29,9 +29,9 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.agreement import agreement
-from evaluation.answers import Answer, Call
-from evaluation.offpolicy import AuditPlan, plan_audits
+from evaluation.cases.answers import Answer, Call
+from evaluation.live.audits import agreement
+from evaluation.live.offpolicy import AuditPlan, plan_audits
 from policies.types import Action, Draft, Outcome, Stage
 from router.decision import Decision
 from router.ledger.audits import Audit, record_audit, spent_nusd

@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from evaluation.cases import Case
-from evaluation.chat_client import Endpoint, Reply, reply_of
-from evaluation.chat_wire import Completion
-from evaluation.trace_table import TraceRow
-from evaluation.traces import Keep, row_of
+from evaluation.cases.case import Case
+from evaluation.traces.client import Endpoint, Reply, reply_of
+from evaluation.traces.collect import Keep, row_of
+from evaluation.traces.table import TraceRow
+from evaluation.traces.wire import Completion
 from policies.rules.baselines import SmallOnly
 from policies.types import Policy
 from router.decision import Decision

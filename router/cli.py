@@ -133,9 +133,9 @@ def recorded(
     port: Annotated[int, typer.Option()] = 8081,
 ) -> None:
     """Serve a recorded large model as an OpenAI-compatible endpoint."""
-    from evaluation.recorded import RecordedServer
-    from evaluation.recorded import serve as run
-    from evaluation.recordings import StudyData
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.server import RecordedServer
+    from evaluation.recorded.server import serve as run
 
     data = StudyData.of_checkout()
 

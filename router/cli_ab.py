@@ -16,8 +16,8 @@ from rich.table import Table
 from router.settings import Experiment, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
-    from evaluation.comparison import Difference
-    from evaluation.experiments import Guardrail, State
+    from evaluation.experiments.comparison import Difference
+    from evaluation.experiments.verdict import Guardrail, State
 
 ab_app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -161,8 +161,8 @@ def plan(
     power: Annotated[float, typer.Option(help="chance of telling this one")] = 0.8,
 ) -> None:
     """How many units an experiment needs, for `planned_units`."""
+    from evaluation.experiments.sequential import planned_for_rates
     from evaluation.metrics import MetricError
-    from evaluation.sequential import planned_for_rates
 
     try:
         units = planned_for_rates(control, treatment, share=share, alpha=alpha, power=power)

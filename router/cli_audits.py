@@ -19,7 +19,7 @@ from router.cli_ledger import READ_S, day_option, fail, reading
 from router.settings import Settings
 
 if TYPE_CHECKING:
-    from evaluation.audit_estimates import AuditEstimates
+    from evaluation.live.audits import AuditEstimates
     from router.ledger.audits import Auditable
 
 console = Console()
@@ -76,7 +76,7 @@ def _tools(rows: list[Auditable]) -> list[str]:
 
 
 def _estimated(rows: list[Auditable]) -> AuditEstimates:
-    from evaluation.audit_estimates import audit_estimates
+    from evaluation.live.audits import audit_estimates
 
     scores = [row.score for row in rows]
     return audit_estimates(

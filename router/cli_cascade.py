@@ -13,7 +13,7 @@ from rich.console import Console
 from router.checkout import commit
 
 if TYPE_CHECKING:
-    from evaluation.trace_table import Trace
+    from evaluation.traces.table import Trace
 
 console = Console()
 
@@ -32,15 +32,14 @@ def cascade(
     draws: Annotated[int, typer.Option(help="bootstrap draws", min=20)] = 500,
 ) -> None:
     """The cascade's pass rate and cost with each large model, under each judge; writes cascade.md and cascade.json."""
-    from evaluation import cascade_results
-    from evaluation.cascade_study import Options, tables_of
-    from evaluation.cascade_targets import material_of
-    from evaluation.case_sets import case_set
-    from evaluation.judge_roster import study_judges
-    from evaluation.price_list import LARGE_MODELS
-    from evaluation.recordings import StudyData
-    from evaluation.replay import ReplayError
-    from evaluation.trace_table import TraceError, read_trace
+    from evaluation.cases.sets import case_set
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.models import LARGE_MODELS
+    from evaluation.replay.replay import ReplayError
+    from evaluation.studies.cascade import results as cascade_results
+    from evaluation.studies.cascade.study import Options, tables_of
+    from evaluation.studies.cascade.targets import material_of, study_judges
+    from evaluation.traces.table import TraceError, read_trace
 
     qualities = quality_of_large or [0.95]
     if any(not 0.0 < quality <= 1.0 for quality in qualities):

@@ -17,7 +17,7 @@ from router.cli_ledger import READ_S, day_option, fail, reading
 from router.settings import Settings
 
 if TYPE_CHECKING:
-    from evaluation.cost_report import CostReport
+    from evaluation.live.cost_report import CostReport
 
 console = Console()
 
@@ -52,7 +52,7 @@ def costs(
 
     Exit code 1: no ledger.
     """
-    from evaluation.cost_report import as_csv, as_html, as_json
+    from evaluation.live.cost_report import as_csv, as_html, as_json
 
     settings = reading(config)
     first, last = day_option("--since", since), day_option("--until", until)
@@ -72,7 +72,7 @@ def costs(
 
 
 async def _report(settings: Settings, by: Grouping, first: date | None, last: date | None) -> CostReport:
-    from evaluation.cost_report import cost_report
+    from evaluation.live.cost_report import cost_report
     from router.ledger import Ledger, LedgerUnavailableError
     from router.ledger.cost_queries import cost_lines, newest_judgement, span
 
@@ -97,7 +97,7 @@ async def _report(settings: Settings, by: Grouping, first: date | None, last: da
 
 
 def _show(report: CostReport, console: Console) -> None:
-    from evaluation.cost_report import COLUMNS, cells
+    from evaluation.live.cost_report import COLUMNS, cells
 
     table = Table(title=f"costs by {report.by}, {report.first} to {report.last} (UTC)")
     table.add_column(report.by)

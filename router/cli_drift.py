@@ -17,7 +17,7 @@ from router.cli_ledger import READ_S, day_option, fail, reading
 from router.settings import Settings
 
 if TYPE_CHECKING:
-    from evaluation.drift import Change, Shift
+    from evaluation.live.drift import Change, Shift
 
 console = Console()
 
@@ -68,7 +68,7 @@ def drift(
 
 
 async def _drift(settings: Settings, then: tuple[date, date], now: tuple[date, date]) -> _Found:
-    from evaluation.drift import changes, shifts
+    from evaluation.live.drift import changes, shifts
     from router.ledger import Ledger, LedgerUnavailableError
     from router.ledger.audits import auditable
     from router.ledger.drift_queries import new_tool_sets, signals

@@ -14,7 +14,7 @@ from rich.table import Table
 from policies.types import Stage
 
 if TYPE_CHECKING:
-    from evaluation.judge_report import FitReport
+    from evaluation.tuning.judge_quality import FitReport
 
 console = Console()
 
@@ -29,11 +29,11 @@ def fit(
     """Fit a classifier on scored drafts, calibrate it out of fold, and say how good it is on known and unseen tools."""
     import numpy as np
 
-    from evaluation.case_sets import cases_of
-    from evaluation.feature_table import label
-    from evaluation.judge_report import fit_report
-    from evaluation.judge_report_text import write_report
-    from evaluation.trace_table import TraceError, read_trace
+    from evaluation.cases.sets import cases_of
+    from evaluation.replay.feature_table import label
+    from evaluation.traces.table import TraceError, read_trace
+    from evaluation.tuning.judge_quality import fit_report
+    from evaluation.tuning.judge_quality_text import write_report
     from policies.classifier.estimator import save_estimator
     from policies.classifier.fit import FitError, fit_and_check
     from router.checkout import commit
@@ -73,7 +73,7 @@ def _command(traces: list[Path], cases: list[str], stage: Stage, seed: int) -> s
 
 
 def _table(report: FitReport) -> Table:
-    from evaluation.judge_report_text import auroc_text
+    from evaluation.tuning.judge_quality_text import auroc_text
 
     table = Table(title=f"{report.model} on {report.rows} drafts, {report.passed} right; out of fold, valid drafts")
     for header in ("tools", "outcome", "n", "AUROC", "ECE", "Brier"):

@@ -13,8 +13,8 @@ import typer
 from router.cli_ledger import READ_S, day_option, fail
 
 if TYPE_CHECKING:
-    from evaluation.observed import Chosen
-    from evaluation.observed_traces import Kept, ObservedTraces
+    from evaluation.live.decision_traces import Kept, ObservedTraces
+    from evaluation.live.decisions import Chosen
 
 LEDGER_HELP = "your own decisions in place of traces: a ledger's URL, such as sqlite+aiosqlite:///var/ledger.db"
 
@@ -23,7 +23,7 @@ _OF_LEDGERS = frozenset({"since", "until", "labels"})
 
 
 class KnownBy(StrEnum):
-    """Which decisions become rows; see `evaluation.observed`."""
+    """Which decisions become rows; see `evaluation.live.decisions`."""
 
     SAMPLE = "sample"
     TOLD = "told"
@@ -52,7 +52,7 @@ def observed_traces(url: str, since: str | None, until: str | None, *, labels: K
 
     Raises ValueError where no decision is known to be right or wrong.
     """
-    from evaluation.observed_traces import traces_of
+    from evaluation.live.decision_traces import traces_of
 
     first, last = day_option("--since", since), day_option("--until", until)
     chosen, kept = asyncio.run(_read(url, first or date(1970, 1, 1), last or date(9998, 12, 31), labels))
@@ -60,7 +60,7 @@ def observed_traces(url: str, since: str | None, until: str | None, *, labels: K
 
 
 async def _read(url: str, first: date, last: date, labels: KnownBy) -> tuple[Chosen, dict[str, Kept]]:
-    from evaluation.observed import choose
+    from evaluation.live.decisions import choose
     from router.ledger import Ledger, LedgerUnavailableError
     from router.observed import contents, given_up, observed
 

@@ -16,9 +16,9 @@ from router.cli_costs import costs
 from router.cli_observed import LEDGER_HELP, KnownBy, check_source, observed_traces
 
 if TYPE_CHECKING:
-    from evaluation.cases import Case
-    from evaluation.report_content import Report
-    from evaluation.trace_table import Trace
+    from evaluation.cases.case import Case
+    from evaluation.report.content import Report
+    from evaluation.traces.table import Trace
 
 console = Console()
 
@@ -72,9 +72,9 @@ def report(
     and report.json. `smallcall report costs` is another report: what was spent (`smallcall costs`).
     """
     from evaluation.metrics import MetricError
-    from evaluation.replay import ReplayError
-    from evaluation.report import summary_table, write_report
-    from evaluation.trace_table import TraceError
+    from evaluation.replay.replay import ReplayError
+    from evaluation.report.write import summary_table, write_report
+    from evaluation.traces.table import TraceError
 
     if on_no_call not in ("escalate", "answer"):
         raise typer.BadParameter("escalate or answer", param_hint="--on-no-call")
@@ -102,7 +102,7 @@ def report(
 
 def _of_ledger(url: str, since: str | None, until: str | None, labels: KnownBy, small_usd_per_hour: float) -> Report:
     """Its URL may hold a password, and stands nowhere in the report."""
-    from evaluation.report_content import Options, report_of
+    from evaluation.report.content import Options, report_of
 
     days = "".join(f" --{name} {day}" for name, day in (("since", since), ("until", until)) if day is not None)
     command = f"smallcall report --ledger …{days} --labels {labels.value}"
@@ -143,10 +143,10 @@ class _Traces:
 
     def report(self, on_no_call: str, classifier: bool) -> Report:
         """Raises what `report` tells of."""
-        from evaluation.case_sets import cases_of
-        from evaluation.classifier_judge import ClassifierJudges
-        from evaluation.report_content import Options, report_of
-        from evaluation.trace_table import read_trace
+        from evaluation.cases.sets import cases_of
+        from evaluation.replay.classifier_scorer import ClassifierJudges
+        from evaluation.report.content import Options, report_of
+        from evaluation.traces.table import read_trace
 
         known = cases_of(self.cases)
         trace = _small(self.small, known, self.command)
@@ -167,9 +167,9 @@ class _Traces:
 
 def _small(name: str, cases: list[Case], command: str) -> Trace:
     """A trace, or recorded answers as drafts without signals and without cost."""
-    from evaluation.recording_trace import trace_of_recording
-    from evaluation.recordings import StudyData
-    from evaluation.trace_table import read_trace
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.trace import trace_of_recording
+    from evaluation.traces.table import read_trace
 
     if Path(name).suffix == ".parquet" or Path(name).exists():
         return read_trace(Path(name))
@@ -186,11 +186,11 @@ def _large(
     command: str,
 ) -> Trace:
     """A trace as it is, a recording at the prices given or listed, or a model that is always right."""
-    from evaluation.chat_client import TokenPrices
-    from evaluation.price_list import LARGE_MODELS, LargeModel, trace_of
-    from evaluation.recordings import StudyData
-    from evaluation.trace_table import read_trace
-    from evaluation.tuning import always_right
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.models import LARGE_MODELS, LargeModel, trace_of
+    from evaluation.traces.client import TokenPrices
+    from evaluation.traces.table import read_trace
+    from evaluation.tuning.tune import always_right
 
     if right_at_usd is not None:
         return always_right(small, usd_a_request=right_at_usd)
@@ -210,8 +210,8 @@ def _large(
 
 
 def _pictures(made: object, out: Path) -> list[Path]:
-    from evaluation.report_content import Report
-    from evaluation.report_pictures import PicturesUnavailableError, write_pictures
+    from evaluation.report.content import Report
+    from evaluation.report.pictures import PicturesUnavailableError, write_pictures
 
     assert isinstance(made, Report)
     try:

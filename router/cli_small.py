@@ -40,7 +40,7 @@ def slm(
     out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
 ) -> None:
     """Score the small model alone, with and without grammar and adapter: slm.md and slm.json."""
-    from evaluation.small_scores import render_markdown, write
+    from evaluation.studies.small_model.scores import render_markdown, write
     from router.cli_progress import progress_bar
     from router.settings import load_settings
     from router.small_scores import ARMS, COMMAND, arm_of, collect_arm, scores_of
@@ -81,9 +81,9 @@ def failures(
     out: Annotated[Path, typer.Option()] = Path("evaluation/results"),
 ) -> None:
     """Sort the failures that `study slm` left in its tables by kind, and tell a sample of each set: failures.md."""
-    from evaluation.case_sets import case_set
-    from evaluation.failures import render_failures, set_failures
-    from evaluation.trace_table import read_trace
+    from evaluation.cases.sets import case_set
+    from evaluation.studies.small_model.failures import render_failures, set_failures
+    from evaluation.traces.table import read_trace
     from router.settings import load_settings
     from router.small_scores import ARMS, arm_of
     from slm.weights.registry import resolve_model
@@ -112,7 +112,7 @@ def failures(
 @contextlib.contextmanager
 def _tables() -> Iterator[None]:
     """A table of answers that cannot be read or written, such as one that another run writes, ends the command."""
-    from evaluation.trace_table import TraceError
+    from evaluation.traces.table import TraceError
 
     try:
         yield
@@ -151,7 +151,7 @@ def tools(
     """Pass rate by number of tools offered, and the recall of shortlists: slm_tools.md and slm_tools.json."""
     import msgspec
 
-    from evaluation.tool_counts import COUNTS, render_tool_counts
+    from evaluation.studies.small_model.tool_counts import COUNTS, render_tool_counts
     from router.cli_progress import progress_bar
     from router.settings import Shortlist, load_settings
     from router.small_scores import Arm

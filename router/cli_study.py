@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from evaluation.cases import Case
+from evaluation.cases.case import Case
 from router.cli_cascade import cascade
 from router.cli_report import report
 
@@ -23,7 +23,7 @@ InputPrice = Annotated[
 
 
 def _cases(name: str, limit: int | None, per_group: int | None, category: str | None) -> list[Case]:
-    from evaluation.case_sets import cases_of, sample
+    from evaluation.cases.sets import cases_of, sample
 
     try:
         cases = cases_of(name)
@@ -55,9 +55,10 @@ def collect(
     shard_size: Annotated[int, typer.Option(min=1, help="cases of a shard, with --ray")] = 100,
 ) -> None:
     """Ask OpenAI-compatible endpoints for cases and keep what they answer (default: a gateway at port 8080)."""
-    from evaluation import sharded, traces
-    from evaluation.chat_client import Endpoint, TokenPrices
-    from evaluation.trace_table import TraceError
+    from evaluation.traces import collect as traces
+    from evaluation.traces import sharded
+    from evaluation.traces.client import Endpoint, TokenPrices
+    from evaluation.traces.table import TraceError
     from router.cli_progress import progress_bar
 
     command = f"smallcall study collect --cases {cases} --model {model}"

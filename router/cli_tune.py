@@ -17,11 +17,11 @@ from router.cli_tune_ledger import tune_ledger
 from router.tune_given import Judging, cases_asked, judging, judging_request, large_arm
 
 if TYPE_CHECKING:
-    from evaluation.bundle_making import Money, Origin
-    from evaluation.cases import Case
-    from evaluation.trace_table import Trace
-    from evaluation.tuning import Goal, Tuning
-    from evaluation.tuning_rows import Rows
+    from evaluation.cases.case import Case
+    from evaluation.traces.table import Trace
+    from evaluation.tuning.bundle import Money, Origin
+    from evaluation.tuning.rows import Rows
+    from evaluation.tuning.tune import Goal, Tuning
     from policies.bundle.manifest import Manifest
     from policies.rules.judge import Judge
 
@@ -80,9 +80,9 @@ def tune(
     out: Annotated[Path | None, typer.Option(help="write the bundle into this new folder")] = None,
 ) -> None:
     """Choose thresholds on one part of a trace, or of a ledger's decisions, and tell on another what they do."""
-    from evaluation.bundle_making import Money, Origin
-    from evaluation.replay import ReplayError
-    from evaluation.trace_table import TraceError, read_trace
+    from evaluation.replay.replay import ReplayError
+    from evaluation.traces.table import TraceError, read_trace
+    from evaluation.tuning.bundle import Money, Origin
     from policies.bundle.bundle import BundleError
 
     goals: dict[Goal, float | None] = {
@@ -109,7 +109,7 @@ def tune(
         main, trace = judging(judge, score), read_trace(small)
         known = cases_asked(trace, cases)
         if right_at_usd is not None:
-            from evaluation.tuning import always_right
+            from evaluation.tuning.tune import always_right
 
             other = always_right(trace, usd_a_request=right_at_usd, latency_s=large_latency_s)
         else:
@@ -155,7 +155,7 @@ class _Work:
     delta: float
 
     def rows_of(self, cases: Sequence[Case]) -> Rows:
-        from evaluation.tuning_rows import Rows
+        from evaluation.tuning.rows import Rows
 
         return Rows.of(
             cases,
@@ -169,7 +169,7 @@ class _Work:
         )
 
     def tuned(self, goal: Goal, target: float) -> Tuning:
-        from evaluation.tuning import tune as choose
+        from evaluation.tuning.tune import tune as choose
 
         return choose(
             self.cases,
@@ -192,7 +192,7 @@ def _goal(goals: Mapping[Goal, float | None]) -> tuple[Goal, float]:
 
 
 def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:
-    from evaluation.bundle_making import threshold_manifest
+    from evaluation.tuning.bundle import threshold_manifest
     from policies.bundle.manifest import ScoreJudge
     from router.cli_tune_tables import choices_table
 
@@ -214,8 +214,8 @@ def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Mo
 
 
 def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) -> Manifest:
-    from evaluation.bundle_making import class_manifest
-    from evaluation.class_tuning import tune_classes
+    from evaluation.tuning.bundle import class_manifest
+    from evaluation.tuning.by_tool_class import tune_classes
     from policies.rules.tool_classes import REST
     from router.cli_tune_tables import classes_table
 
@@ -235,8 +235,8 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
 
 
 def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given: Mapping[str, Judging]) -> Manifest:
-    from evaluation.bundle_making import staged_manifest
-    from evaluation.staged_tuning import tune_stages
+    from evaluation.tuning.bundle import staged_manifest
+    from evaluation.tuning.by_stage import tune_stages
     from router.cli_tune_tables import stages_table
 
     request, plan = given["request"], given["plan"]

@@ -10,7 +10,7 @@ from rich.console import Console
 from router.cli_observed import KnownBy, observed_traces
 
 if TYPE_CHECKING:
-    from evaluation.tuning import Goal
+    from evaluation.tuning.tune import Goal
 
 console = Console()
 
@@ -28,8 +28,8 @@ def tune_ledger(
 
     Raises ValueError where nothing is known, ReplayError where a part has no score.
     """
-    from evaluation.tuning import tune
-    from evaluation.tuning_rows import AsDecided
+    from evaluation.tuning.rows import AsDecided
+    from evaluation.tuning.tune import tune
     from policies.rules.scores import SCORES
     from router.cli_tune_tables import choices_table
 

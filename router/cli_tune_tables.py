@@ -5,11 +5,11 @@ from __future__ import annotations
 from rich.markup import escape
 from rich.table import Table
 
-from evaluation.class_tuning import ClassTuning
-from evaluation.report_text import percent
-from evaluation.staged_tuning import Combination, StagedTuning
-from evaluation.tuning import Tuning
-from evaluation.tuning_rows import Operating
+from evaluation.report.text import percent
+from evaluation.tuning.by_stage import Combination, StagedTuning
+from evaluation.tuning.by_tool_class import ClassTuning
+from evaluation.tuning.rows import Operating
+from evaluation.tuning.tune import Tuning
 from policies.rules.certificate import Certificate
 
 _FIGURES = ("answered small", "passes", "large passes", "cost", "latency (large's)", "harm", "certificate")

@@ -16,16 +16,16 @@ from typing import Any
 
 import openai
 
-from evaluation.answers import Answer
-from evaluation.chat_client import Endpoint, TokenPrices
+from evaluation.cases.answers import Answer
+from evaluation.cases.scoring import score
 from evaluation.demo.rows import MODEL, DemoRow, load_demo
-from evaluation.recorded import RecordedServer
-from evaluation.recorded_index import served_name
-from evaluation.recording_trace import trace_of_recording
-from evaluation.report import ReportPaths, summary_table, write_report
-from evaluation.report_content import Options, report_of
-from evaluation.scoring import score
-from evaluation.traces import Progress, collect
+from evaluation.recorded.index import served_name
+from evaluation.recorded.server import RecordedServer
+from evaluation.recorded.trace import trace_of_recording
+from evaluation.report.content import Options, report_of
+from evaluation.report.write import ReportPaths, summary_table, write_report
+from evaluation.traces.client import Endpoint, TokenPrices
+from evaluation.traces.collect import Progress, collect
 from router.gateway_process import gateway_process
 from router.settings import Settings
 

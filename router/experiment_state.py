@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 import structlog
 
-from evaluation.experiments import Guardrails, Plan, State, state
-from evaluation.exposures import Requests, gather
+from evaluation.experiments.units import Requests, gather
+from evaluation.experiments.verdict import Guardrails, Plan, State, state
 from router.experiment_store import ExperimentStore
 from router.experiments import Assignment
 from router.ledger import Ledger

@@ -1,4 +1,4 @@
-"""Decisions of the ledger as `evaluation.observed` takes them. Contents are read only of the rows that are used."""
+"""Decisions of the ledger as `evaluation.live.decisions` takes them. Contents are read only of the rows that are used."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.chat_wire import TextCall
-from evaluation.costs import Means, Priced, alternative_nusd
-from evaluation.observed import Observed
-from evaluation.observed_traces import Kept
+from evaluation.live.costs import Means, Priced, alternative_nusd
+from evaluation.live.decision_traces import Kept
+from evaluation.live.decisions import Observed
+from evaluation.traces.wire import TextCall
 from router.harvest import opening_digest
 from router.ledger.cost_queries import start_of, typical_answers
 from router.ledger.outcomes import Known, Outcome, known, of_decisions

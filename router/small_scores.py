@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from evaluation.case_sets import TOOLBENCH, case_set, sample
-from evaluation.cases import Case
-from evaluation.chat_client import Endpoint
-from evaluation.recordings import StudyData
-from evaluation.serving import Serving
-from evaluation.small_scores import SetScores, first_calls, set_scores
-from evaluation.trace_table import Trace, read_trace
-from evaluation.traces import Keep, Progress, collect_by
+from evaluation.cases.case import Case
+from evaluation.cases.sets import TOOLBENCH, case_set, sample
+from evaluation.cases.study_data import StudyData
+from evaluation.studies.small_model.scores import SetScores, first_calls, set_scores
+from evaluation.traces.client import Endpoint
+from evaluation.traces.collect import Keep, Progress, collect_by
+from evaluation.traces.small_side import Serving
+from evaluation.traces.table import Trace, read_trace
 from router.settings import Shortlist, Small
 from slm.format.pattern import PATTERN_VERSION
 from slm.weights.folders import ModelFolder, read_adapter

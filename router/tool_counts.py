@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
-from evaluation.tool_counts import RECALL_AT, Rate, Recall, crowded, pool_of
-from evaluation.traces import INVALID_DRAFT
+from evaluation.cases.case import Case
+from evaluation.cases.sets import case_set, sample
+from evaluation.studies.small_model.tool_counts import RECALL_AT, Rate, Recall, crowded, pool_of
+from evaluation.traces.collect import INVALID_DRAFT
 from router.small_scores import Arm, Tell, draft_tables
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from evaluation.cases import Case
+from evaluation.cases.case import Case
+from evaluation.cases.jsonl import RowError, read_rows
 from evaluation.intervals import wilson
-from evaluation.jsonl import RowError, read_rows
 from router.settings import Small
 from slm.dataset.splits import held_out
 from slm.training.recipe import Recipe

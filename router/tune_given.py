@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from evaluation.cases import Case
-    from evaluation.trace_table import Trace
+    from evaluation.cases.case import Case
+    from evaluation.traces.table import Trace
     from policies.bundle.manifest import JudgeSpec
     from policies.rules.judge import Judge
 
@@ -49,7 +49,7 @@ def judging_request(folder: Path | None) -> Judging:
 
 def cases_asked(trace: Trace, name: str) -> list[Case]:
     """Cases of a set, or of a file, that stand in the trace. Raises ValueError where none does."""
-    from evaluation.case_sets import cases_of
+    from evaluation.cases.sets import cases_of
 
     asked = {row.case_id for row in trace.rows}
     found = [case for case in cases_of(name) if case.id in asked]
@@ -59,11 +59,11 @@ def cases_asked(trace: Trace, name: str) -> list[Case]:
 
 
 def large_arm(cases: list[Case], large: str, input_price: float, output_price: float) -> Trace:
-    from evaluation.chat_client import TokenPrices
-    from evaluation.recorded_index import served_name
-    from evaluation.recording_trace import trace_of_recording
-    from evaluation.recordings import StudyData
-    from evaluation.trace_table import read_trace
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.index import served_name
+    from evaluation.recorded.trace import trace_of_recording
+    from evaluation.traces.client import TokenPrices
+    from evaluation.traces.table import read_trace
 
     if large.endswith(".parquet"):
         return read_trace(Path(large))

@@ -1,1 +1,1 @@
-"""The demo's 60 requests with their recorded answers: the only data in the package. See `evaluation.demo.rows`."""
+"""The demo's 60 requests with their recorded answers, the only data in this package."""

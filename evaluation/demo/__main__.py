@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from evaluation.cases.study_data import StudyData
 from evaluation.demo.rows import FILE, write
-from evaluation.recordings import StudyData
 
 if __name__ == "__main__":
     write(StudyData.of_checkout(), Path(__file__).parent / FILE)

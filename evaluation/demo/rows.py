@@ -14,9 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from evaluation.cases import Case
-from evaluation.jsonl import read_rows
-from evaluation.recordings import RecordedAnswer, StudyData
+from evaluation.cases.case import Case
+from evaluation.cases.jsonl import read_rows
+from evaluation.cases.study_data import RecordedAnswer, StudyData
 
 MODEL = "gpt-4o-2024-08-06-FC"
 CATEGORIES = ("simple_python", "multiple", "parallel", "parallel_multiple", "irrelevance")

@@ -23,7 +23,7 @@ class FitError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class FeatureTable:
-    """n drafts; made by `evaluation.feature_table`."""
+    """n drafts; made by `evaluation.replay.feature_table`."""
 
     vectors: FloatArray
     """Shape (n, F): `features` without a context."""

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, and_, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.costs import Group, Line, Means, lines, means
+from evaluation.live.costs import Group, Line, Means, lines, means
 from router.ledger.tables import COUNTED, NANO_USD, audits, decisions, rolled_days, rollups
 
 _D = decisions.c

@@ -1,4 +1,4 @@
-"""What `evaluation.drift` needs of decisions: signals of a period, tool sets that are new, and audited answers."""
+"""What `evaluation.live.drift` needs of decisions: signals of a period, tool sets that are new, and audited answers."""
 
 from __future__ import annotations
 

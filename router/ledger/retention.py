@@ -28,7 +28,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.costs import Line
+from evaluation.live.costs import Line
 from router.ledger.cost_queries import day_lines, start_of
 from router.ledger.tables import (
     COUNTED,

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import msgspec
 
-from evaluation.chat_client import Endpoint
-from evaluation.recorded import RecordedServer
-from evaluation.recorded_index import served_name
-from evaluation.recordings import StudyData
-from evaluation.sharded import RayUnavailableError, collect_sharded, with_ray
-from evaluation.trace_table import Trace, TraceRow, read_trace
-from evaluation.traces import collect
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.index import served_name
+from evaluation.recorded.server import RecordedServer
+from evaluation.traces.client import Endpoint
+from evaluation.traces.collect import collect
+from evaluation.traces.sharded import RayUnavailableError, collect_sharded, with_ray
+from evaluation.traces.table import Trace, TraceRow, read_trace
 
 MODEL = "gpt-4o-2024-08-06-FC"
 CASES = 60

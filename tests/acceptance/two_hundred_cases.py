@@ -12,12 +12,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from evaluation.chat_client import Endpoint
-from evaluation.recorded import RecordedServer
-from evaluation.recorded_index import served_name
-from evaluation.recordings import StudyData
-from evaluation.trace_table import Trace, calls_of, draft_of, request_of
-from evaluation.traces import collect
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.index import served_name
+from evaluation.recorded.server import RecordedServer
+from evaluation.traces.client import Endpoint
+from evaluation.traces.collect import collect
+from evaluation.traces.table import Trace, calls_of, draft_of, request_of
 from policies.types import Outcome
 from policies.validation import check
 from router.demo import GPT_4O

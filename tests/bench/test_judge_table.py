@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from bench.judge_table import Drafts, Rival, compare, drafts_of, render_markdown, write
-from evaluation.plans import Score
-from evaluation.price_list import GPT_4O, trace_of
-from evaluation.recordings import StudyData
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.models import GPT_4O, trace_of
+from evaluation.replay.plans import Score
 from tests.evaluation.drafts import of_recording
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from bench.scorer_check import Cause, ScorerCheck, run
 from bench.scorer_report import render_markdown, write
-from evaluation.recordings import StudyData
+from evaluation.cases.study_data import StudyData
 
 RESULTS = Path(__file__).parents[2] / "evaluation" / "results"
 

@@ -9,11 +9,11 @@ import pytest
 from msgspec.structs import replace
 from playwright.async_api import Page
 
-from evaluation.price_list import GPT_4O, trace_of
-from evaluation.recordings import StudyData
-from evaluation.report import write_report
-from evaluation.report_content import Options, Report, report_of
-from evaluation.study import CurveFigures
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.models import GPT_4O, trace_of
+from evaluation.replay.figures import CurveFigures
+from evaluation.report.content import Options, Report, report_of
+from evaluation.report.write import write_report
 from tests.evaluation.drafts import of_recording
 
 HOSTILE = "</script><script>window.ran = 1</script><img src=x onerror='window.ran = 2'>{{ 7*7 }}\u202e"

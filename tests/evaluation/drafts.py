@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from msgspec.structs import replace
 
-from evaluation.cases import CallsGold, Case
-from evaluation.chat_wire import TextCall
-from evaluation.recording_trace import trace_of_recording
-from evaluation.recordings import StudyData
-from evaluation.trace_table import Trace, TraceInfo, TraceRow, calls_text
+from evaluation.cases.case import CallsGold, Case
+from evaluation.cases.study_data import StudyData
+from evaluation.recorded.trace import trace_of_recording
+from evaluation.traces.table import Trace, TraceInfo, TraceRow, calls_text
+from evaluation.traces.wire import TextCall
 from policies.types import Span
 
 ARM = "smallcall/small"

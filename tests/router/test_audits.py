@@ -13,9 +13,8 @@ import pytest
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from evaluation.agreement import agreement
-from evaluation.answers import Answer, Call
-from evaluation.audit_estimates import audit_estimates
+from evaluation.cases.answers import Answer, Call
+from evaluation.live.audits import agreement, audit_estimates
 from policies.types import Action, Stage, Verdict
 from router.app import create_app
 from router.audits import Auditor, probability_of

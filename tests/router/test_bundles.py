@@ -11,9 +11,9 @@ import msgspec
 import pytest
 import structlog
 
-from evaluation.chat_client import Endpoint
-from evaluation.trace_table import TraceError, read_trace
-from evaluation.traces import collect
+from evaluation.traces.client import Endpoint
+from evaluation.traces.collect import collect
+from evaluation.traces.table import TraceError, read_trace
 from policies.bundle.bundle import load, save
 from policies.bundle.manifest import Budget, Classes, OneClass, Threshold
 from policies.texts import tool_sha256

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.cases import CallsGold
-from evaluation.feature_table import KINDS, label
-from evaluation.trace_table import Trace, TraceError, TraceRow, draft_of, read_trace, request_of, write_trace
+from evaluation.cases.case import CallsGold
+from evaluation.replay.feature_table import KINDS, label
+from evaluation.traces.table import Trace, TraceError, TraceRow, draft_of, read_trace, request_of, write_trace
 from policies.classifier.classifier import Classifier
 from policies.classifier.estimator import load_estimator
 from policies.features.catalog import COLUMN
 from policies.types import HIDDEN_SIZE, HiddenPlace
 from router.cli import app
-from tests.evaluation.test_tuning import CASES, SMALL
+from tests.evaluation.tuning.test_tune import CASES, SMALL
 
 SOME = Trace(SMALL.info, SMALL.rows[:180])
 CHOSEN = CASES[:180]

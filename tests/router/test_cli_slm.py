@@ -7,11 +7,11 @@ import pytest
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from evaluation.case_sets import case_set, sample
-from evaluation.cases import Case
-from evaluation.chat_client import Endpoint
-from evaluation.trace_table import TraceRow, signals_of, write_trace
-from evaluation.traces import collect
+from evaluation.cases.case import Case
+from evaluation.cases.sets import case_set, sample
+from evaluation.traces.client import Endpoint
+from evaluation.traces.collect import collect
+from evaluation.traces.table import TraceRow, signals_of, write_trace
 from router.batch import PINNED, Batch, drafted_rows
 from router.cli import app
 from router.gateway_process import gateway_process

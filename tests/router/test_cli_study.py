@@ -11,12 +11,12 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.cases import Case
-from evaluation.price_list import GPT_4O, trace_of
-from evaluation.recorded import RecordedServer
-from evaluation.recorded_index import served_name
-from evaluation.recordings import RecordedAnswer, StudyData
-from evaluation.trace_table import read_trace, write_trace
+from evaluation.cases.case import Case
+from evaluation.cases.study_data import RecordedAnswer, StudyData
+from evaluation.recorded.index import served_name
+from evaluation.recorded.models import GPT_4O, trace_of
+from evaluation.recorded.server import RecordedServer
+from evaluation.traces.table import read_trace, write_trace
 from router.cli import app
 from tests.evaluation.drafts import of_recording
 

@@ -8,7 +8,7 @@ import aiohttp
 import orjson
 import pytest
 
-from evaluation.faults import Cut, Hang, Status, always, in_turn
+from evaluation.recorded.faults import Cut, Hang, Status, always, in_turn
 from router.app import create_app
 from router.costing import cut_short_usd, unit_prices
 from router.decision import Decision

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from evaluation.costs import total, totals
+from evaluation.live.costs import total, totals
 from router.cli import app as cli
 from router.ledger import DecisionRow, Ledger
 from router.ledger.cost_queries import cost_lines, span

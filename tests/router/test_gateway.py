@@ -15,8 +15,8 @@ import pytest
 import structlog
 
 from evaluation.demo.rows import load_demo
-from evaluation.faults import Cut, Garbage, Status, always, in_turn
-from evaluation.recorded import RecordedServer
+from evaluation.recorded.faults import Cut, Garbage, Status, always, in_turn
+from evaluation.recorded.server import RecordedServer
 from policies.rules.single import ValidAndSure
 from policies.types import Verdict
 from router.drafting import OFFLOAD_BYTES

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.faults import Cut, Status, always
+from evaluation.recorded.faults import Cut, Status, always
 from router.dialects.chat import LargeOnly
 from router.dialects.errors import ClientError
 from router.dialects.messages import read_request

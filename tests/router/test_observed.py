@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
-from evaluation.observed import Observed, choose
+from evaluation.live.decisions import Observed, choose
 from router.app import create_app
 from router.cli import app as cli
 from router.ledger import DecisionRow, Ledger

@@ -12,7 +12,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from evaluation.faults import Cut, Disconnect, Fault, Garbage, Hang, Status, always
+from evaluation.recorded.faults import Cut, Disconnect, Fault, Garbage, Hang, Status, always
 from router.settings import Large, Settings, SettingsError, load_settings
 from router.upstream.passthrough import spoken
 from tests.router.conftest import Make, ScriptedSmall, served

@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from evaluation.demo.rows import load_demo
-from evaluation.recorded import RecordedServer
+from evaluation.recorded.server import RecordedServer
 from policies.bundle.bundle import save
 from policies.bundle.manifest import Gate, Manifest, ScoreJudge, Stages
 from router.app import create_app

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.faults import Cut, Status, always
+from evaluation.recorded.faults import Cut, Status, always
 from router.decision import new_decision_id
 from router.dialects.chat import LargeOnly
 from router.dialects.errors import ClientError

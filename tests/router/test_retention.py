@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
-from evaluation.costs import Line, totals
+from evaluation.live.costs import Line, totals
 from router.app import create_app
 from router.cli import app as cli
 from router.ledger import Ledger, retention

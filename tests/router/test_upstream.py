@@ -10,9 +10,9 @@ import pytest
 from aiohttp import web
 
 from evaluation.demo.rows import load_demo
-from evaluation.faults import Cut, Disconnect, Garbage, Hang, Schedule, Status, always, in_turn, never
-from evaluation.price_list import LARGE_MODELS
-from evaluation.recorded import RecordedServer
+from evaluation.recorded.faults import Cut, Disconnect, Garbage, Hang, Schedule, Status, always, in_turn, never
+from evaluation.recorded.models import LARGE_MODELS
+from evaluation.recorded.server import RecordedServer
 from router.demo import GPT_4O
 from router.settings import Large, Price
 from router.upstream import (

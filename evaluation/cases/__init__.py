@@ -1,0 +1,1 @@
+"""A request and its correct answer: loaded, scored by BFCL's rules, split and sampled."""

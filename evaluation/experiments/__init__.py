@@ -1,0 +1,1 @@
+"""A/B statistics: units, confidence sequences, guardrails and the rule to ship."""

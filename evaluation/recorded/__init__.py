@@ -1,0 +1,1 @@
+"""Recorded large models, priced and served as an OpenAI endpoint."""

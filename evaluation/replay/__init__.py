@@ -1,0 +1,1 @@
+"""Policies and scorers run over the traces of a small and a large model."""

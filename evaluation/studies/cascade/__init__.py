@@ -1,0 +1,1 @@
+"""The published study of small and large models in a cascade."""

@@ -1,0 +1,134 @@
+"""What a threshold does on rows that did not choose it: the claim is about the procedure, not about one threshold.
+
+One part of the rows chooses, another tells. In each bootstrap draw both parts are drawn anew, by whole clusters and
+independently, and the threshold is chosen again, so that the interval holds the luck of the choice too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from evaluation.intervals import cluster_weights, percentile_interval
+from evaluation.metrics import Curve, Floats
+from evaluation.replay.figures import Estimate, finite, sweep_of
+from evaluation.replay.plans import Score
+from evaluation.replay.scorers import Part
+from policies.rules.certificate import certify_harm, one_of_each
+from policies.types import BoolArray
+
+Ints = npt.NDArray[np.int64]
+
+
+class Operated(msgspec.Struct, frozen=True, kw_only=True):
+    """What one chosen threshold did on the telling part."""
+
+    threshold: float | None
+    """None: everything goes to the large model, and nothing is drafted."""
+    passed: Estimate
+    cost: Estimate
+    """Over the large model's own."""
+    escalated: float
+    harmed: float
+    """Answered small and wrong where the large model is right, over all requests."""
+    loss: Estimate
+    """Pass rate of the large model minus this one's."""
+    certified: str = ""
+    """What the certificate says; empty where the choice has none."""
+
+
+def neutral(choosing: Part, chooser: Score, telling: Part, told: Score, *, draws: int, seed: int) -> Operated:
+    """The cheapest threshold that reaches the large model's pass rate on the choosing part, told on the other."""
+    rng = np.random.default_rng(seed)
+    chosen = _cheapest(sweep_of(choosing.arms, chooser, np.ones((1, len(choosing)))))
+    point = _operate(telling, told, np.ones((1, len(telling))), chosen)
+    values = []
+    pairs = zip(_blocks(choosing.arms.clusters, draws, rng), _blocks(telling.arms.clusters, draws, rng), strict=True)
+    for w_choose, w_tell in pairs:
+        values.append(
+            _operate(telling, told, w_tell, _cheapest(sweep_of(choosing.arms, chooser, w_choose.astype(np.float64))))
+        )
+    drawn = np.concatenate(values, axis=1)
+    return _operated(telling, told, float(chosen[0]), point[:, 0], drawn)
+
+
+def certified(
+    certifying: Part,
+    certifier: Score,
+    telling: Part,
+    told: Score,
+    *,
+    alpha: float,
+    delta: float,
+    draws: int,
+    seed: int,
+) -> Operated:
+    """The loosest threshold whose harm is certified to be at most `alpha` with confidence 1 − `delta`.
+
+    One row a conversation certifies. The interval is that of the telling part at this one threshold: a certificate is
+    given once.
+    """
+    rng = np.random.default_rng(seed)
+    rows = one_of_each([case.conversation for case in certifying.arms.cases], rng)
+    made = certify_harm(
+        certifier.values[rows],
+        certifying.arms.small_pass[rows],
+        certifying.arms.large_pass[rows],
+        alpha=alpha,
+        delta=delta,
+    )
+    threshold = np.array([np.inf if made is None else made.threshold])
+    point = _operate(telling, told, np.ones((1, len(telling))), threshold)
+    blocks = [
+        _operate(telling, told, w, np.repeat(threshold, len(w))) for w in _blocks(telling.arms.clusters, draws, rng)
+    ]
+    said = f"none on {len(rows)} rows" if made is None else f"{made.errors} of {made.rows}, bound {made.bound:.2%}"
+    return msgspec.structs.replace(
+        _operated(telling, told, float(threshold[0]), point[:, 0], np.concatenate(blocks, axis=1)), certified=said
+    )
+
+
+_BLOCK = 100
+
+
+def _blocks(clusters: Sequence[Hashable], draws: int, rng: np.random.Generator) -> list[Ints]:
+    """Weights in blocks of equal numbers of draws for any number of rows."""
+    return list(cluster_weights(clusters, draws, rng, max_cells=_BLOCK * len(clusters)))
+
+
+def _cheapest(curve: Curve) -> Floats:
+    """(B,) thresholds: the cheapest that a gateway can be set to and that loses nothing; +inf for the large alone."""
+    hit = curve.reachable() & (curve.quality >= curve.quality[..., :1] - 1e-12)
+    return np.asarray(curve.threshold[np.where(hit, curve.cost, np.inf).argmin(axis=-1)])
+
+
+def _operate(part: Part, score: Score, weights: npt.ArrayLike, thresholds: Floats) -> Floats:
+    """(3, B): pass rate, cost over the large model's, loss of pass rate, at one threshold a draw."""
+    w = np.asarray(weights, dtype=np.float64)
+    curve = sweep_of(part.arms, score, w)
+    # Thresholds descend: the last point whose threshold is not below the chosen one answers the same requests.
+    at = np.searchsorted(-curve.threshold, -thresholds, side="right") - 1
+    draw = np.arange(len(w))
+    large = (w @ part.arms.large_cost) / w.sum(axis=1)
+    quality, cost = curve.quality[draw, at], curve.cost[draw, at] / large
+    cost = np.where(at == 0, 1.0, cost)  # all goes large: nothing is drafted
+    return np.stack([quality, cost, curve.quality[:, 0] - quality])
+
+
+def _operated(part: Part, score: Score, threshold: float, point: Floats, drawn: Floats) -> Operated:
+    small: BoolArray = score.values >= threshold
+    low, high = percentile_interval(drawn.T)
+    passed, cost, loss = (
+        Estimate(finite(float(v)), float(a), float(b)) for v, a, b in zip(point, low, high, strict=True)
+    )
+    return Operated(
+        threshold=finite(threshold),
+        passed=passed,
+        cost=cost,
+        escalated=float(1.0 - small.mean()),
+        harmed=float((small & ~part.arms.small_pass & part.arms.large_pass).mean()),
+        loss=loss,
+    )

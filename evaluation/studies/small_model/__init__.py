@@ -1,0 +1,1 @@
+"""The small model by itself: its scores, its failures and the number of tools."""

@@ -1,0 +1,1 @@
+"""One row for each case that was asked over HTTP, journalled and kept as Parquet."""
