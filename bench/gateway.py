@@ -33,8 +33,8 @@ from bench.gateway_peers import PEERS, Peer, Place, made
 from bench.gateway_process import Measured, pinned
 from bench.gateway_report import OURS, markdown
 from bench.gateway_traffic import request_body
-from router.checkout import commit
-from router.gateway_process import free_port
+from router.cli.provenance import commit
+from router.lab.gateway_process import free_port
 
 RESULTS = Path("evaluation/results")
 CACHE = Path("~/.cache/smallcall-bench")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.environments import installed, python_with
-from router.gateway_process import free_port
+from router.lab.gateway_process import free_port
 
 _LARGE = "openai/gpt-4o-2024-08-06"
 _MINT_TIMEOUT_S = 60
@@ -103,7 +103,7 @@ def _smallcall(place: Place, synchronous: str = "full") -> list[str]:
     }
     file = place.folder / "smallcall.yaml"
     file.write_text(json.dumps(config))
-    command, configured = [sys.executable, "-m", "router.cli"], ["--config", str(file)]
+    command, configured = [sys.executable, "-m", "router"], ["--config", str(file)]
     mint = [*command, "keys", "create", "--name", "bench", *_LIMITS, "--json", *configured]
     got = subprocess.run(mint, check=True, capture_output=True, text=True, timeout=_MINT_TIMEOUT_S)
     (place.folder / "key").write_text(json.loads(got.stdout)["key"])

@@ -25,7 +25,7 @@ from evaluation.recorded.trace import trace_of_recording
 from evaluation.replay.classifier_scorer import ClassifierJudges
 from evaluation.replay.scorers import crossfit
 from evaluation.traces.table import Trace, read_trace
-from router.checkout import commit
+from router.cli.provenance import commit
 
 SCRIPTS = Path(__file__).parent / "rivals"
 RECORDED = ("Salesforce_xLAM-1b-fc-r", "meta-llama_Meta-Llama-3-8B-Instruct")

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import transformers
 
-from router.checkout import commit
+from router.cli.provenance import commit
 from slm.protocol import DraftCommand, Info, encode
 from slm.weights.registry import DEFAULT_MODEL, default_cache, known_model, resolve_model
 

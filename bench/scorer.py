@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.scorer_check import run
 from bench.scorer_report import render_markdown, write
 from evaluation.cases.study_data import StudyData
-from router.checkout import commit
+from router.cli.provenance import commit
 
 COMMAND = "python -m bench.scorer"
 

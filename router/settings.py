@@ -42,6 +42,8 @@ SECRET_CHARS = 8
 """What is shorter is not looked for in texts."""
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)(?:_|$)")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+OFFLOAD_BYTES = 64 * 1024
+"""A larger request is read and judged in a thread: it may be hostile, and the event loop serves others."""
 
 
 def is_loopback(host: str) -> bool:

@@ -22,7 +22,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from router.gateway_process import free_port
+from router.lab.gateway_process import free_port
 
 USUAL = "postgresql+asyncpg://postgres@127.0.0.1:5432/postgres"
 _FOLDERS = [*Path("/usr/lib/postgresql").glob("*/bin"), Path("/usr/local/bin"), Path("/opt/homebrew/bin")]

@@ -9,7 +9,7 @@ Two ways to choose among the known:
   bounds hold. Served drafts of which nobody said anything are known with the probability e(x) with which they were to
   be audited, all others for certain; each is kept with probability p₀/e, p₀ the least e there is. Which ones follows
   from their ids: the same ledger gives the same rows. Decisions that without a chance of an audit are left out, for a
-  reason that does not hang on the request (`router.audits`).
+  reason that does not hang on the request (`router.outcomes.shadow_audits`).
 - `told`: served drafts that somebody or a tool spoke of, as they are. Nothing makes them like the others.
 
 The large model's answer is taken to be right unless somebody said otherwise: audits hold drafts against it. So harm is

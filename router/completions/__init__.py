@@ -1,1 +1,1 @@
-"""Our worker as a server of OpenAI completions: `smallcall engine serve`."""
+"""Our worker served as an OpenAI completions endpoint."""

@@ -23,11 +23,11 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from router.completions.body import CompletionBody, read_body
-from router.completions.telling import Telling
-from router.delivery import until_left
+from router.completions.rendering import Telling
 from router.dialects.errors import ClientError, wrong
-from router.front import whole_body
-from router.local import SmallModelError
+from router.http.completion_endpoint import whole_body
+from router.http.response import until_left
+from router.small.worker_client import SmallModelError
 from slm import protocol
 
 BODY_BYTES = 8 << 20
@@ -38,7 +38,7 @@ _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": 
 
 
 class Completing(Protocol):
-    """Whatever completes; see `router.supervisor.Supervisor`."""
+    """Whatever completes; see `router.small.supervisor.Supervisor`."""
 
     @property
     def info(self) -> protocol.Info | None: ...

@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from policies.types import Request, Tool
-from router.context import unseen
-from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
-from router.dialects.chat_answers import ChunkWriter
+from router.dialects.chat_completions_answers import ChunkWriter
 from router.dialects.errors import ClientError, wrong
-from router.dialects.reading import (
+from router.dialects.parsing import (
     MAX_CHOICES,
     decoded,
     flag,
@@ -26,6 +24,8 @@ from router.dialects.reading import (
     put_tool,
     text,
 )
+from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.small_side_limits import unseen
 
 _LARGE_ONLY = {
     "functions": "legacy_functions",

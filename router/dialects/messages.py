@@ -15,11 +15,9 @@ from typing import Any
 import orjson
 
 from policies.types import Request, Tool
-from router.context import unseen
-from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong
 from router.dialects.messages_answers import MessageWriter, error_body, message
-from router.dialects.reading import (
+from router.dialects.parsing import (
     decoded,
     flag,
     function,
@@ -31,6 +29,8 @@ from router.dialects.reading import (
     put_tool,
     text,
 )
+from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.small_side_limits import unseen
 
 _NATIVE_FIELDS = ("mcp_servers", "container", "context_management")
 _ANTHROPICS = ("thinking", "top_k", "service_tier", "cache_control", "inference_geo", "speed")

@@ -14,10 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.types import Request, Tool
-from router.context import unseen
-from router.dialects.chat import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.errors import ClientError, wrong
-from router.dialects.reading import (
+from router.dialects.parsing import (
     decoded,
     flag,
     function,
@@ -29,7 +27,9 @@ from router.dialects.reading import (
     put_tool,
     text,
 )
+from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
 from router.dialects.responses_answers import ResponseWriter, error_body, response
+from router.dialects.small_side_limits import unseen
 
 _STORED = ("previous_response_id", "conversation", "prompt")
 _OWN_ID = re.compile(r"(?:resp|msg|fc)_[0-9a-hjkmnp-tv-z]{26}(?:_\d+)?")

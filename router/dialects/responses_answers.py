@@ -11,10 +11,10 @@ from typing import Any
 
 import orjson
 
-from router.dialects.call_pieces import CallPieces
-from router.dialects.chat import ChatRequest
-from router.dialects.chat_answers import COMMENT
+from router.dialects.call_deltas import CallPieces
+from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
+from router.dialects.request import ChatRequest
 
 _ECHOED: Mapping[str, Any] = {
     "instructions": None,

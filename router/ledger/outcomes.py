@@ -1,6 +1,6 @@
 """What is known of decisions afterwards: one row for each source and call, replaced only by one that is as strong.
 
-`source` is `feedback` (somebody said so) or `implicit` (`router.outcomes`). `call_index` is -1 where the whole
+`source` is `feedback` (somebody said so) or `implicit` (`router.outcomes.labels`). `call_index` is -1 where the whole
 answer is meant. Writing the same again changes nothing but the time.
 """
 

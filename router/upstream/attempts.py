@@ -14,8 +14,14 @@ from typing import Any, TypeVar
 import structlog
 
 from router.settings import Large, environment_secrets
-from router.upstream import UpstreamError, UpstreamRateLimited, UpstreamRejected, UpstreamTimeout, UpstreamUnavailable
 from router.upstream.breaker import Breaker
+from router.upstream.large_model import (
+    UpstreamError,
+    UpstreamRateLimited,
+    UpstreamRejected,
+    UpstreamTimeout,
+    UpstreamUnavailable,
+)
 
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-from router.upstream import UpstreamError, UpstreamTimeout, UpstreamUnavailable
+from router.upstream.large_model import UpstreamError, UpstreamTimeout, UpstreamUnavailable
 
 
 class Breaker:

@@ -20,10 +20,10 @@ from typing import Any
 import aiohttp
 import orjson
 
-from router.dialects.chat import ChatRequest, DialectName, Writer
+from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
-from router.upstream import UpstreamError, UpstreamUnavailable, Usage
 from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.large_model import UpstreamError, UpstreamUnavailable, Usage
 from router.upstream.translated import LitellmModel
 from router.upstream.wires import WIRES, StreamState, Wire, request_body
 
@@ -163,7 +163,7 @@ class Passthrough:
 
 
 class Forwarded:
-    """A provider's stream on its way to a client of the same dialect. See `router.escalation.Source`."""
+    """A provider's stream on its way to a client of the same dialect. See `router.cascade.escalation.Source`."""
 
     def __init__(
         self, response: aiohttp.ClientResponse, state: StreamState, chat: ChatRequest, writer: Writer, settings: Large

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from router.settings import Price
-from router.upstream import Usage
+from router.upstream.large_model import Usage
 
 _log = structlog.get_logger("prices")
 _MILLION = 1_000_000

@@ -24,16 +24,16 @@ import orjson
 import structlog
 
 from router.settings import Large, keep_litellm_offline
-from router.upstream import (
+from router.upstream import shape
+from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.large_model import (
     LargeStream,
     UpstreamError,
     UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
     Usage,
-    shape,
 )
-from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
 from router.upstream.prices import FixedPrices, MappedPrices, Prices
 
 _log = structlog.get_logger("upstream")

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import msgspec
 import orjson
 
-from router.dialects.chat import DialectName
-from router.upstream import Usage, usage_of
+from router.dialects.request import DialectName
+from router.upstream.large_model import Usage, usage_of
 
 _RAW = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _ANTHROPIC_VERSION = "2023-06-01"

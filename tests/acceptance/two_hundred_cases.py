@@ -20,9 +20,9 @@ from evaluation.traces.collect import collect
 from evaluation.traces.table import Trace, calls_of, draft_of, request_of
 from policies.types import Outcome
 from policies.validation import check
-from router.demo import GPT_4O
-from router.gateway_process import gateway_process
-from router.ledger import Ledger
+from router.lab.demo import GPT_4O
+from router.lab.gateway_process import gateway_process
+from router.ledger.store import Ledger
 from router.settings import load_settings
 from slm.weights.registry import resolve_model
 

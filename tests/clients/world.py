@@ -16,12 +16,12 @@ from typing import Any
 
 from aiohttp import web
 
-from router.app import create_app
-from router.dialects.chat import Dialect
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.messages import Messages
+from router.dialects.request import Dialect
 from router.dialects.responses import Responses
 from router.ledger.row import DecisionRow
+from router.server.app import create_app
 from router.settings import Settings
 from slm import protocol
 from tests.router.conftest import served
@@ -52,7 +52,7 @@ class Small:
 
     @contextlib.asynccontextmanager
     async def events(self, command: protocol.DraftCommand) -> AsyncIterator[AsyncIterator[protocol.Event]]:
-        """See `router.local.SmallModel`."""
+        """See `router.small.worker_client.SmallModel`."""
         turn = _turn(command.messages)
         if turn < len(SIDES) and SIDES[turn] == "small":
             name, arguments = _MOVES[turn]

@@ -19,8 +19,8 @@ from bench import llamacpp
 from bench.engine import ENVIRONMENTS
 from bench.gguf_file import write_q8_0
 from bench.run import ADAPTER, base_file, base_folder
-from router.local import DraftBuilder, SmallModel
-from router.remote import RemoteModel, RemoteServer
+from router.small.remote import RemoteModel, RemoteServer
+from router.small.worker_client import DraftBuilder, SmallModel
 from slm.engine.engine import Engine
 from slm.engine.model import load
 from tests.engines.conformance import CHECKS, LLAMACPP, asked, drafted

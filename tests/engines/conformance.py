@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from policies.types import Draft, Outcome, Span, TokenSignals
-from router.local import DraftBuilder, SmallModel, SmallModelError
+from router.small.worker_client import DraftBuilder, SmallModel, SmallModelError
 from slm.protocol import Done, DraftCommand, Event, PlanMade, Started, Token
 
 UNLIKELY = -0.3

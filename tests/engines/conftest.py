@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from router.completions.app import Terms, create_engine_app
-from router.local import SmallModel, WorkerClient
-from router.remote import RemoteModel, RemoteServer
+from router.small.remote import RemoteModel, RemoteServer
+from router.small.worker_client import SmallModel, WorkerClient
 from slm import protocol
 from tests.engines.conformance import ENDPOINT, WORKER, Abilities
 from tests.router.conftest import served

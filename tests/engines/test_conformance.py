@@ -2,7 +2,7 @@
 
 import pytest
 
-from router.local import SmallModel
+from router.small.worker_client import SmallModel
 from slm.protocol import Token
 from tests.engines.conformance import CHECKS, CITIES, Abilities, Check, asked, drafted, events_of, weather
 from tests.engines.conftest import Direct

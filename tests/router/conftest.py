@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from router.app import create_app
-from router.local import SmallModelError
+from router.server.app import create_app
 from router.settings import Settings
+from router.small.worker_client import SmallModelError
 from slm import protocol
 from tests.router.fake_worker import INFO, draft_events
 

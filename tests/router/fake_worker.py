@@ -106,7 +106,7 @@ class FakeWorker:
 
 @dataclass(frozen=True, slots=True)
 class FakeCommand:
-    """Starts this module as a supervised worker, in the place of `router.supervisor.WorkerCommand`."""
+    """Starts this module as a supervised worker, in the place of `router.small.supervisor.WorkerCommand`."""
 
     socket: Path
     chatter: int = 0

@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from router.ledger import Ledger
+from router.ledger.store import Ledger
 from router.settings import Settings
 from tests.router.test_processes import gateway_process
 

@@ -17,12 +17,12 @@ from evaluation.demo.rows import load_demo
 from evaluation.recorded.server import RecordedServer
 from policies.bundle.bundle import save
 from policies.bundle.manifest import Gate, Manifest, ScoreJudge, Stages
-from router.app import create_app
-from router.gateway_process import free_port
-from router.ledger import Ledger
+from router.lab.gateway_process import free_port
+from router.ledger.store import Ledger
+from router.server.app import create_app
 from router.settings import Settings
+from tests.router.cascade.test_gateway import Scripted, ask
 from tests.router.conftest import served
-from tests.router.test_gateway import Scripted, ask
 
 ROWS = load_demo()
 
@@ -86,7 +86,7 @@ async def gateway_process(configured: Settings, folder: Path) -> AsyncIterator[t
     file = folder / "smallcall.yaml"
     file.write_text(json.dumps(config))
     with (folder / "gateway.log").open("wb") as log:
-        line = [sys.executable, "-m", "router.cli", "serve", "--config", str(file)]
+        line = [sys.executable, "-m", "router", "serve", "--config", str(file)]
         process = await asyncio.create_subprocess_exec(*line, stdout=log, stderr=log)
     root = f"http://127.0.0.1:{port}"
     try:
@@ -110,7 +110,7 @@ async def test_the_engine_is_served_by_itself(tmp_path: Path, llama_folder: Path
     )
     port = free_port()
     options = ["--config", str(tmp_path / "smallcall.yaml"), "--port", str(port), "--key-file", str(tmp_path / "key")]
-    line = [sys.executable, "-m", "router.cli", "engine", "serve", *options]
+    line = [sys.executable, "-m", "router", "engine", "serve", *options]
     with (tmp_path / "engine.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(*line, stdout=log, stderr=log)
     url = f"http://127.0.0.1:{port}/v1"
@@ -175,7 +175,7 @@ async def test_a_killed_gateway_loses_no_answered_row(tmp_path: Path, synchronou
 def test_the_gateway_imports_neither_torch_nor_litellm_to_start() -> None:
     """Importing all that `serve` needs leaves torch, transformers, litellm and alembic out."""
     code = (
-        "import sys, router.serving, router.cli;"
+        "import sys, router.server.run, router.__main__;"
         "print([m for m in ('torch', 'transformers', 'litellm', 'alembic') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -212,8 +212,8 @@ async def test_torch_is_not_imported_by_answering(tmp_path: Path, llama_folder: 
     code = f"""
 import asyncio, sys, json, aiohttp
 from pathlib import Path
-from router.app import create_app
-from router.gateway_process import free_port
+from router.server.app import create_app
+from router.lab.gateway_process import free_port
 from tests.router.conftest import served
 from tests.router.test_processes import ROWS, recorded, settings
 async def main():

@@ -31,7 +31,7 @@ from policies.bundle.manifest import (
 )
 from policies.rules.judge import FewTools, Judge, NamedScore
 from policies.types import Draft, Request, Span
-from router.cli import app
+from router.__main__ import app
 from tests.evaluation.tuning.test_tune import CASES, SMALL
 
 SERVING = Serving(weights_sha256="0" * 64, adapter_sha256=None, pattern_version="1", dtype="float32", grammar=True)

@@ -15,7 +15,7 @@ from evaluation.replay.replay import ReplayError
 from evaluation.traces.table import Trace, TraceInfo, TraceRow, write_trace
 from evaluation.tuning.tune import SALT, SHARES, Goal, Tuning, always_right, tune
 from policies.types import Span
-from router.cli import app
+from router.__main__ import app
 
 CASES = [case for case in case_set("bfcl") if case.category == "live_multiple"]
 

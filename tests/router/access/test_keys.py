@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from router.__main__ import app as cli
 from router.access.keys import (
     KeyFieldsError,
     KeyRing,
@@ -28,11 +29,10 @@ from router.access.keys import (
     presented,
     window_left_s,
 )
-from router.cli import app as cli
 from router.settings import Settings
+from tests.router.cascade.test_gateway import CALL, Scripted, ask, rows_of
 from tests.router.conftest import Make, ScriptedSmall, served
-from tests.router.test_gateway import CALL, Scripted, ask, rows_of
-from tests.router.test_passthrough import CHAT, Provider, large
+from tests.router.upstream.test_passthrough import CHAT, Provider, large
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")

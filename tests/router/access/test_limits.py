@@ -15,17 +15,18 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.access.estimate import need
 from router.access.keys import VirtualKey, minted, new_key
 from router.access.limits import LocalCounters, Need, Standing
-from router.access.reckoning import need
-from router.costing import UnitPrices, unit_prices
-from router.ledger import DecisionRow, Ledger
-from router.upstream import Usage
+from router.ledger.row import DecisionRow
+from router.ledger.store import Ledger
+from router.upstream.estimates import UnitPrices, unit_prices
+from router.upstream.large_model import Usage
 from tests.router.access.test_keys import ACCESS, call, make_key
+from tests.router.cascade.test_gateway import CALL, CALLING, Scripted, ask, of, recorded, rows_of
 from tests.router.conftest import Make, ScriptedSmall, served
-from tests.router.test_gateway import CALL, CALLING, Scripted, ask, of, recorded, rows_of
-from tests.router.test_ledger import row
-from tests.router.test_passthrough import CHAT, Provider, large
+from tests.router.ledger.test_store import row
+from tests.router.upstream.test_passthrough import CHAT, Provider, large
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")

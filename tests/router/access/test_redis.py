@@ -20,9 +20,9 @@ from router.redis_link import RedisLink
 from tests.router.access.conftest import RedisServer
 from tests.router.access.test_keys import ACCESS, call, make_key
 from tests.router.access.test_limits import CHAT_NUSD, LARGE, key, priced
+from tests.router.cascade.test_gateway import CALL, ask
 from tests.router.conftest import Make, ScriptedSmall, served
-from tests.router.test_gateway import CALL, ask
-from tests.router.test_passthrough import CHAT, Provider
+from tests.router.upstream.test_passthrough import CHAT, Provider
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
 pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:UserWarning")

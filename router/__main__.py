@@ -1,0 +1,126 @@
+"""The `smallcall` command. Only this and `router.cli` print."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from router.cli.ab import ab_app
+from router.cli.audits import audits
+from router.cli.common import Config, console, model_or_exit, progress_bar, settings_or_exit
+from router.cli.costs import costs
+from router.cli.drift import drift
+from router.cli.engine import engine_app
+from router.cli.harvest import harvest
+from router.cli.keys import keys_app
+from router.cli.ledger import ledger_app
+from router.cli.models import models_app
+from router.cli.offline.fit import fit
+from router.cli.offline.report import report_app
+from router.cli.offline.small_model import failures, slm, tools
+from router.cli.offline.study import study_app
+from router.cli.offline.train import train
+from router.cli.offline.tune import tune
+from router.settings import SettingsError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+    help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
+)
+app.add_typer(ab_app, name="ab", help="Experiments: plan and look.")
+app.add_typer(engine_app, name="engine", help="The small model by itself: serve.")
+app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")
+app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
+app.add_typer(models_app, name="models", help="Weights: pull and list.")
+app.command()(audits)
+app.command()(costs)
+app.command()(drift)
+app.command()(harvest)
+app.command()(train)
+app.command()(fit)
+app.command()(tune)
+app.add_typer(report_app, name="report")
+app.add_typer(study_app, name="study", help="Offline: collect traces, write reports, score the small model.")
+for _command in (slm, failures, tools):
+    study_app.command()(_command)
+
+
+@app.command()
+def serve(
+    config: Config = None, port: Annotated[int | None, typer.Option(help="instead of server.port")] = None
+) -> None:
+    """Run the gateway."""
+    from router.access.gate import PublicWithoutKeysError
+    from router.access.store import KeysUnavailableError
+    from router.ledger.store import LedgerUnavailableError
+    from router.server.run import check_host
+    from router.server.run import serve as run
+
+    settings = settings_or_exit(config)
+    if port is not None:
+        settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
+    try:
+        check_host(settings)
+        run(settings, model_or_exit(settings) if settings.small.local else None)
+    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None
+    except SettingsError as error:
+        console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
+
+
+@app.command()
+def demo(
+    config: Config = None,
+    out: Annotated[Path, typer.Option(help="where the report, the ledger and the log go")] = Path("var/demo"),
+    requests: Annotated[int, typer.Option(min=1, max=60)] = 60,
+) -> None:
+    """Send sixty real requests through a running gateway, print what came of them, and write a report."""
+    from router.lab.demo import run_demo
+
+    settings = settings_or_exit(config)
+    folder = model_or_exit(settings)
+    out.mkdir(parents=True, exist_ok=True)
+    with progress_bar(console) as tell:
+        result = asyncio.run(run_demo(settings, folder, out, tell, requests=requests))
+    table = Table(title=f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o")
+    for header in ("", "smallcall", "always large"):
+        table.add_column(header)
+    for row in result.rows:
+        table.add_row(*row)
+    console.print(table)
+    console.print(result.table)
+    console.print(f"report: {result.report.html.resolve()}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def recorded(
+    model: Annotated[str, typer.Option(help="a name of evaluation/data/bfcl_recorded")] = "gpt-4o-2024-08-06-FC",
+    port: Annotated[int, typer.Option()] = 8081,
+) -> None:
+    """Serve a recorded large model as an OpenAI-compatible endpoint."""
+    from evaluation.cases.study_data import StudyData
+    from evaluation.recorded.server import RecordedServer
+    from evaluation.recorded.server import serve as run
+
+    data = StudyData.of_checkout()
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        server = RecordedServer(data.recording(model), data.bfcl(), port=port)
+        await run(server, stop, lambda url: console.print(f"{model} at {url}", highlight=False))
+
+    asyncio.run(main())
+
+
+if __name__ == "__main__":
+    app()

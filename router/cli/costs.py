@@ -1,0 +1,119 @@
+"""`smallcall costs`: what was spent, and what always asking the large model would have cost."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from datetime import date
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from router.cli.ledger import READ_S, day_option, fail, reading
+from router.settings import Settings
+
+if TYPE_CHECKING:
+    from evaluation.live.cost_report import CostReport
+
+console = Console()
+
+
+class Grouping(StrEnum):
+    """What a row of the report stands for."""
+
+    DAY = "day"
+    KEY = "key"
+    TOOL = "tool"
+    ARM = "arm"
+
+
+class Form(StrEnum):
+    """How the report is told."""
+
+    TABLE = "table"
+    JSON = "json"
+    CSV = "csv"
+    HTML = "html"
+
+
+def costs(
+    config: Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win")] = None,
+    by: Annotated[Grouping, typer.Option(help="what a row stands for")] = Grouping.DAY,
+    since: Annotated[str | None, typer.Option(help="first day, such as 2026-11-01; UTC")] = None,
+    until: Annotated[str | None, typer.Option(help="last day")] = None,
+    form: Annotated[Form, typer.Option("--format")] = Form.TABLE,
+    out: Annotated[Path | None, typer.Option(help="a file, instead of the terminal")] = None,
+) -> None:
+    """Spent, what always large would have cost (an estimate), saved, and the share that the small model answered.
+
+    Exit code 1: no ledger.
+    """
+    from evaluation.live.cost_report import as_csv, as_html, as_json
+
+    settings = reading(config)
+    first, last = day_option("--since", since), day_option("--until", until)
+    report = asyncio.run(_report(settings, by, first, last))
+    if form is Form.TABLE:
+        _show(report, Console(file=out.open("w", encoding="utf-8"), width=160) if out else console)
+        return
+    text = {
+        Form.JSON: lambda: json.dumps(as_json(report), indent=1) + "\n",
+        Form.CSV: lambda: as_csv(report),
+        Form.HTML: lambda: as_html(report),
+    }[form]()
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text, encoding="utf-8")
+
+
+async def _report(settings: Settings, by: Grouping, first: date | None, last: date | None) -> CostReport:
+    from evaluation.live.cost_report import cost_report
+    from router.ledger.cost_queries import cost_lines, newest_judgement, span
+    from router.ledger.store import Ledger, LedgerUnavailableError
+
+    try:
+        async with Ledger.open(settings.ledger.url, READ_S) as ledger:
+            known = await span(ledger.engine)
+            start, end = known or (date.today(), date.today())  # noqa: DTZ011 - an empty ledger; any day will do
+            start, end = first or start, last or end
+            lines = await cost_lines(ledger.engine, start, end)
+            policy, certificate = await newest_judgement(ledger.engine)
+    except LedgerUnavailableError as error:
+        raise fail(str(error), 1) from None
+    return cost_report(
+        lines,
+        by.value,
+        start,
+        end,
+        small_usd_per_hour=settings.small.usd_per_hour,
+        judged_by=policy,
+        certificate=certificate,
+    )
+
+
+def _show(report: CostReport, console: Console) -> None:
+    from evaluation.live.cost_report import COLUMNS, cells
+
+    table = Table(title=f"costs by {report.by}, {report.first} to {report.last} (UTC)")
+    table.add_column(report.by)
+    for name in COLUMNS:
+        table.add_column(name, justify="right")
+    for row in report.rows:
+        table.add_row(plain_text(row.label), *cells(row))
+    table.add_section()
+    table.add_row("total", *cells(report.total))
+    console.print(table)
+    for remark in report.remarks:
+        console.print(remark, highlight=False, markup=False, soft_wrap=True)
+
+
+def plain_text(text: str) -> str:
+    """Names come from clients and providers: neither markup nor control characters reach the terminal."""
+    from rich.markup import escape
+
+    return escape("".join(character if character.isprintable() else "\ufffd" for character in text))

@@ -1,0 +1,1 @@
+"""The commands that fit, tune, train, report and study."""

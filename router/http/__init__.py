@@ -1,0 +1,1 @@
+"""The ASGI endpoints: bodies, admission, streamed responses, status, feedback and administration."""

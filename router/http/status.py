@@ -1,0 +1,94 @@
+"""What a gateway tells of itself: models, health, readiness, metrics; and the errors of unknown paths."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import orjson
+from fastapi import Request, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+
+from router.dialects.chat_completions import ChatCompletions
+from router.dialects.errors import ClientError
+from router.dialects.messages import Messages
+from router.dialects.request import Dialect
+from router.dialects.responses import Responses
+from router.http.response import error_response
+from router.telemetry import Metrics
+from slm.protocol import Info
+
+CHAT = ChatCompletions()
+DIALECTS: tuple[Dialect, ...] = (CHAT, Messages(), Responses())
+
+
+async def http_error(request: Request, error: Exception) -> Response:
+    """Unknown paths and methods, in the shape of the dialect that the path belongs to."""
+    assert isinstance(error, HTTPException)
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    path = request.url.path.removeprefix("/v1")
+    dialect = next((one for one in DIALECTS if path.startswith(one.path)), CHAT)
+    return error_response(ClientError(error.status_code, str(error.detail), code), dialect)
+
+
+async def gone(request: Request, error: Exception) -> Response:
+    """The client left before its body was there: nobody reads this."""
+    return Response(status_code=499)
+
+
+async def models(request: Request) -> Response:
+    """`GET /v1/models`: what a client may name, and beside it what the gateway drafts and judges with."""
+    state = request.app.state
+    info = state.small.info if state.small is not None else None
+    try:
+        key = state.access.caller(request.headers)
+    except ClientError as error:
+        return error_response(error, CHAT)
+    names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
+    names = state.access.visible(key, names)
+    data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
+    small = None if info is None else _serving(info, state.grammar)
+    large = state.large.model if state.large else None
+    ours = {"small": small, "large": large, "policy": state.policies.view()}
+    body = {"object": "list", "data": data, "smallcall": ours}
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _serving(info: Info, grammar: bool) -> dict[str, object]:
+    """What drafts are made with: a trace keeps it, and a certificate is bound to it."""
+    return {
+        "model": info.model,
+        "weights_sha256": info.weights_sha256,
+        "adapter_sha256": info.adapter_sha256,
+        "pattern_version": info.pattern_version,
+        "dtype": info.dtype,
+        "grammar": grammar,
+    }
+
+
+async def healthy() -> dict[str, str]:
+    """The process lives."""
+    return {"status": "ok"}
+
+
+async def ready(request: Request) -> Response:
+    """Whether each part can work; 503 until all that is configured can."""
+    state = request.app.state
+    parts = {"ledger": await state.ledger.ping()}
+    if state.small is not None:
+        parts["small"] = state.small.info is not None
+    if state.large is not None:
+        parts["large"] = state.large.ready
+    body = {**parts, "certificates": state.policies.view()["state"]}
+    return Response(orjson.dumps(body), 200 if all(parts.values()) else 503, media_type="application/json")
+
+
+def metrics_route(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
+    async def show(request: Request) -> Response:
+        try:
+            request.app.state.access.metrics_reader(request.headers)
+        except ClientError as error:
+            return error_response(error, CHAT)
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return show

@@ -1,0 +1,1 @@
+"""Drafting by the gateway's own path without a gateway, for studies and the demo."""

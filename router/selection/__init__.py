@@ -1,0 +1,1 @@
+"""Which policy decides: the bundle in service, an experiment's arm or the conversation's earlier choice."""

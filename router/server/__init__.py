@@ -1,0 +1,1 @@
+"""The composition root: from settings to objects to a running ASGI server."""
