@@ -21,7 +21,8 @@ def render_markdown(check: ScorerCheck, *, command: str, commit: str) -> str:
         f"Cases: SHA-256 `{check.cases_sha256}`. Recordings: SHA-256 `{check.recordings_sha256}`.",
         _summary(check),
         "## Pass rates, %\n\n"
-        "*ours*: `evaluation/cases/scoring.py` with today's gold. *gold of the day*: the same with the gold that BFCL scored "
+        "*ours*: `evaluation/cases/scoring.py` with today's gold. *gold of the day*: the same with the gold that BFCL "
+        "scored "
         "with on 2024-08-11. *published*: BFCL's verdicts on the same cases. *published, all*: BFCL's own rate on all "
         "its cases of the category, of which some are left out here because their question changed later. *simple "
         "check*: the data set's own check (names and acceptable values, no types).",

@@ -52,8 +52,8 @@ def working(folder: Path, model: Path, adapter: Path, *, dtype: str, threads: in
     """A worker until the block ends; its socket and log lie in `folder`."""
     path = folder / f"{dtype}-{cache_mb}.sock"
     line = [
-        sys.executable, "-m", "slm.worker.server", "--socket", str(path), "--model", str(model), "--adapter", str(adapter),
-        "--dtype", dtype, "--threads", str(threads), "--cache-mb", str(cache_mb),
+        sys.executable, "-m", "slm.worker.server", "--socket", str(path), "--model", str(model),
+        "--adapter", str(adapter), "--dtype", dtype, "--threads", str(threads), "--cache-mb", str(cache_mb),
     ]  # fmt: skip
     with path.with_suffix(".log").open("wb") as log:
         process = subprocess.Popen(line, stderr=log)

@@ -1,9 +1,9 @@
 """Score(passed, reason) of an answer to a case: AST match by BFCL's rules.
 
-A call matches if its name is right, every required parameter is there, none is there that the tool or the gold does
-not have, and each value has the right type and is acceptable (`evaluation.cases.value_match`). Calls are compared as a set, unless
-the gold orders them; their number must be right. Where no call is right, BFCL looks for a call that can be decoded:
-a call whose arguments are no JSON object counts as none, and so it does here.
+A call matches if its name is right, every required parameter is there, none is there that the tool or the gold does not
+have, and each value has the right type and is acceptable (`evaluation.cases.value_match`). Calls are compared as a set,
+unless the gold orders them; their number must be right. Where no call is right, BFCL looks for a call that can be
+decoded: a call whose arguments are no JSON object counts as none, and so it does here.
 
 Not guaranteed: that a matching call works, or that a failing one does not (the gold lists what its author thought of).
 """

@@ -1,8 +1,8 @@
 """What a report says: two arms' traces in, every figure, remark and source out. Writes nothing.
 
 The same inputs give the same content: no clock, no network, a fixed seed. Policies are the live ones, run over recorded
-drafts (`evaluation.replay.replay`). What cannot be shown, such as a score whose signals were not recorded, is left out and
-said.
+drafts (`evaluation.replay.replay`). What cannot be shown, such as a score whose signals were not recorded, is left out
+and said.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""A trace collected in shards by many workers: `evaluation.traces.collect.collect` for each shard, one table in the end.
+"""A trace collected in shards by many workers: `evaluation.traces.collect.collect` for each shard, one table in the
+end.
 
 What runs a shard is given: `locally` in this process, `with_ray` by Ray Data on a cluster. Both call the same
 `collect_shard`, plain bytes in and out, so that a shard may run on a machine that shares no disk with this one. A shard

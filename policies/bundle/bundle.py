@@ -2,7 +2,8 @@
 
 `bundle.json` (see `policies.bundle.manifest`) names every other file by its SHA-256; the bundle's own name is the
 SHA-256 of `bundle.json`, which the file `digest` repeats. Loading refuses unknown keys, files that are not named or
-differ, links, and anything over the limits. No pickle: a classifier's files are read by `policies.classifier.classifier`.
+differ, links, and anything over the limits. No pickle: a classifier's files are read by
+`policies.classifier.classifier`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fit a judge on drafts whose outcome is known: classifier and calibration, and how good they are out of fold.
 
-scikit-learn is imported here, in `policies.classifier.context` and in `policies.classifier.estimator`, only when something is fitted, and on
-one thread: more would sum in another order, and spin where the machine is busy.
+scikit-learn is imported here, in `policies.classifier.context` and in `policies.classifier.estimator`, only when
+something is fitted, and on one thread: more would sum in another order, and spin where the machine is busy.
 """
 
 from __future__ import annotations

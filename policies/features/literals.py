@@ -1,7 +1,7 @@
 """Numbers, dates and times of day in a text, whatever way they are written.
 
-The text is normalised already (`policies.features.grounding.normalised`). English words and months only; no arithmetic, no
-relative dates. Every pattern takes time in proportion to the text.
+The text is normalised already (`policies.features.grounding.normalised`). English words and months only; no arithmetic,
+no relative dates. Every pattern takes time in proportion to the text.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A draft as a vector of named signals: `features(request, draft, context)`, shape (F,), NaN where a signal is missing.
 
-What each signal means stands in `policies.features.catalog`. Pure arithmetic over a bounded part of what came in; nothing
-is fetched and nothing is kept but words and hashes of tools, in bounded caches.
+What each signal means stands in `policies.features.catalog`. Pure arithmetic over a bounded part of what came in;
+nothing is fetched and nothing is kept but words and hashes of tools, in bounded caches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The policies that ours must beat, of those that need no training, and the registry of all by name.
 
-The oracle needs to know who is right, so it is no live policy: `evaluation.replay.replay` draws it from labelled tables. The
-mean-log-probability threshold is `ValidAndSure` with `score="mean_logprob"`.
+The oracle needs to know who is right, so it is no live policy: `evaluation.replay.replay` draws it from labelled
+tables. The mean-log-probability threshold is `ValidAndSure` with `score="mean_logprob"`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Policies over a judge's score: one threshold, and thresholds at every stage.
 
 A draft that may not be served, whatever its score, is refused as in `policies.rules.single`. Certificate A of
-`policies.rules.certificate` counts a request as harmed only if it was answered small; so what is shown of a threshold stays
-true of every policy that answers a part of what the threshold would (an earlier stage, a price, a budget).
+`policies.rules.certificate` counts a request as harmed only if it was answered small; so what is shown of a threshold
+stays true of every policy that answers a part of what the threshold would (an earlier stage, a price, a budget).
 """
 
 from __future__ import annotations

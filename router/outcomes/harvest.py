@@ -1,9 +1,9 @@
 """Training rows from the ledger: what the large model answered where the small one was not trusted.
 
 A row is taken where it can be taught: the answer makes calls of offered tools that fit their schemas (by the trainer's
-own reader, `slm.dataset.conversations`), and nothing speaks against it (feedback, a tool's refusal, a correction). Answers of
-the small model that an audit agreed with are taken as replay: escalations alone are the hard cases. Of a conversation
-only the harvested answer is taught; earlier ones are context.
+own reader, `slm.dataset.conversations`), and nothing speaks against it (feedback, a tool's refusal, a correction).
+Answers of the small model that an audit agreed with are taken as replay: escalations alone are the hard cases. Of a
+conversation only the harvested answer is taught; earlier ones are context.
 
 Each tenant gets a folder of its own, and nothing of one goes into another's: a decision without a tenant belongs to its
 key, one without a key to `default`. A tenth of the conversations, chosen by their digest before anything is looked at,

@@ -1,4 +1,5 @@
-"""Decisions of the ledger as `evaluation.live.decisions` takes them. Contents are read only of the rows that are used."""
+"""Decisions of the ledger as `evaluation.live.decisions` takes them. Contents are read only of the rows that are
+used."""
 
 from __future__ import annotations
 

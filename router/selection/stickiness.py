@@ -148,7 +148,8 @@ class Stickiness:
         self._settings, self._memories, self._rates, self._now = settings, memories, rates, now
 
     def digest(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> str | None:
-        """What a conversation is remembered by; None where nothing is. `key_id`: see `router.selection.conversation`."""
+        """What a conversation is remembered by; None where nothing is. `key_id`: see
+        `router.selection.conversation`."""
         if self._settings.sticky == "none":
             return None
         return hashlib.sha256(conversation_of(chat, headers, key_id)).hexdigest()
@@ -167,9 +168,9 @@ class Stickiness:
         return Sticky(digest, memory, why, self)
 
     def _worth_drafting(self, chat: ChatRequest, memory: Memory, rates: UnitPrices) -> bool:
-        """By `policies.rules.break_even`. The share of drafts that are served is the conversation's own, with one served and
-        one not served added; a later turn is taken to go large as often as a draft is not served; the next turn is
-        expected after the conversation's mean pause."""
+        """By `policies.rules.break_even`. The share of drafts that are served is the conversation's own, with one
+        served and one not served added; a later turn is taken to go large as often as a draft is not served; the next
+        turn is expected after the conversation's mean pause."""
         settings, now = self._settings, self._now()
         served = (memory.served + 1) / (memory.drafted + 2)
         pause_s = (memory.last_at - memory.first_at) / (memory.turns - 1) if memory.turns > 1 else 0.0

@@ -1,4 +1,5 @@
-"""The parts of a gateway, made from the settings; `router.server.app` puts them together. The stack frees what they hold."""
+"""The parts of a gateway, made from the settings; `router.server.app` puts them together. The stack frees what they
+hold."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The prompt is rendered here, by the same pattern as the worker's, and sent as text. Its control tokens must be the
 served model's own; what a client spells like one of any usual model's is broken up. Guided decoding is the server's
-option: `vllm` (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.format.gbnf`; `none` leaves the model
-free.
+option: `vllm` (`structured_outputs.grammar`) or `llamacpp` (`grammar`), both by `slm.format.gbnf`; `none` leaves the
+model free.
 
 A server that tells no log-probabilities is an error: nothing could be judged by. What else such a server does not tell
 is NaN: entropy and feasible mass, the margin where fewer than two alternatives come; and no token counts as forced. Our

@@ -46,16 +46,8 @@ class WorkerCommand:
 
     def arguments(self) -> Sequence[str]:
         """The command line. `-P`: modules come from the installation, never from the folder we were started in."""
-        line = [
-            sys.executable,
-            "-P",
-            "-m",
-            "slm.worker.server",
-            "--socket",
-            str(self.socket),
-            "--model",
-            str(self.model),
-        ]
+        line = [sys.executable, "-P", "-m", "slm.worker.server"]
+        line += ["--socket", str(self.socket), "--model", str(self.model)]
         line += ["--max-queue", str(self.max_queue), "--dtype", self.dtype, "--cache-mb", str(self.cache_mb)]
         line += ["--device", self.device]
         if self.max_wait_s is not None:

@@ -1,9 +1,9 @@
 """Rows of tool-calling data to token sequences, tokenised exactly as the engine tokenises a request.
 
-A row's gold becomes a draft of `slm.format.pattern`: the first acceptable value of each parameter that fits its schema, in
-schema order, parameters that may be left out left out. A row without a call becomes `ask` where the source's reply asks
-for a value (see `asks_back`) and `none` otherwise. A row that cannot be taught exactly is refused with a reason, never
-mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are told apart as every reader would.
+A row's gold becomes a draft of `slm.format.pattern`: the first acceptable value of each parameter that fits its schema,
+in schema order, parameters that may be left out left out. A row without a call becomes `ask` where the source's reply
+asks for a value (see `asks_back`) and `none` otherwise. A row that cannot be taught exactly is refused with a reason,
+never mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are told apart as every reader would.
 """
 
 from __future__ import annotations

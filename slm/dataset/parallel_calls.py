@@ -2,9 +2,9 @@
 
 Two ways. *Joined*: the words of two to four rows of a source, one after another; their calls likewise. Each of them was
 asked beside all of the tools that the joined row offers, or beside tools that the source offers with the called one
-elsewhere (as in `slm.dataset.grouping`), so no answer changes. *Listed*: one row asks the same of several values ("the weather
-in Rome and in Oslo" of "the weather in Rome"); the other values come from rows that give the same parameter, and the
-call is repeated for each.
+elsewhere (as in `slm.dataset.grouping`), so no answer changes. *Listed*: one row asks the same of several values ("the
+weather in Rome and in Oslo" of "the weather in Rome"); the other values come from rows that give the same parameter,
+and the call is repeated for each.
 
 Only rows of one message of the user are used. Not guaranteed: that a person would ask so much at once.
 """

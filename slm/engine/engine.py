@@ -95,7 +95,8 @@ class Engine:
         shortlist: tuple[Kind, int, int] = ("none", 0, 0),
         device: DeviceName = "cpu",
     ) -> Engine:
-        """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises: `slm.engine.model.LoadError`."""
+        """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises:
+        `slm.engine.model.LoadError`."""
         loaded = load(folder, adapter, dtype, device)
         try:
             return cls(loaded, cache_bytes=cache_bytes, slots=slots, shortlist=shortlist_of(*shortlist, loaded))

@@ -5,8 +5,8 @@ attention, SwiGLU. What differs is how they are dispatched: query, key and value
 and up; the linear layers of all chunks are one product, only attention is computed chunk by chunk, since each reads
 its own keys; nothing is allocated for keys and values during a pass.
 
-In int8 all linear layers are those of `slm.engine.int8`. The MLP's way down and the head read their rows finely: there a
-rounding to 8 bits costs most (docs/decisions/0005).
+In int8 all linear layers are those of `slm.engine.int8`. The MLP's way down and the head read their rows finely: there
+a rounding to 8 bits costs most (docs/decisions/0005).
 """
 
 from __future__ import annotations

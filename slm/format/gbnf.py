@@ -1,9 +1,9 @@
 """The grammar of a draft in llama.cpp's form (GBNF), which other servers read too.
 
-What `slm.format.grammar` says about types, keys, required keys, enums and alternatives is said here too; patterns, lengths,
-formats and ranges are not. Where the rules grow long, the arguments of the tools that come last are any object. These
-rules cannot know what was planned: any offered tool may follow any plan, and such a draft does not parse. Importing
-this module imports no model library.
+What `slm.format.grammar` says about types, keys, required keys, enums and alternatives is said here too; patterns,
+lengths, formats and ranges are not. Where the rules grow long, the arguments of the tools that come last are any
+object. These rules cannot know what was planned: any offered tool may follow any plan, and such a draft does not parse.
+Importing this module imports no model library.
 """
 
 from __future__ import annotations

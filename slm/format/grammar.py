@@ -2,10 +2,10 @@
 
 Two phases. The plan grammar knows the tools' names only, so a thousand tools cost a thousand words; when the `Thought:`
 line stands, a second grammar holds that line as a literal and the schemas of the planned tools, and reads what is
-written so far. A draft that ends by this grammar parses with `slm.format.pattern.parse_draft`, in canonical JSON, keys in
-schema order, none undeclared where some are declared (see `slm.format.argument_schema`). It may still be invalid: the judge
-holds it against the original schema. Lengths of free strings are not bounded here: a value that runs on ends the draft
-by its token limit, which shows; closed by force it would look sound.
+written so far. A draft that ends by this grammar parses with `slm.format.pattern.parse_draft`, in canonical JSON, keys
+in schema order, none undeclared where some are declared (see `slm.format.argument_schema`). It may still be invalid:
+the judge holds it against the original schema. Lengths of free strings are not bounded here: a value that runs on ends
+the draft by its token limit, which shows; closed by force it would look sound.
 
 Schemas are hostile: compilation and each step run under `LIMITS`; where a schema is refused, or fails at a later
 token, the tool falls back to structure only and then to any JSON object, each time with a warning.

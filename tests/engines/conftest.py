@@ -40,17 +40,8 @@ def worker_socket(llama_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     """The socket of a running worker."""
     folder = tmp_path_factory.mktemp("worker")
     socket = folder / "w.sock"
-    line = [
-        sys.executable,
-        "-m",
-        "slm.worker.server",
-        "--socket",
-        str(socket),
-        "--model",
-        str(llama_folder),
-        "--threads",
-        "1",
-    ]
+    options = ["--socket", str(socket), "--model", str(llama_folder), "--threads", "1"]
+    line = [sys.executable, "-m", "slm.worker.server", *options]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stderr=log)
     try:

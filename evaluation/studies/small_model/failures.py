@@ -1,7 +1,7 @@
 """Failures of the small model to read: how many of each kind in each set, and a sample with request, gold and draft.
 
-Equal traces give equal bytes. The kinds are those of `evaluation.studies.small_model.failure_kinds`: rules that a reader may disagree with,
-which is why the sample stands beside the counts.
+Equal traces give equal bytes. The kinds are those of `evaluation.studies.small_model.failure_kinds`: rules that a
+reader may disagree with, which is why the sample stands beside the counts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def render_failures(sets: Sequence[SetFailures], count: int, facts: Mapping[str,
         "\n".join(f"{name}: `{value}`  " for name, value in facts.items()),
     ]
     parts.append(
-        "A kind says what stands in the draft, by rules (`evaluation/studies/small_model/failure_kinds.py`), not why the model wrote it. "
+        "A kind says what stands in the draft, by rules (`evaluation/studies/small_model/failure_kinds.py`), not "
+        "why the model wrote it. "
         "Counts are of all failures in the tables of answers; the samples are drawn by hash, spread over groups."
     )
     parts.append(_kinds(sets))

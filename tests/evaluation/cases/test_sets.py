@@ -31,7 +31,8 @@ def test_what_a_model_called_first_stands_in_for_a_gold_that_nobody_gave() -> No
 
 
 def test_no_set_shares_a_conversation_with_what_is_trained_on() -> None:
-    """Validation conversations are those that `slm.dataset.splits` keeps out; test conversations are in no training row."""
+    """Validation conversations are those that `slm.dataset.splits` keeps out; test conversations are in no training
+    row."""
     kept = {case.conversation for case in case_set("validation")}
     assert len(kept) > 300
     for name in ("in_domain", "heldout_tools"):

@@ -221,7 +221,10 @@ async def test_a_row_holds_the_probability_of_its_verdict_and_that_of_its_arm(ga
 
 async def test_a_gateway_without_experiments_loads_no_statistics() -> None:
     """scipy takes longer to import than the gateway."""
-    script = "import sys, router.server.app, router.__main__; print([name for name in sys.modules if name.split('.')[0] == 'scipy'])"
+    script = (
+        "import sys, router.server.app, router.__main__;"
+        " print([name for name in sys.modules if name.split('.')[0] == 'scipy'])"
+    )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-W", "ignore", "-c", script, stdout=asyncio.subprocess.PIPE
     )
