@@ -1,10 +1,11 @@
 """The sets of cases that scores are told for, and samples of them that are the same on every machine.
 
 `bfcl` by category, `toolbench` by its six groups, `in_domain` (other conversations, known tools) and `heldout_tools`
-(tools that no training row offers as the right one) by source. `validation` holds conversations of the training sources
-that no recipe trains on (`slm.dataset.splits`): it is there to fit a judge on, and scored on demand only.
-`toolbench_recorded` holds ToolBench's queries without a gold, with the tool that the recorded model called first in its
-place: what is told there is agreement with that model, not correctness.
+(tools that no training row offers as the right one) by source. `new_agents` holds the tests of two sources that the
+shipped recipe does not train on (`NEW_AGENTS`): agents whose tools the small model has never seen. `validation` holds
+conversations of the training sources that no recipe trains on (`slm.dataset.splits`): it is there to fit a judge on,
+and scored on demand only. `toolbench_recorded` holds ToolBench's queries without a gold, with the tool that the
+recorded model called first in its place: what is told there is agreement with that model, not correctness.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from evaluation.cases.case import Case, ToolNamesGold, load_cases
 from evaluation.cases.study_data import StudyData
 from slm.dataset.splits import held_out
 
-SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench", "toolbench_recorded", "validation")
+SETS = ("bfcl", "in_domain", "heldout_tools", "new_agents", "toolbench", "toolbench_recorded", "validation")
+NEW_AGENTS = frozenset({"star", "taskmaster4"})
+"""Sources that stand for agents which the small model has not met."""
 TOOLBENCH = ("toolbench", "toolbench_recorded")
 """The sets that are told by ToolBench's six groups."""
 
@@ -73,10 +76,13 @@ def cases_of(name: str) -> list[Case]:
 
 @lru_cache(maxsize=1)
 def _training_sets(path: Path) -> dict[str, list[Case]]:
-    """The three sets that stand among the training rows: reading them takes seconds."""
+    """The sets that stand among the training rows: reading them takes seconds."""
     sets: dict[str, list[Case]] = defaultdict(list)
     for case in load_cases(path):
-        if case.split == "test":
+        if case.source in NEW_AGENTS:
+            if case.split == "test":
+                sets["new_agents"].append(case)
+        elif case.split == "test":
             sets[str(case.meta.get("test_kind"))].append(case)
         elif held_out(case.conversation):
             sets["validation"].append(case)

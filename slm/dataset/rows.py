@@ -1,4 +1,4 @@
-"""Training rows from files: the project's own format and OpenAI conversations, line by line, bad lines counted."""
+"""Training rows from files, bad rows counted: the project's own format, OpenAI conversations, hand-written domains."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import IO, Any, cast
 
 import msgspec
 
+from slm.dataset.authored import authored_rows, authored_sha256
 from slm.dataset.conversations import examples_of, is_conversation
 from slm.dataset.examples import BadRow, Example, example_of
 
@@ -46,11 +47,15 @@ def _shortest_name(path: Path, others: set[Path]) -> str:
 def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows:
     """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
 
-    `name` is the source of the conversations, the file's own by default.
+    A folder, or a `.txt` file, holds hand-written domains (`slm.dataset.authored`), of split `train` as well. `name` is
+    the source of the conversations, the file's own by default.
 
     Raises:
         OSError: the file cannot be read, or is a broken archive.
+        slm.dataset.authored.AuthoredError: a line of a domain cannot be read.
     """
+    if path.is_dir() or path.suffix == ".txt":
+        return _authored(path, split)
     examples: list[Example] = []
     refused: Counter[str] = Counter()
     for line in _lines(path):
@@ -67,6 +72,17 @@ def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows
             refused[bad.reason] += 1
     with path.open("rb") as file:
         return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def _authored(path: Path, split: str) -> Rows:
+    examples: list[Example] = []
+    refused: Counter[str] = Counter()
+    for row in authored_rows(path) if split == "train" else ():
+        try:
+            examples.append(example_of(row))
+        except BadRow as bad:
+            refused[bad.reason] += 1
+    return Rows(tuple(examples), dict(refused), authored_sha256(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,9 +1,10 @@
 """A Llama's forward pass in few operations: about a third of the time that transformers takes for one token.
 
-The formulas are those of transformers' `LlamaForCausalLM`: RMSNorm, rotary position embedding by halves, grouped-query
-attention, SwiGLU. What differs is how they are dispatched: query, key and value weights are one matrix, and so are gate
-and up; the linear layers of all chunks are one product, only attention is computed chunk by chunk, since each reads
-its own keys; nothing is allocated for keys and values during a pass.
+The formulas are those of transformers' `LlamaForCausalLM`, and of `Qwen2ForCausalLM`, a Llama with biases in query,
+key and value: RMSNorm, rotary position embedding by halves, grouped-query attention, SwiGLU. What differs is how they
+are dispatched: query, key and value weights are one matrix, and so are gate and up; the linear layers of all chunks are
+one product, only attention is computed chunk by chunk, since each reads its own keys; nothing is allocated for keys and
+values during a pass.
 
 In int8 all linear layers are those of `slm.engine.int8`. The MLP's way down and the head read their rows finely: there
 a rounding to 8 bits costs most (docs/decisions/0005).
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
-from transformers import LlamaForCausalLM, PreTrainedModel
+from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from slm.engine.int8 import Int8Linear
 from slm.engine.kv_cache import Chunk, KeyValues
@@ -25,6 +26,7 @@ from slm.engine.signals import Pass
 Linear = Callable[[torch.Tensor], torch.Tensor]
 PROBED_SIXTHS = (3, 4, 5)
 """Depths at which inner states are kept for the signals, in sixths of the layers."""
+_KINDS = (LlamaForCausalLM, Qwen2ForCausalLM)
 _ROPE_KINDS = {"default", "linear", "llama3"}
 """Those whose angles depend on nothing but the position."""
 
@@ -34,8 +36,9 @@ def fits(model: PreTrainedModel) -> bool:
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
-        type(model) is LlamaForCausalLM
+        type(model) in _KINDS
         and config.hidden_act == "silu"
+        and not getattr(config, "use_sliding_window", False)
         and getattr(config, "pretraining_tp", 1) == 1
         and rope.get("rope_type", "default") in _ROPE_KINDS
     )

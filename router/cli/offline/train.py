@@ -49,7 +49,7 @@ def train(
         chosen = load_recipe(recipe)
         if base is not None:
             chosen = chosen.model_copy(update={"base": base})
-        files = data or [shipped_data()]
+        files = data or shipped_data()
         folder = resolve_model(chosen.base, cache or load_settings().cache_folder).path
         run = run or Path("runs") / chosen.name
         result = _run(chosen, folder, files, start, run, threads, errors)
@@ -62,16 +62,17 @@ def train(
         raise typer.Exit(1) from exc
 
 
-def shipped_data() -> Path:
-    """The rows that come with the repository; they are not part of the installed package.
+def shipped_data() -> list[Path]:
+    """The rows that come with the repository, public ones and hand-written ones; the installed package has none.
 
     Raises:
         OSError: this is not a checkout.
     """
-    path = Path(slm.__file__).parent / "data" / "train.jsonl.gz"
-    if not path.is_file():
+    folder = Path(slm.__file__).parent / "data"
+    paths = [folder / "train.jsonl.gz", folder / "authored"]
+    if not all(path.exists() for path in paths):
         raise FileNotFoundError("the training rows come with a clone of the repository only: give --data")
-    return path
+    return paths
 
 
 def _tell_refused(run: Path, errors: Console) -> None:

@@ -2,15 +2,17 @@
 
 import pytest
 
-from evaluation.cases.sets import SETS, case_set, group_of, sample
+from evaluation.cases.sets import NEW_AGENTS, SETS, case_set, group_of, sample
+from slm.training.recipe import load_recipe
 
 
 @pytest.mark.parametrize(
     ("name", "cases", "groups"),
     [
         ("bfcl", 3491, 11),
-        ("in_domain", 2785, 10),
-        ("heldout_tools", 1856, 4),
+        ("in_domain", 2016, 8),
+        ("heldout_tools", 1458, 3),
+        ("new_agents", 1167, 2),
         ("toolbench", 764, 6),
         ("toolbench_recorded", 582, 6),
     ],
@@ -35,8 +37,15 @@ def test_no_set_shares_a_conversation_with_what_is_trained_on() -> None:
     row."""
     kept = {case.conversation for case in case_set("validation")}
     assert len(kept) > 300
-    for name in ("in_domain", "heldout_tools"):
+    for name in ("in_domain", "heldout_tools", "new_agents"):
         assert not kept & {case.conversation for case in case_set(name)}
+
+
+def test_the_shipped_recipe_trains_on_no_new_agent() -> None:
+    """Their tests count as unseen tools only while this holds."""
+    recipe = load_recipe("qwen2.5-coder-0.5b")
+    assert recipe.data.sources is not None
+    assert not NEW_AGENTS & set(recipe.data.sources)
 
 
 def test_a_sample_is_bounded_in_every_group_and_always_the_same() -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from slm.dataset.authored import authored_rows
 from slm.dataset.examples import (
     BadRow,
     asks_back,
@@ -248,6 +249,19 @@ def test_nothing_of_the_tests_is_in_the_training_rows() -> None:
         "sgd": 876, "taskmaster4": 121, "star": 65, "api-bank": 47, "hwu64": 21, "glaive-v2": 13, "seal-tools": 6,
         "snips": 1,
     }  # fmt: skip
+
+
+def test_nothing_of_the_tests_is_in_the_hand_written_rows() -> None:
+    """No question and no tool of BFCL, ToolBench or the test rows, and no test question whole in a longer text."""
+    written = list(authored_rows(DATA / "authored"))
+    tests = [
+        *rows_of(EVALUATION / "bfcl.jsonl.gz"),
+        *rows_of(EVALUATION / "toolbench_eval.jsonl.gz"),
+        *(row for row in rows_of(DATA / "train.jsonl.gz") if row["split"] == "test"),
+    ]
+    assert not questions(written) & questions(tests)
+    assert not shapes(written) & shapes(tests)
+    assert not with_a_question_of(tests, written)
 
 
 def test_the_shipped_files_are_the_ones_that_are_named() -> None:

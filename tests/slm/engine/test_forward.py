@@ -5,7 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
 from slm.engine.forward import PrecisionError, TransformersForward, forward_of
 from slm.engine.kv_cache import Chunk, KeyValues, Shape
@@ -26,10 +33,14 @@ def whole(folder: Path, ids: list[int]) -> torch.Tensor:
         return fresh(folder)(torch.tensor([ids]), use_cache=False).logits[0]
 
 
+@pytest.mark.parametrize("architecture", ["llama_folder", "qwen_folder"])
 @pytest.mark.parametrize("sizes", [[40], [1] * 40, [17, 1, 3, 12, 7]])
-def test_the_lean_pass_is_transformers_pass(llama_folder: Path, sizes: list[int]) -> None:
+def test_the_lean_pass_is_transformers_pass(
+    request: pytest.FixtureRequest, architecture: str, sizes: list[int]
+) -> None:
     """However a text is divided into chunks, every logit equals that of one plain pass over it."""
-    forward = forward_of(fresh(llama_folder))
+    folder = request.getfixturevalue(architecture)
+    forward = forward_of(fresh(folder))
     assert isinstance(forward, LlamaForward)
     memory, got = KeyValues(SHAPE, 64), []
     with torch.inference_mode():
@@ -37,7 +48,7 @@ def test_the_lean_pass_is_transformers_pass(llama_folder: Path, sizes: list[int]
             start = memory.length
             got.append(forward([Chunk(memory, IDS[start : start + size], size)]).logits)
             assert memory.length == start + size
-    torch.testing.assert_close(torch.cat(got), whole(llama_folder, IDS), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(got), whole(folder, IDS), atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", ["llama_folder", "opt_folder"])
@@ -100,7 +111,7 @@ def test_weights_are_held_once(llama_folder: Path) -> None:
 
 
 def test_other_models_get_transformers_own_pass(opt_folder: Path) -> None:
-    """OPT and angles that depend on the length are left to transformers; int8 is refused there."""
+    """OPT, angles that depend on the length and sliding windows are left to transformers; int8 is refused there."""
     assert isinstance(forward_of(fresh(opt_folder)), TransformersForward)
     dynamic = LlamaForCausalLM(
         LlamaConfig(
@@ -109,18 +120,25 @@ def test_other_models_get_transformers_own_pass(opt_folder: Path) -> None:
         )
     )  # fmt: skip
     assert isinstance(forward_of(dynamic), TransformersForward)
+    windows = Qwen2Config(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
+        num_key_value_heads=1, use_sliding_window=True, sliding_window=4, max_window_layers=0,
+    )  # fmt: skip
+    assert isinstance(forward_of(Qwen2ForCausalLM(windows)), TransformersForward)
     with pytest.raises(PrecisionError, match="OPTForCausalLM"):
         forward_of(fresh(opt_folder), int8=True)
 
 
-def test_int8_stays_near_full_precision(llama_folder: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama_folder", "qwen_folder"])
+def test_int8_stays_near_full_precision(request: pytest.FixtureRequest, architecture: str) -> None:
     """Weights in int8 move the distributions little, and none of the model's own weights are kept beside them."""
-    model = fresh(llama_folder)
+    folder = request.getfixturevalue(architecture)
+    model = fresh(folder)
     forward = forward_of(model, int8=True)
     assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
     with torch.inference_mode():
         got = forward([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).logits.log_softmax(-1)
-    expected = whole(llama_folder, IDS).log_softmax(-1)
+    expected = whole(folder, IDS).log_softmax(-1)
     assert float((expected.exp() * (expected - got)).sum(-1).mean()) < 0.02
     assert not torch.equal(got, expected)
 

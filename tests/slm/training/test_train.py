@@ -171,7 +171,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(files: list[str], nam
 
 
 @pytest.mark.parametrize("block", [None, 7, 192])
-@pytest.mark.parametrize("base", ["llama_folder", "opt_folder"])
+@pytest.mark.parametrize("base", ["llama_folder", "qwen_folder", "opt_folder"])
 def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(
     base: str, block: int | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,13 +343,17 @@ def test_a_run_ends_after_the_steps_that_its_recipe_says(llama_folder: Path, dat
 
 
 @pytest.mark.slow
-def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["llama_folder", "qwen_folder"])
+def test_an_adapter_comes_out_that_the_engine_loads(
+    request: pytest.FixtureRequest, architecture: str, data: Path, tmp_path: Path
+) -> None:
     """The loss falls, the run folder says what was done, and the adapter changes the model."""
     from slm.training.train import TrainingError, train
 
+    base = request.getfixturevalue(architecture)
     seen: list[Any] = []
     longer = recipe(optimiser={"learning_rate": 0.02, "trees_a_step": 2, "epochs": 4})
-    result = train(longer, llama_folder, [data], tmp_path / "run", progress=seen.append)
+    result = train(longer, base, [data], tmp_path / "run", progress=seen.append)
     training = [point["loss"] for point in curve(tmp_path / "run") if "loss" in point]
     assert sum(training[-3:]) < 0.8 * sum(training[:3])
     assert seen[-1].step == seen[-1].steps == result.steps
@@ -358,12 +362,12 @@ def test_an_adapter_comes_out_that_the_engine_loads(llama_folder: Path, data: Pa
     assert {"recipe.yaml", "curve.png", "scores.json"} <= {path.name for path in (tmp_path / "run").iterdir()}
     config = json.loads((result.folder / "adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == "tiny"
-    bare, adapted = load(llama_folder), load(llama_folder, result.folder)
+    bare, adapted = load(base), load(base, result.folder)
     assert adapted.info.adapter_sha256 is not None
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(bare.model.get_parameter(name), adapted.model.get_parameter(name))
     with pytest.raises(TrainingError, match=r"recipe\.yaml"):
-        train(recipe(), llama_folder, [data], tmp_path / "run", progress=silent)
+        train(recipe(), base, [data], tmp_path / "run", progress=silent)
 
 
 @pytest.mark.slow

