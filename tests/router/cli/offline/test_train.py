@@ -159,4 +159,4 @@ def test_a_file_of_rows_must_exist() -> None:
 
 def test_a_checkout_has_rows_to_train_on() -> None:
     """Without `--data` the repository's own rows are taken."""
-    assert shipped_data().name == "train.jsonl.gz"
+    assert [path.name for path in shipped_data()] == ["train.jsonl.gz", "authored"]
