@@ -22,7 +22,6 @@ from router.cli.ledger import ledger_app
 from router.cli.models import models_app
 from router.cli.offline.fit import fit
 from router.cli.offline.report import report_app
-from router.cli.offline.small_model import failures, slm, tools
 from router.cli.offline.study import study_app
 from router.cli.offline.train import train
 from router.cli.offline.tune import tune
@@ -33,25 +32,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
 )
-app.add_typer(ab_app, name="ab", help="Experiments: plan and look.")
-app.add_typer(engine_app, name="engine", help="The small model by itself: serve.")
-app.add_typer(keys_app, name="keys", help="Virtual keys: create, list and revoke.")
-app.add_typer(ledger_app, name="ledger", help="Decisions: prune and export.")
-app.add_typer(models_app, name="models", help="Weights: pull and list.")
-app.command()(audits)
-app.command()(costs)
-app.command()(drift)
-app.command()(harvest)
-app.command()(train)
-app.command()(fit)
-app.command()(tune)
-app.add_typer(report_app, name="report")
-app.add_typer(study_app, name="study", help="Offline: collect traces, write reports, score the small model.")
-for _command in (slm, failures, tools):
-    study_app.command()(_command)
 
 
-@app.command()
 def serve(
     config: Config = None, port: Annotated[int | None, typer.Option(help="instead of server.port")] = None
 ) -> None:
@@ -76,7 +58,6 @@ def serve(
         raise typer.Exit(2) from None
 
 
-@app.command()
 def demo(
     config: Config = None,
     out: Annotated[Path, typer.Option(help="where the report, the ledger and the log go")] = Path("var/demo"),
@@ -100,7 +81,6 @@ def demo(
     console.print(f"report: {result.report.html.resolve()}", soft_wrap=True, highlight=False)
 
 
-@app.command()
 def recorded(
     model: Annotated[str, typer.Option(help="a name of evaluation/data/bfcl_recorded")] = "gpt-4o-2024-08-06-FC",
     port: Annotated[int, typer.Option()] = 8081,
@@ -121,6 +101,30 @@ def recorded(
 
     asyncio.run(main())
 
+
+def _commands() -> None:
+    """Say what there is, in the order and the groups of `--help`."""
+    for panel, commands in (
+        ("Run a gateway", (serve, demo)),
+        ("Look at what it did", (costs, audits, drift)),
+        ("Improve what it does", (harvest, train, fit, tune)),
+        ("The lab", (recorded,)),
+    ):
+        for command in commands:
+            app.command(rich_help_panel=panel)(command)
+    for panel, name, group, said in (
+        ("Run a gateway", "keys", keys_app, "Virtual keys: create, list and revoke."),
+        ("Run a gateway", "models", models_app, "Weights: pull and list."),
+        ("Look at what it did", "report", report_app, "Cost against pass rate, of traces or a ledger."),
+        ("Look at what it did", "ledger", ledger_app, "Decisions: prune and export."),
+        ("Look at what it did", "ab", ab_app, "Experiments: plan and look."),
+        ("The lab", "study", study_app, "Offline: collect traces, write reports, score the small model."),
+        ("The lab", "engine", engine_app, "The small model by itself: serve."),
+    ):
+        app.add_typer(group, name=name, help=said, rich_help_panel=panel)
+
+
+_commands()
 
 if __name__ == "__main__":
     app()

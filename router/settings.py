@@ -28,6 +28,7 @@ from pydantic import (
 import policies
 import slm
 from policies.rules.baselines import make_policy
+from router.constants import removal_hint
 from slm.weights.registry import DEFAULT_MODEL
 
 PREFIX = "SMALLCALL_"
@@ -38,6 +39,7 @@ SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of an experiment or an arm."""
+StickyMode = Literal["none", "after_escalation", "break_even"]
 SECRET_CHARS = 8
 """What is shorter is not looked for in texts."""
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)(?:_|$)")
@@ -68,20 +70,8 @@ class Server(_Section):
     max_body_mb: float = Field(default=16.0, gt=0, le=256)
     max_inflight: int = Field(default=512, ge=1, le=100_000)
     """Requests under way at once; one more gets a 503 that asks to come again."""
-    max_inflight_mb: float = Field(default=1024.0, gt=0, le=1_000_000)
-    """MiB of the bodies of all requests under way; what goes beyond gets a 503, too."""
-    keep_alive_s: float = Field(default=10.0, gt=0, le=600)
-    """A stream in which nothing was sent for so long gets a comment, so that nobody in between closes it."""
-    write_timeout_s: float = Field(default=60.0, gt=0, le=3600)
-    """A client that takes nothing of its answer for so long counts as having left."""
     allow_public: bool = False
     """Serve everybody who can reach the host, as long as there is no key."""
-
-    @model_validator(mode="after")
-    def _roomy(self) -> Self:
-        if self.max_inflight_mb < self.max_body_mb:
-            raise ValueError("server.max_inflight_mb: less than server.max_body_mb")
-        return self
 
     @property
     def loopback(self) -> bool:
@@ -94,14 +84,10 @@ class Access(_Section):
 
     admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
     """For the routes below `/admin`, which are shut without it."""
-    refresh_s: float = Field(default=5.0, ge=0.05, le=300)
-    """A key that was made or revoked elsewhere counts after so long at the latest; an experiment too."""
     assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
     """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
     redis_url: SecretStr | None = None
     """Where replicas count together; None: each counts by itself."""
-    redis_timeout_s: float = Field(default=1.0, gt=0, le=60)
-    """A Redis that does not answer within it counts as down."""
     on_redis_down: Literal["allow", "refuse"] = "allow"
     """`allow`: each replica counts by itself meanwhile; `refuse`: requests with a limited key get a 503."""
 
@@ -118,21 +104,14 @@ class Shortlist(_Section):
 
     kind: Literal["none", "bm25", "embedding"] = "none"
     """`bm25`: by the words of names and descriptions; `embedding`: by the small model's own states (not in int8)."""
-    above: int = Field(default=24, ge=1, le=4096)
-    """Lists of more tools are cut down."""
     keep: int = Field(default=12, ge=1, le=4096)
-    """To so many; tools that the conversation has called, and one that the request names, come on top."""
-
-    @model_validator(mode="after")
-    def _shorter(self) -> Self:
-        if self.keep > self.above:
-            raise ValueError("small.shortlist.keep: more than small.shortlist.above")
-        return self
+    """Longer lists are cut down to so many; tools that the conversation has called, and one that the request names,
+    come on top."""
 
     @property
-    def options(self) -> tuple[Literal["none", "bm25", "embedding"], int, int]:
+    def options(self) -> tuple[Literal["none", "bm25", "embedding"], int]:
         """As the engine takes it."""
-        return self.kind, self.above, self.keep
+        return self.kind, self.keep
 
 
 class Engine(_Section):
@@ -145,8 +124,6 @@ class Engine(_Section):
     model: str | None = None
     """As the remote server names it."""
     api_key: SecretStr | None = None
-    frame: Literal["chatml", "plain"] = "chatml"
-    """How the remote model's turns are delimited."""
     guided: Literal["vllm", "llamacpp", "none"] = "vllm"
     """How the remote server is told a grammar."""
 
@@ -177,16 +154,12 @@ class Small(_Section):
     """Where the worker computes; `cuda`: on the first GPU."""
     cache_mb: int = Field(default=256, ge=0, le=1_000_000)
     """MiB for the keys and values of prompts' beginnings that requests share; 0 keeps none."""
-    max_queue: int = Field(default=64, ge=1, le=10_000)
-    """Drafts that may wait; one more goes to the large model."""
     max_wait_s: float | None = Field(default=10.0, gt=0, le=600)
     """A draft that would probably wait for longer goes to the large model at once; None: it waits."""
     max_tokens: int = Field(default=384, ge=8, le=4096)
     """Of a draft. A client's own limit is meant for the large model and does not touch it."""
     deadline_s: float = Field(default=30.0, gt=0, le=600)
     """For a draft, waiting included; then the large model is asked."""
-    grammar: bool = True
-    """Decode under the grammar of the request's tools."""
     usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
     """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
     shortlist: Shortlist = Shortlist()
@@ -226,8 +199,6 @@ class Price(_Section):
     """None: as any other input."""
     cache_write_usd_per_mtok: float | None = Field(default=None, ge=0)
     """Of input that the provider writes to its cache and charges for that, as Anthropic does. None: as any other."""
-    cache_write_1h_usd_per_mtok: float | None = Field(default=None, ge=0)
-    """Of what it is to keep for an hour. None: as other writes."""
 
 
 class Large(_Section):
@@ -246,9 +217,6 @@ class Large(_Section):
     None: by the model's name, see `router.upstream.passthrough.spoken`."""
     drop_params: bool = False
     """Leave out parameters that the provider does not know, instead of refusing the request."""
-    breaker_failures: int = Field(default=5, ge=1, le=1000)
-    """So many failures in a row, and nothing is asked for `breaker_cooldown_s`."""
-    breaker_cooldown_s: float = Field(default=10.0, gt=0, le=600)
     price: Price | None = None
 
     @model_validator(mode="after")
@@ -261,17 +229,9 @@ class Large(_Section):
 class Conversations(_Section):
     """Conversations that went large, and when they stay there."""
 
-    sticky: Literal["none", "after_escalation", "break_even"] = "none"
+    sticky: StickyMode = "none"
     """`after_escalation`: the turns after one that went large go large, too; `break_even`: those do whose draft would
     cost more than it saves, the large model's prompt cache counted. `policies.rules.break_even` has the formula."""
-    sticky_turns: int = Field(default=4, ge=1, le=1000)
-    """How many, for `after_escalation`."""
-    forget_s: float = Field(default=3600.0, gt=0, le=2_592_000)
-    """A conversation that was silent for so long is forgotten."""
-    cache_ttl_s: float = Field(default=300.0, gt=0, le=86_400)
-    """How long the provider keeps a prompt in its cache, for `break_even`."""
-    draft_usd: float = Field(default=0.0, ge=0, le=100)
-    """What a draft costs in machine and waiting, for `break_even`."""
 
 
 class LedgerSettings(_Section):
@@ -299,18 +259,8 @@ class Audits(_Section):
     enabled: bool = False
     rate: float = Field(default=0.02, gt=0, le=1)
     """Share of accepted answers to audit on average; more where the judge is unsure, less where it is sure."""
-    floor: float = Field(default=0.005, gt=0, le=1)
-    """Least probability of an audit."""
     usd_per_day: float = Field(default=1.0, ge=0)
     """By all gateways together, in UTC days."""
-    per_minute: int = Field(default=6, ge=1, le=10_000)
-    """By one gateway."""
-
-    @model_validator(mode="after")
-    def _floored(self) -> Self:
-        if self.floor > self.rate:
-            raise ValueError("audits.floor: is above audits.rate")
-        return self
 
 
 class BundlePolicy(_Section):
@@ -381,17 +331,11 @@ class Experiment(_Section):
     """The first is the control: it has the gateway's own policy."""
     unit: Literal["conversation", "key"] = "conversation"
     """What is assigned as a whole; the key where arms share a cache or a quota of the key."""
-    salt: str = Field(default="", max_length=256, pattern=r"^[^\x00]*$")
-    """Empty: the experiment's name."""
-    window_s: float = Field(default=3600.0, gt=0)
-    """A unit's requests count so long from its first, and the unit counts after that."""
     planned_units: int = Field(default=2000, ge=200)
     """Of all arms; `smallcall ab plan` reckons it."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     margin: float = Field(default=0.01, ge=0, lt=1)
     """Pass rate that an arm may lose and still ship."""
-    check_every_s: float = Field(default=60.0, gt=0)
-    """Between two looks at the guardrails."""
     guardrails: ExperimentGuardrails = ExperimentGuardrails()
 
     @field_validator("arms")
@@ -485,7 +429,7 @@ def _problem(path: tuple[int | str, ...], kind: str, message: str) -> str:
     """What is wrong, with its path; our own validators say the path themselves."""
     if kind == "value_error":
         return message.removeprefix("Value error, ")
-    return f"{'.'.join(map(str, path))}: {message}"
+    return f"{'.'.join(map(str, path))}: {removal_hint(path) or message}"
 
 
 def _from_file(file: Path) -> dict[str, Any]:

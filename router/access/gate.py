@@ -1,9 +1,9 @@
 """What a request meets: its key is recognised, it is let in or refused, and settled when it is over.
 
 No request waits for the database here: keys and spending are kept in memory and looked up anew every
-`access.refresh_s`, so a key that was made or revoked elsewhere counts after so many seconds at the latest, the time of
-a query added. While the database does not answer the last known keys stay in force; but then no answer goes out without
-its row, either.
+`Constants.refresh_s`, so a key that was made or revoked elsewhere counts after so many seconds at the latest, the
+time of a query added. While the database does not answer the last known keys stay in force; but then no answer goes
+out without its row, either.
 """
 
 from __future__ import annotations
@@ -79,6 +79,7 @@ class Access:
 
     Args:
         rates: the large model's prices.
+        refresh_s: what other replicas changed is read again after so long.
         now: UTC.
     """
 
@@ -92,13 +93,14 @@ class Access:
         metrics: Metrics,
         *,
         rates: LargeRates,
+        refresh_s: float,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.store, self.now = store, now
         self._settings, self._counters, self._local, self._metrics = settings, counters, local, metrics
         self._open = server.loopback or server.allow_public
         self._loopback, self._public = server.loopback, server.allow_public
-        self._rates = rates
+        self._rates, self._refresh_s = rates, refresh_s
         self._ring, self._revision = KeyRing({}), -1
         self._looking = asyncio.Lock()
         self._warned: dict[str, str] = {}
@@ -117,7 +119,7 @@ class Access:
         if not (self._ring or self._open or self._admin):
             raise PublicWithoutKeysError
         looking = asyncio.create_task(
-            keep_looking("keys", self.look, self._settings.refresh_s, self._metrics, (KeysUnavailableError,)),
+            keep_looking("keys", self.look, self._refresh_s, self._metrics, (KeysUnavailableError,)),
             name="access-refresh",
         )
         try:

@@ -27,10 +27,15 @@ GRACE_S = 2.0
 
 
 class Drafter:
-    """Drafts with one small model. `small` may be missing."""
+    """Drafts with one small model.
 
-    def __init__(self, small: SmallModel | None, settings: Small) -> None:
-        self._small, self._settings = small, settings
+    Args:
+        small: may be missing.
+        grammar: whether drafts are made under the grammar of their tools; studies draft without it, too.
+    """
+
+    def __init__(self, small: SmallModel | None, settings: Small, *, grammar: bool = True) -> None:
+        self._small, self._settings, self._grammar = small, settings, grammar
 
     async def verdict(self, decision: Decision, policy: Policy) -> Verdict:
         """The policy's verdict on the request; what was drafted stands in `decision` then.
@@ -101,7 +106,7 @@ class Drafter:
             parallel_tool_calls=chat.view.parallel_tool_calls,
             max_tokens=settings.max_tokens,
             deadline_s=settings.deadline_s,
-            grammar=settings.grammar,
+            grammar=self._grammar,
         )
 
 

@@ -71,6 +71,7 @@ def status(
 
 
 async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Experiment, State]:
+    from router.constants import Constants
     from router.ledger.store import Ledger
     from router.selection.experiment_store import ExperimentStore
     from router.selection.experiment_watch import experiment_state, read_labels
@@ -81,7 +82,8 @@ async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Ex
         made = {key: one.experiment for key, one in held.items() if one.experiment is not None} | settings.experiments
         if name not in made:
             raise _fail(f"{name}: no such experiment; there are: {', '.join(made) or 'none'}", 1)
-        return made[name], await experiment_state(ledger, name, made[name], known, time.time())
+        window_s = Constants().experiment_window_s
+        return made[name], await experiment_state(ledger, name, made[name], known, time.time(), window_s)
 
 
 def _plain(value: Any) -> Any:

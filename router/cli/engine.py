@@ -31,6 +31,7 @@ def serve_engine(
 
     from router.cli.common import model_or_exit, settings_or_exit
     from router.completions.app import Terms, create_engine_app
+    from router.constants import Constants
     from router.server.wiring import worker_of
     from router.settings import is_loopback
     from router.telemetry import configure_logging
@@ -43,6 +44,6 @@ def serve_engine(
     folder = model_or_exit(settings)
     configure_logging(settings.log_level)
     with contextlib.ExitStack() as stack:
-        worker = worker_of(settings, folder, stack)
+        worker = worker_of(settings, folder, stack, Constants())
         app = create_engine_app(worker, Terms(name, key), worker.running)
         uvicorn.run(app, host=host, port=port, log_config=None, access_log=False, timeout_graceful_shutdown=10)

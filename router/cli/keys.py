@@ -1,6 +1,6 @@
 """`smallcall keys`: virtual keys in the ledger's database.
 
-A running gateway heeds a change after `access.refresh_s` at the latest.
+A running gateway heeds a change after `Constants.refresh_s` at the latest.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from pathlib import Path
 
 
 def commit() -> str:
@@ -22,5 +23,13 @@ def given(option: str, *values: object) -> list[object]:
 
 
 def provenance(command: str, *options: object) -> dict[str, str]:
-    """What a result says of its making: the command, so that it can be run again, and the commit."""
-    return {"command": f"{command} {shlex.join(map(str, options))}", "commit": commit()}
+    """What a result says of its making: the command, so that it can be run again, and the commit.
+
+    Files and folders are told by their names alone: where they lay says something of a machine only.
+    """
+    return {"command": f"{command} {shlex.join(map(_told, options))}", "commit": commit()}
+
+
+def _told(option: object) -> str:
+    path = Path(str(option))
+    return path.name if isinstance(option, Path) or (len(path.parts) > 1 and path.exists()) else str(option)

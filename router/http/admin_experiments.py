@@ -9,6 +9,7 @@ import orjson
 from fastapi import Request, Response
 from pydantic import ValidationError
 
+from router.constants import removal_hint
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import decoded
 from router.http.admin_keys import Endpoint, guarded
@@ -57,7 +58,8 @@ def _experiment(raw: bytes) -> Experiment:
         return Experiment.model_validate(fields)
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        raise wrong(*_problem(found["loc"], found["msg"].removeprefix("Value error, "))) from None
+        hint = removal_hint(("experiments", "*", *found["loc"]))
+        raise wrong(*_problem(found["loc"], hint or found["msg"].removeprefix("Value error, "))) from None
 
 
 def _problem(path: Sequence[int | str], message: str) -> tuple[str, str]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from prometheus_client import Gauge
 
 from router.dialects.errors import ClientError
-from router.settings import Server
 
 
 class Admission:
     """Counts requests under way and the bytes of their bodies; more at once are refused."""
 
-    def __init__(self, server: Server, gauge: Gauge) -> None:
-        self._limit, self._limit_bytes = server.max_inflight, int(server.max_inflight_mb * 1024 * 1024)
+    def __init__(self, requests: int, body_mb: float, gauge: Gauge) -> None:
+        self._limit, self._limit_bytes = requests, int(body_mb * 1024 * 1024)
         self._gauge, self._now, self._bytes = gauge, 0, 0
 
     def enter(self) -> Stay:

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from router.access.gate import Access
 from router.access.keys import VirtualKey
 from router.cascade.decision import Terms
+from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.request import ChatRequest, Dialect
 from router.http.admission import Admission, Stay
@@ -53,9 +54,9 @@ class Front(FastAPI):
 class Completion:
     """Answers requests of one dialect. An ASGI application: behind it stands no routing and no middleware."""
 
-    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect) -> None:
+    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect, constants: Constants) -> None:
         self._admission, self._dialect = admission, dialect
-        self._server, self._limit = settings.server, body_limit(settings)
+        self._constants, self._limit = constants, body_limit(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -103,7 +104,7 @@ class Completion:
         sticky = await stickiness.turn(chat, digest)
         grant = await state.access.admit(key, chat)
         state.outcomes.see(chat, key_id)
-        return Delivery(state.gateway, chat, self._dialect, self._server, Terms(exposure, grant, sticky))
+        return Delivery(state.gateway, chat, self._dialect, self._constants, Terms(exposure, grant, sticky))
 
 
 def body_limit(settings: Settings) -> int:

@@ -16,14 +16,14 @@ from starlette.types import Message, Receive, Send
 
 from router.cascade.decision import Terms
 from router.cascade.gateway import Gateway
+from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.request import ChatRequest, Dialect
-from router.settings import Server
 
 FIRST_LOOK_S = 0.05
 """When a request is first looked at for whether its client is still there."""
 _LOOKS = 4
-"""At whether a client takes anything, within `server.write_timeout_s`."""
+"""At whether a client takes anything, within `Constants.write_timeout_s`."""
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
@@ -41,15 +41,15 @@ class Delivery:
         gateway: Gateway,
         chat: ChatRequest,
         dialect: Dialect,
-        server: Server,
+        constants: Constants,
         terms: Terms,
     ) -> None:
         self._gateway, self._chat, self._dialect, self._terms = gateway, chat, dialect, terms
-        self._server = server
+        self._constants = constants
 
     async def send(self, receive: Receive, send: Sending) -> None:
         """Answer; returns early where the client leaves."""
-        leaving = _Leaving(receive, send, self._server.write_timeout_s)
+        leaving = _Leaving(receive, send, self._constants.write_timeout_s)
         try:
             await (self._streamed(send) if self._chat.stream else self._whole(send))
         except asyncio.CancelledError:
@@ -79,7 +79,7 @@ class Delivery:
         decision = self._gateway.decision(chat, dialect, self._terms)
         writer = dialect.writer(chat, decision.decision_id)
         out = _Events(send)
-        awake = _Awake(out, self._server.keep_alive_s, decision.headers, writer.keep_alive)
+        awake = _Awake(out, self._constants.keep_alive_s, decision.headers, writer.keep_alive)
         try:
             try:
                 reply = await self._gateway.answer(decision, dialect, writer)

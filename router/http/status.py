@@ -47,14 +47,14 @@ async def models(request: Request) -> Response:
     names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
     names = state.access.visible(key, names)
     data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
-    small = None if info is None else _serving(info, state.grammar)
+    small = None if info is None else _serving(info)
     large = state.large.model if state.large else None
     ours = {"small": small, "large": large, "policy": state.policies.view()}
     body = {"object": "list", "data": data, "smallcall": ours}
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-def _serving(info: Info, grammar: bool) -> dict[str, object]:
+def _serving(info: Info) -> dict[str, object]:
     """What drafts are made with: a trace keeps it, and a certificate is bound to it."""
     return {
         "model": info.model,
@@ -62,7 +62,7 @@ def _serving(info: Info, grammar: bool) -> dict[str, object]:
         "adapter_sha256": info.adapter_sha256,
         "pattern_version": info.pattern_version,
         "dtype": info.dtype,
-        "grammar": grammar,
+        "grammar": True,
     }
 
 

@@ -51,11 +51,12 @@ class Batch:
 
     Args:
         engine: of this process.
-        small: `grammar` and `max_tokens` are used.
+        small: `max_tokens` is used.
+        grammar: whether drafts are made under the grammar of their tools, as a gateway's are.
     """
 
-    def __init__(self, engine: Engine, small: Small) -> None:
-        self._engine = engine
+    def __init__(self, engine: Engine, small: Small, *, grammar: bool = True) -> None:
+        self._engine, self._grammar = engine, grammar
         self._small = small.model_copy(update={"deadline_s": NO_DEADLINE_S})
         self.endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
         """As the traces name it."""
@@ -94,9 +95,8 @@ class Batch:
         dialect, started_at = ChatCompletions(), datetime.now(UTC)
         try:
             chat = dialect.read(orjson.dumps(body), {})
-            gateway = Gateway(
-                _Pinned(SmallOnly()), Drafter(seat, self._small), None, _Unrecorded(), draft_if_down=False
-            )
+            drafter = Drafter(seat, self._small, grammar=self._grammar)
+            gateway = Gateway(_Pinned(SmallOnly()), drafter, None, _Unrecorded(), draft_if_down=False)
             decision = gateway.decision(chat, dialect)
             answer = await gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
             told, status = dict(answer.body or {}), 200

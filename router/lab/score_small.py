@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -29,14 +29,23 @@ from slm.weights.folders import ModelFolder, read_adapter
 if TYPE_CHECKING:
     from slm.engine.engine import Engine
 
-ARMS: Mapping[str, Mapping[str, Any]] = {
-    "tuned": {},
-    "tuned, no grammar": {"grammar": False},
-    "tuned, int8": {"dtype": "int8"},
-    "zero-shot": {"adapter": "none"},
-    "zero-shot, no grammar": {"adapter": "none", "grammar": False},
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What an arm changes."""
+
+    small: Mapping[str, str] = field(default_factory=dict)
+    """Of the settings' `small` section."""
+    grammar: bool = True
+
+
+ARMS: Mapping[str, Variant] = {
+    "tuned": Variant(),
+    "tuned, no grammar": Variant(grammar=False),
+    "tuned, int8": Variant({"dtype": "int8"}),
+    "zero-shot": Variant({"adapter": "none"}),
+    "zero-shot, no grammar": Variant({"adapter": "none"}, grammar=False),
 }
-"""Arms and what they change in the settings' `small` section."""
 COMMAND = "smallcall study slm"
 CHUNK = 64
 """Cases that are drafted together."""
@@ -56,7 +65,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
     grammar: bool
     max_tokens: int
     shortlist: str
-    """Its kind, above and keep; `none` where the model sees all tools."""
+    """Its kind and how many tools it keeps; `none` where the model sees all tools."""
     chunk: int
     """Cases drafted together; they are taken in the set's order."""
 
@@ -68,6 +77,7 @@ class Arm:
     name: str
     small: Small
     model: ModelFolder
+    grammar: bool = True
 
     @property
     def conditions(self) -> Conditions:
@@ -78,7 +88,7 @@ class Arm:
             adapter_sha256=read_adapter(folder).sha256 if folder else None,
             pattern_version=PATTERN_VERSION,
             dtype=self.small.dtype,
-            grammar=self.small.grammar,
+            grammar=self.grammar,
             max_tokens=self.small.max_tokens,
             shortlist=_plain(self.small.shortlist),
             chunk=CHUNK,
@@ -111,12 +121,13 @@ class Arm:
 
 
 def _plain(shortlist: Shortlist) -> str:
-    return "none" if shortlist.kind == "none" else f"{shortlist.kind}, {shortlist.keep} above {shortlist.above}"
+    return "none" if shortlist.kind == "none" else f"{shortlist.kind}, {shortlist.keep}"
 
 
 def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
     """An arm of `ARMS` under these settings; float32 unless the arm says otherwise."""
-    return Arm(name, small.model_copy(update={"dtype": "float32", **ARMS[name]}), model)
+    variant = ARMS[name]
+    return Arm(name, small.model_copy(update={"dtype": "float32", **variant.small}), model, variant.grammar)
 
 
 async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads: int) -> dict[str, Trace]:
@@ -145,7 +156,7 @@ async def draft_tables(
         async def ask(todo: Sequence[Case], keep: Keep, cases: Sequence[Case] = cases) -> None:
             nonlocal batch
             if todo:
-                batch = batch or Batch(arm.engine(), arm.small)
+                batch = batch or Batch(arm.engine(), arm.small, grammar=arm.grammar)
                 await batch.ask(cases, todo, keep, chunk=CHUNK)
 
         def told(progress: Progress, label: str = f"{arm.name}: {name}") -> None:

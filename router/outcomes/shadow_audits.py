@@ -53,7 +53,12 @@ _REST_S = 0.05
 
 
 class Auditor:
-    """Draws and makes audits. Belongs to one event loop; made by `running`."""
+    """Draws and makes audits. Belongs to one event loop; made by `running`.
+
+    Args:
+        floor: least probability of an audit; `settings.rate` where that is lower.
+        per_minute: audits that are begun in a minute at most.
+    """
 
     def __init__(
         self,
@@ -63,13 +68,16 @@ class Auditor:
         *,
         rng: Random,
         store_content: bool,
+        floor: float,
+        per_minute: int,
         clock: Callable[[], datetime] = now,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings, self._large, self._engine, self._rng = settings, large, engine, rng
         self._store_content, self._clock, self._monotonic = store_content, clock, monotonic
+        self._floor, self._per_minute = min(floor, settings.rate), per_minute
         # Until there is something to plan by: at p = 1/2 the rate itself.
-        self._plan = AuditPlan(2.0 * settings.rate, settings.floor)
+        self._plan = AuditPlan(2.0 * settings.rate, self._floor)
         self._probabilities: deque[float] = deque(maxlen=_REMEMBERED)
         self._seen = 0
         self._drawn_at: deque[float] = deque()
@@ -96,7 +104,7 @@ class Auditor:
         self._probabilities.append(p)
         self._seen += 1
         if self._seen % _PLAN_EVERY == 0:
-            self._plan = plan_audits(self._probabilities, rate=self._settings.rate, floor=self._settings.floor)
+            self._plan = plan_audits(self._probabilities, rate=self._settings.rate, floor=self._floor)
         decision.audit_propensity = float(self._plan.propensity(p))
         if self._rng.random() >= decision.audit_propensity:
             return False
@@ -128,7 +136,7 @@ class Auditor:
         return (
             self._large.ready
             and len(self._asking) < MAX_INFLIGHT
-            and len(self._drawn_at) < self._settings.per_minute
+            and len(self._drawn_at) < self._per_minute
             and self._spent_nusd < self._settings.usd_per_day * NANO
         )
 

@@ -1,7 +1,8 @@
 """Which arm of an experiment a request belongs to. A pure function of the configuration and the request.
 
-SHA-256(salt ‖ NUL ‖ unit) falls into an arm's share of [0, 1): the same in every replica and after every restart, with
-nothing kept. The digest is what the ledger keeps of the unit; no key and no prompt can be read from it.
+SHA-256(the experiment's name ‖ NUL ‖ unit) falls into an arm's share of [0, 1): the same in every replica and after
+every restart, with nothing kept. The digest is what the ledger keeps of the unit; no key and no prompt can be read from
+it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Assignment:
         self.name = name
         self.stopped = False
         """Set when a guardrail has gone: from then on nothing is assigned."""
-        self._unit, self._salt = experiment.unit, (experiment.salt or name).encode()
+        self._unit, self._named = experiment.unit, name.encode()
         total = sum(arm.weight for arm in experiment.arms.values())
         self._arms = [
             (arm_name, arm.weight / total, make(arm.policy) if arm.policy is not None else None)
@@ -69,7 +70,7 @@ class Assignment:
         unit = self._unit_of(chat, headers, key_id)
         if unit is None:
             return None
-        digest = hashlib.sha256(self._salt + b"\0" + unit)
+        digest = hashlib.sha256(self._named + b"\0" + unit)
         place = int.from_bytes(digest.digest()[:8], "big") / 2**64
         arm, share, policy = self._arms[min(bisect_right(self._ends, place), len(self._arms) - 1)]
         return Exposure(self.name, arm, digest.hexdigest(), share, policy)

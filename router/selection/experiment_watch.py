@@ -15,6 +15,7 @@ import structlog
 
 from evaluation.experiments.units import Requests, gather
 from evaluation.experiments.verdict import Guardrails, Plan, State, state
+from router.constants import Constants
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.row import NANO
 from router.ledger.store import ExposedRequest, Ledger
@@ -65,9 +66,13 @@ def read_labels(file: Path) -> dict[str, Label]:
 
 
 async def experiment_state(
-    ledger: Ledger, name: str, experiment: Experiment, labels: Mapping[str, Label], now_s: float
+    ledger: Ledger, name: str, experiment: Experiment, labels: Mapping[str, Label], now_s: float, window_s: float
 ) -> State:
     """The experiment as its rows tell it.
+
+    Args:
+        now_s: Unix seconds.
+        window_s: how long a unit's requests count from its first one.
 
     Raises:
         MetricError: the rows name an arm that the configuration does not.
@@ -79,7 +84,7 @@ async def experiment_state(
         for row in rows:
             columns.add(row, outcomes.get(row.decision_id))
         rows = await ledger.exposures(name, after=rows[-1].decision_id)
-    units = gather(columns.requests(), window_s=experiment.window_s, now_s=now_s)
+    units = gather(columns.requests(), window_s=window_s, now_s=now_s)
     rails = experiment.guardrails
     plan = Plan(
         {arm_name: arm.weight for arm_name, arm in experiment.arms.items()},
@@ -156,8 +161,9 @@ class Watch:
     """Looks at the experiment now and then, and stops it for good when a guardrail has gone: its assignment at once,
     and in the database, for other replicas, restarts, and when the rows that told of it are gone."""
 
-    def __init__(self, ledger_url: str, experiment: Experiment, assignment: Assignment) -> None:
+    def __init__(self, ledger_url: str, experiment: Experiment, assignment: Assignment, constants: Constants) -> None:
         self._url, self._experiment, self._assignment = ledger_url, experiment, assignment
+        self._constants = constants
         self._kept = False
 
     async def look(self) -> None:
@@ -176,7 +182,8 @@ class Watch:
     async def _state(self) -> State:
         name, experiment = self._assignment.name, self._experiment
         async with Ledger.open(self._url) as ledger:
-            found = await experiment_state(ledger, name, experiment, {}, time.time())
+            window_s = self._constants.experiment_window_s
+            found = await experiment_state(ledger, name, experiment, {}, time.time(), window_s)
             if found.stopped:
                 self._assignment.stopped = True
                 store = ExperimentStore(ledger.engine)
@@ -186,9 +193,9 @@ class Watch:
 
     async def run(self) -> None:
         """Look until it is over, and that is kept."""
-        pause_s = self._experiment.check_every_s
+        pause_s = self._constants.experiment_check_s
         while not self._kept:
             await asyncio.sleep(pause_s)
             began = time.monotonic()
             await self.look()
-            pause_s = max(self._experiment.check_every_s, _REST * (time.monotonic() - began))
+            pause_s = max(self._constants.experiment_check_s, _REST * (time.monotonic() - began))

@@ -1,7 +1,7 @@
 """The experiment that runs now: of the configuration or made over HTTP, begun and ended while the gateway serves.
 
-Every replica looks into the database each `access.refresh_s`, so that what was begun or stopped elsewhere counts after
-so long at the latest. Which arm a unit gets depends on the definition alone: replicas and restarts agree.
+Every replica looks into the database each `Constants.refresh_s`, so that what was begun or stopped elsewhere
+counts after so long at the latest. Which arm a unit gets depends on the definition alone: replicas and restarts agree.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import structlog
 
+from router.constants import Constants
 from router.ledger.store import LedgerUnavailableError
 from router.polling import keep_looking
 from router.selection.active_policies import PoliciesInForce
@@ -28,10 +29,16 @@ _log = structlog.get_logger("experiments")
 class LiveExperiments:
     """Belongs to one event loop."""
 
-    def __init__(self, settings: Settings, policies: PoliciesInForce, store: ExperimentStore, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        policies: PoliciesInForce,
+        store: ExperimentStore,
+        metrics: Metrics,
+        constants: Constants,
+    ) -> None:
         self._configured, self._policies, self._store = settings.experiments, policies, store
-        self._metrics = metrics
-        self._ledger_url, self._refresh_s = settings.ledger.url, settings.access.refresh_s
+        self._metrics, self._ledger_url, self._constants = metrics, settings.ledger.url, constants
         self.assignment: Assignment | None = None
         """Of the experiment that runs; one that a guardrail has ended says so itself."""
         self._current: tuple[str, Experiment] | None = None
@@ -55,7 +62,7 @@ class LiveExperiments:
         await self.look()
         foreseen = (LedgerUnavailableError, SettingsError)
         looking = asyncio.create_task(
-            keep_looking("experiments", self.look, self._refresh_s, self._metrics, foreseen),
+            keep_looking("experiments", self.look, self._constants.refresh_s, self._metrics, foreseen),
             name="experiments-refresh",
         )
         try:
@@ -141,16 +148,16 @@ class LiveExperiments:
         name, experiment = wanted
         made = await asyncio.to_thread(Assignment, name, experiment, self._policies.made)
         self._policies.look()
-        watch = await asyncio.to_thread(_watch, self._ledger_url, experiment, made)
+        watch = await asyncio.to_thread(_watch, self._ledger_url, experiment, made, self._constants)
         await watch.look()
         self.assignment, self._current = made, wanted
         self._watching = asyncio.create_task(watch.run(), name="experiment-watch")
         _log.info("experiment_begun", experiment=name)
 
 
-def _watch(ledger_url: str, experiment: Experiment, made: Assignment) -> Any:
+def _watch(ledger_url: str, experiment: Experiment, made: Assignment, constants: Constants) -> Any:
     from router.selection.experiment_watch import (
         Watch,  # brings scipy, which a gateway without experiments does not need
     )
 
-    return Watch(ledger_url, experiment, made)
+    return Watch(ledger_url, experiment, made, constants)

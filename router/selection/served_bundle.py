@@ -28,7 +28,6 @@ class Running:
 
     loaded: Callable[[], Info | None]
     """What the worker said of itself; None while none is ready."""
-    grammar: bool
     large_model: str | None
 
 
@@ -126,7 +125,7 @@ class ServedBundle:
             return Standing("uncertified")
         if info is None:
             return Standing("waiting")
-        found = differences(manifest.made_for, info, grammar=running.grammar, large_model=running.large_model)
+        found = differences(manifest.made_for, info, grammar=True, large_model=running.large_model)
         if found:
             return Standing("void", found)
         return Standing("in_force" if manifest.certificates else "uncertified")

@@ -19,9 +19,10 @@ import msgspec
 
 from policies.rules.break_even import TokenPrices, Turn, draft_gain_usd
 from router.access.estimate import BYTES_PER_TOKEN, LargeRates
+from router.constants import Constants
 from router.dialects.request import ChatRequest
 from router.selection.conversation import conversation_of
-from router.settings import Conversations
+from router.settings import StickyMode
 from router.upstream.estimates import PER_MTOK, UnitPrices
 from router.upstream.large_model import Usage
 
@@ -135,22 +136,25 @@ class Stickiness:
     """Decides with what is remembered.
 
     Args:
+        mode: `conversations.sticky`.
         now: Unix seconds.
     """
 
     def __init__(
         self,
-        settings: Conversations,
+        mode: StickyMode,
+        constants: Constants,
         memories: Memories,
         rates: LargeRates,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._settings, self._memories, self._rates, self._now = settings, memories, rates, now
+        self._mode, self._constants, self._memories = mode, constants, memories
+        self._rates, self._now = rates, now
 
     def digest(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> str | None:
         """What a conversation is remembered by; None where nothing is. `key_id`: see
         `router.selection.conversation`."""
-        if self._settings.sticky == "none":
+        if self._mode == "none":
             return None
         return hashlib.sha256(conversation_of(chat, headers, key_id)).hexdigest()
 
@@ -160,7 +164,7 @@ class Stickiness:
             return None
         memory = await self._memories.get(digest) or Memory(first_at=self._now())
         why: str | None = None
-        if self._settings.sticky == "after_escalation":
+        if self._mode == "after_escalation":
             why = "sticky" if memory.large_turns_left > 0 else None
         elif memory.large_tokens:
             rates = await self._rates.known()
@@ -171,19 +175,19 @@ class Stickiness:
         """By `policies.rules.break_even`. The share of drafts that are served is the conversation's own, with one
         served and one not served added; a later turn is taken to go large as often as a draft is not served; the next
         turn is expected after the conversation's mean pause."""
-        settings, now = self._settings, self._now()
+        constants, now = self._constants, self._now()
         served = (memory.served + 1) / (memory.drafted + 2)
         pause_s = (memory.last_at - memory.first_at) / (memory.turns - 1) if memory.turns > 1 else 0.0
-        warm = now - memory.large_at < settings.cache_ttl_s
+        warm = now - memory.large_at < constants.cache_ttl_s
         prompt = chat.size_bytes / BYTES_PER_TOKEN
         turn = Turn(
             prompt_tokens=prompt,
             cached_tokens=min(memory.large_tokens, prompt) if warm else 0.0,
             answer_tokens=memory.answer_tokens or _ANSWER_TOKENS,
-            cache_outlives=warm and now + pause_s - memory.large_at < settings.cache_ttl_s,
+            cache_outlives=warm and now + pause_s - memory.large_at < constants.cache_ttl_s,
         )
         prices = TokenPrices(*(price / PER_MTOK for price in rates))
-        gain = draft_gain_usd(turn, prices, accepted=served, later_large=1 - served, draft_usd=settings.draft_usd)
+        gain = draft_gain_usd(turn, prices, accepted=served, later_large=1 - served, draft_usd=constants.draft_usd)
         return gain > 0
 
     async def remember(self, turn: Sticky, side: str, drafted: bool, usage: Usage | None, status: int) -> None:
@@ -195,7 +199,7 @@ class Stickiness:
         memory.served += drafted and side == "small"
         if side == "large" and status in (200, 499):
             left = memory.large_turns_left
-            memory.large_turns_left = left - 1 if turn.keeps_large else self._settings.sticky_turns
+            memory.large_turns_left = left - 1 if turn.keeps_large else self._constants.sticky_turns
             memory.large_at = now
             if usage is not None:
                 memory.large_tokens = usage.prompt_tokens + usage.completion_tokens

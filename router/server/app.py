@@ -21,6 +21,7 @@ from router.access.estimate import LargeRates
 from router.cascade.drafting import Drafter
 from router.cascade.gateway import Gateway
 from router.cascade.recorder import Recorder
+from router.constants import Constants
 from router.http.admin_experiments import experiment_routes
 from router.http.admin_keys import ADMIN_BODY_BYTES, key_routes
 from router.http.admission import Admission
@@ -57,17 +58,19 @@ def create_app(
     model_folder: Path | None = None,
     small: SmallModel | None = None,
     large: LargeModel | None = None,
+    constants: Constants | None = None,
 ) -> FastAPI:
     """The gateway as an ASGI application.
 
     Args:
         model_folder: weights for a worker of our own; None: no worker is started.
         small, large: stand in for the worker and for litellm.
+        constants: in place of the defaults.
 
     Raises:
         SettingsError: a bundle cannot be loaded.
     """
-    metrics = Metrics()
+    metrics, constants = Metrics(), constants or Constants()
     policies = policies_of(settings, lambda: app.state.small, large)
 
     @contextlib.asynccontextmanager
@@ -85,13 +88,16 @@ def create_app(
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.local:
-                worker = worker_of(settings, model_folder, stack, lambda _: policies.look())
+                worker = worker_of(settings, model_folder, stack, constants, lambda _: policies.look())
                 backend = await stack.enter_async_context(worker.running())
             elif backend is None and settings.small.enabled and settings.small.engine.kind == "remote":
                 backend = await stack.enter_async_context(remote_of(settings.small.engine).running())
             if upstream is None and settings.large.model:
                 model = LitellmModel(
-                    settings.large, rng=random.Random(), retried=lambda code: metrics.retries.labels(code).inc()
+                    settings.large,
+                    rng=random.Random(),
+                    retried=lambda code: metrics.retries.labels(code).inc(),
+                    constants=constants,
                 )
                 upstream = await stack.enter_async_context(model.running())
                 forwarder = await stack.enter_async_context(Passthrough(settings.large, model).running())
@@ -102,11 +108,11 @@ def create_app(
                     Retention(ledger.engine, settings.ledger.keep_days).run(), name="retention"
                 )
                 stack.callback(pruning.cancel)
-            rates, link = LargeRates(upstream, priced), redis_link(settings, metrics, stack)
-            app.state.access = await access_of(settings, ledger, rates, metrics, link, stack)
-            app.state.stickiness = stickiness_of(settings, rates, link)
+            rates, link = LargeRates(upstream, priced), redis_link(settings, constants, metrics, stack)
+            app.state.access = await access_of(settings, constants, ledger, rates, metrics, link, stack)
+            app.state.stickiness = stickiness_of(settings, constants, rates, link)
             app.state.ledger, app.state.small, app.state.large = ledger, backend, upstream
-            live = LiveExperiments(settings, policies, ExperimentStore(ledger.engine), metrics)
+            live = LiveExperiments(settings, policies, ExperimentStore(ledger.engine), metrics, constants)
             app.state.experiments = await stack.enter_async_context(live.in_force())
             app.state.counter = counter
             policies.look()
@@ -118,12 +124,12 @@ def create_app(
                 recorder,
                 forwarder=forwarder,
                 draft_if_down=settings.serve_draft_if_large_down,
-                auditor=await auditor_of(settings, upstream, ledger, stack),
+                auditor=await auditor_of(settings, constants, upstream, ledger, stack),
             )
             yield
 
-    admission = Admission(settings.server, metrics.inflight)
-    answering = {f"/v1{dialect.path}": Completion(settings, admission, dialect) for dialect in DIALECTS}
+    admission = Admission(settings.server.max_inflight, constants.max_inflight_mb, metrics.inflight)
+    answering = {f"/v1{dialect.path}": Completion(settings, admission, dialect, constants) for dialect in DIALECTS}
     app = Front(
         answering,
         title="smallcall",
@@ -132,7 +138,7 @@ def create_app(
         middleware=[],
         exception_handlers={HTTPException: http_error, ClientDisconnect: gone},
     )
-    app.state.started, app.state.grammar = int(time.time()), settings.small.grammar
+    app.state.started = int(time.time())
     app.state.small, app.state.policies = None, policies
     limit = body_limit(settings)
     counting = counting_route(admission, lambda request, stay: whole_body(request, limit, stay))

@@ -19,6 +19,7 @@ from router.access.gate import Access
 from router.access.limits import Counters, LocalCounters
 from router.access.store import KeyStore
 from router.cascade.gateway import Auditor
+from router.constants import Constants
 from router.ledger.store import Ledger
 from router.selection.active_policies import PoliciesInForce
 from router.selection.running_experiments import LiveExperiments
@@ -36,14 +37,16 @@ if TYPE_CHECKING:
     from router.redis_link import RedisLink
 
 
-def redis_link(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExitStack) -> RedisLink | None:
+def redis_link(
+    settings: Settings, constants: Constants, metrics: Metrics, stack: contextlib.AsyncExitStack
+) -> RedisLink | None:
     """What replicas share; None where `access.redis_url` is not set."""
     if settings.access.redis_url is None:
         return None
     from router.redis_link import RedisLink  # brings redis, which few gateways need
 
     url = settings.access.redis_url.get_secret_value()
-    timeout_s, failed = settings.access.redis_timeout_s, metrics.redis_failures.inc
+    timeout_s, failed = constants.redis_timeout_s, metrics.redis_failures.inc
     link = RedisLink(url, timeout_s=timeout_s, failed=failed, clock=time.monotonic)
     stack.push_async_callback(link.close)
     return link
@@ -51,6 +54,7 @@ def redis_link(settings: Settings, metrics: Metrics, stack: contextlib.AsyncExit
 
 async def access_of(
     settings: Settings,
+    constants: Constants,
     ledger: Ledger,
     rates: LargeRates,
     metrics: Metrics,
@@ -65,16 +69,18 @@ async def access_of(
 
         counters = RedisCounters(link, local, on_down=settings.access.on_redis_down)
     store = KeyStore(ledger.engine)
-    access = Access(settings.access, settings.server, store, counters, local, metrics, rates=rates)
+    access = Access(
+        settings.access, settings.server, store, counters, local, metrics, rates=rates, refresh_s=constants.refresh_s
+    )
     return await stack.enter_async_context(access.running())
 
 
-def stickiness_of(settings: Settings, rates: LargeRates, link: RedisLink | None) -> Stickiness:
+def stickiness_of(settings: Settings, constants: Constants, rates: LargeRates, link: RedisLink | None) -> Stickiness:
     """What is remembered of conversations: in this process, or by Redis where there is a link."""
-    forget_s = settings.conversations.forget_s
+    forget_s = constants.forget_s
     local = LocalMemories(forget_s, time.time)
     memories: Memories = local if link is None else SharedMemories(link, local, forget_s)
-    return Stickiness(settings.conversations, memories, rates)
+    return Stickiness(settings.conversations.sticky, constants, memories, rates)
 
 
 def policies_of(
@@ -87,7 +93,7 @@ def policies_of(
         return backend.info if backend is not None else None
 
     large_model = large.model if large is not None else settings.large.model
-    return PoliciesInForce(settings, Running(loaded, settings.small.grammar, large_model))
+    return PoliciesInForce(settings, Running(loaded, large_model))
 
 
 def reloaded_on_hangup(
@@ -108,7 +114,11 @@ def reloaded_on_hangup(
 
 
 async def auditor_of(
-    settings: Settings, large: LargeModel | None, ledger: Ledger, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    constants: Constants,
+    large: LargeModel | None,
+    ledger: Ledger,
+    stack: contextlib.AsyncExitStack,
 ) -> Auditor | None:
     """Shadow audits; None where they are off or there is no large model."""
     if not settings.audits.enabled or large is None:
@@ -118,7 +128,13 @@ async def auditor_of(
     )
 
     shadow = Shadow(
-        settings.audits, large, ledger.engine, rng=random.Random(), store_content=settings.ledger.store_content
+        settings.audits,
+        large,
+        ledger.engine,
+        rng=random.Random(),
+        store_content=settings.ledger.store_content,
+        floor=constants.audit_floor,
+        per_minute=constants.audits_per_minute,
     )
     return await stack.enter_async_context(shadow.running())
 
@@ -127,13 +143,14 @@ def worker_of(
     settings: Settings,
     model_folder: Path,
     stack: contextlib.AsyncExitStack | contextlib.ExitStack,
+    constants: Constants,
     on_ready: Callable[[Info], None] = lambda _: None,
 ) -> Supervisor:
     """The process of the small model; its socket lies in a folder of its own."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
     small = settings.small
     socket = Path(folder) / "worker.sock"
-    adapter, options = small.adapter_folder, (small.threads, small.max_queue, small.dtype, small.cache_mb)
+    adapter, options = small.adapter_folder, (small.threads, constants.max_queue, small.dtype, small.cache_mb)
     shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
     command = WorkerCommand(socket, model_folder, adapter, *options, shortlist, small.max_wait_s, small.device)
     return Supervisor(command, on_ready=on_ready)
@@ -144,4 +161,4 @@ def remote_of(engine: Engine) -> RemoteModel:
     assert engine.api_base is not None
     assert engine.model is not None
     key = engine.api_key.get_secret_value() if engine.api_key else None
-    return RemoteModel(RemoteServer(engine.api_base.rstrip("/"), engine.model, key, engine.frame, engine.guided))
+    return RemoteModel(RemoteServer(engine.api_base.rstrip("/"), engine.model, key, engine.guided))

@@ -38,7 +38,6 @@ _log = structlog.get_logger("remote")
 _LINE_BYTES = 1 << 20
 """Longest line of a stream."""
 _REFUSAL_BYTES = 4096
-_FRAMES = {"chatml": pattern.CHATML, "plain": pattern.PLAIN}
 _CONTROL = re.compile(r"<(?=[|\uff5c]|/?s>|(?:pad|unk|mask|bos|eos|start_of_turn|end_of_turn)>)")
 """Where control tokens of the usual models begin."""
 _TOP = 2
@@ -53,7 +52,6 @@ class RemoteServer:
     """Without a slash at the end, `/v1` included."""
     model: str
     api_key: str | None = None
-    frame: Literal["chatml", "plain"] = "chatml"
     guided: Guided = "vllm"
     check_every_s: float = 5.0
 
@@ -63,7 +61,6 @@ class RemoteModel:
 
     def __init__(self, server: RemoteServer) -> None:
         self._server = server
-        self._frame = _FRAMES[server.frame]
         self._session: aiohttp.ClientSession | None = None
         self.info: protocol.Info | None = None
 
@@ -112,7 +109,7 @@ class RemoteModel:
 
     def _body(self, command: protocol.DraftCommand) -> bytes:
         try:
-            prompt = prompt_text(command, self._frame)
+            prompt = prompt_text(command)
             guide = self._guide(command)
         except (PatternError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise SmallModelError("draft_refused", f"the request cannot be drafted: {type(error).__name__}") from error
@@ -169,9 +166,9 @@ class RemoteModel:
         )
 
 
-def prompt_text(command: protocol.DraftCommand, frame: pattern.Frame) -> str:
+def prompt_text(command: protocol.DraftCommand) -> str:
     """The prompt as text in which only our own control tokens are whole. Raises: PatternError."""
-    segments = pattern.render_prompt(command.messages, command.tools, frame)
+    segments = pattern.render_prompt(command.messages, command.tools)
     return "".join(segment.text if segment.control else _CONTROL.sub("< ", segment.text) for segment in segments)
 
 

@@ -38,8 +38,8 @@ class WorkerCommand:
     max_queue: int
     dtype: str
     cache_mb: int
-    shortlist: tuple[str, int, int] | None = None
-    """Kind, above, keep; None shows the model all tools."""
+    shortlist: tuple[str, int] | None = None
+    """Its kind and how many tools it keeps; None shows the model all tools."""
     max_wait_s: float | None = None
     """For how long a draft may be expected to wait; None: for any time."""
     device: str = "cpu"
@@ -57,8 +57,8 @@ class WorkerCommand:
         if self.adapter:
             line += ["--adapter", str(self.adapter)]
         if self.shortlist:
-            kind, above, keep = self.shortlist
-            line += ["--shortlist", kind, "--shortlist-above", str(above), "--shortlist-keep", str(keep)]
+            kind, keep = self.shortlist
+            line += ["--shortlist", kind, "--shortlist-keep", str(keep)]
         return line
 
 

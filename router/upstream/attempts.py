@@ -52,7 +52,6 @@ class Attempts:
 
     Args:
         retried: told the code of each failure that is tried again.
-        clock: seconds, monotonic.
     """
 
     def __init__(
@@ -62,10 +61,10 @@ class Attempts:
         rng: Random,
         retried: Callable[[str], None],
         sleep: Callable[[float], Awaitable[None]],
-        clock: Callable[[], float],
+        breaker: Breaker,
     ) -> None:
         self._settings, self._rng, self._retried, self._sleep = settings, rng, retried, sleep
-        self._breaker = Breaker(settings.breaker_failures, settings.breaker_cooldown_s, clock)
+        self._breaker = breaker
 
     async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """What `attempt` gives, tried again where that may help. Raises UpstreamError."""

@@ -34,14 +34,9 @@ class FixedPrices:
         """Tokens read from the provider's cache, and those written to it, at their own prices where there are any."""
         price, plain = self._price, self._price.input_usd_per_mtok
         read, write = _or(price.cached_input_usd_per_mtok, plain), _or(price.cache_write_usd_per_mtok, plain)
-        hour = _or(price.cache_write_1h_usd_per_mtok, write)
-        written, for_hour = _cache_writes(usage.reported)
-        prompt = (
-            (usage.prompt_tokens - usage.cached_tokens - written) * plain
-            + usage.cached_tokens * read
-            + (written - for_hour) * write
-            + for_hour * hour
-        )
+        written = _cache_writes(usage.reported)
+        fresh = usage.prompt_tokens - usage.cached_tokens - written
+        prompt = fresh * plain + usage.cached_tokens * read + written * write
         return (prompt + usage.completion_tokens * price.output_usd_per_mtok) / _MILLION
 
 
@@ -49,13 +44,11 @@ def _or(price: float | None, other: float) -> float:
     return other if price is None else price
 
 
-def _cache_writes(reported: Mapping[str, Any]) -> tuple[int, int]:
-    """Tokens that were written to the provider's cache, and those among them that it keeps for an hour."""
+def _cache_writes(reported: Mapping[str, Any]) -> int:
+    """Tokens that were written to the provider's cache."""
     details = _object(reported.get("prompt_tokens_details"))
-    told = reported.get("cache_creation_input_tokens") or details.get("cache_write_tokens")
-    hour = _object(details.get("cache_creation_token_details")).get("ephemeral_1h_input_tokens")
-    written = told if isinstance(told, int) else 0
-    return written, min(written, hour) if isinstance(hour, int) else 0
+    written = reported.get("cache_creation_input_tokens") or details.get("cache_write_tokens")
+    return written if isinstance(written, int) else 0
 
 
 def _object(value: Any) -> Mapping[str, Any]:

@@ -23,9 +23,11 @@ from typing import Any, TypeVar
 import orjson
 import structlog
 
+from router.constants import Constants
 from router.settings import Large, keep_litellm_offline
 from router.upstream import shape
 from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.breaker import Breaker
 from router.upstream.large_model import (
     LargeStream,
     UpstreamError,
@@ -60,6 +62,7 @@ class LitellmModel:
     Args:
         retried: told the code of each failure that is tried again.
         clock: seconds, monotonic.
+        constants: of the circuit breaker.
     """
 
     def __init__(
@@ -70,12 +73,15 @@ class LitellmModel:
         retried: Callable[[str], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        constants: Constants | None = None,
     ) -> None:
         if not settings.model:
             raise ValueError("large.model is not set")
         self.model = settings.model
         self._settings = settings
-        self.attempts = Attempts(settings, rng=rng, retried=retried, sleep=sleep, clock=clock)
+        constants = constants or Constants()
+        breaker = Breaker(constants.breaker_failures, constants.breaker_cooldown_s, clock)
+        self.attempts = Attempts(settings, rng=rng, retried=retried, sleep=sleep, breaker=breaker)
         self._loading: asyncio.Task[ModuleType] | None = None
         self._counting = ThreadPoolExecutor(1, "count-tokens")
         self._prices: Prices | None = FixedPrices(settings.price) if settings.price else None

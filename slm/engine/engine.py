@@ -92,11 +92,10 @@ class Engine:
         *,
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
-        shortlist: tuple[Kind, int, int] = ("none", 0, 0),
+        shortlist: tuple[Kind, int] = ("none", 0),
         device: DeviceName = "cpu",
     ) -> Engine:
-        """Load a Hugging Face folder. `shortlist`: its kind, `above` and `keep`. Raises:
-        `slm.engine.model.LoadError`."""
+        """Load a Hugging Face folder. `shortlist`: its kind and `keep`. Raises: `slm.engine.model.LoadError`."""
         loaded = load(folder, adapter, dtype, device)
         try:
             return cls(loaded, cache_bytes=cache_bytes, slots=slots, shortlist=shortlist_of(*shortlist, loaded))

@@ -54,19 +54,18 @@ class Ranking(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
-    """Cuts lists of more than `above` tools down to the `keep` closest ones, and those that must stay."""
+    """Cuts lists of more than `keep` tools down to the `keep` closest ones, and those that must stay."""
 
     ranking: Ranking
-    above: int
     keep: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.keep <= self.above:
-            raise ValueError(f"a shortlist keeps between 1 and {self.above} tools, not {self.keep}")
+        if self.keep < 1:
+            raise ValueError(f"a shortlist keeps at least one tool, not {self.keep}")
 
     def of(self, messages: Sequence[Message], tools: Sequence[Tool], named: str | None = None) -> list[Tool]:
         """The tools that are shown, in their order. `named` is the one that the request demands."""
-        if len(tools) <= self.above:
+        if len(tools) <= self.keep:
             return list(tools)
         scores = self.ranking.scores(query_of(messages), [text_of(tool) for tool in tools])
         must = called_in(messages) | ({named} if named is not None else set())
@@ -145,18 +144,18 @@ class Embedding:
         return made
 
 
-def shortlist_of(kind: Kind, above: int, keep: int, loaded: Loaded) -> Shortlist | None:
+def shortlist_of(kind: Kind, keep: int, loaded: Loaded) -> Shortlist | None:
     """The shortlist of a configuration; None for `none`.
 
     Raises:
-        ValueError: `keep` is not between 1 and `above`, or embeddings are asked of a model in int8, which has given its
-            own weights up.
+        ValueError: `keep` is less than 1, or embeddings are asked of a model in int8, which has given its own weights
+            up.
     """
     if kind == "none":
         return None
     if kind == "embedding" and loaded.info.dtype == "int8":
         raise ValueError("a shortlist by embedding needs float32 or bfloat16")
-    return Shortlist(BM25() if kind == "bm25" else Embedding(loaded), above, keep)
+    return Shortlist(BM25() if kind == "bm25" else Embedding(loaded), keep)
 
 
 def query_of(messages: Sequence[Message]) -> str:

@@ -233,8 +233,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-queue", type=int, default=64, help="drafts that may wait (default: %(default)s)")
     parser.add_argument("--max-wait", type=float, help="seconds that a draft may be expected to wait (default: any)")
     parser.add_argument("--shortlist", choices=KINDS, default="none", help="how long lists of tools are cut down")
-    parser.add_argument("--shortlist-above", type=int, default=24, help="lists that are longer (default: %(default)s)")
-    parser.add_argument("--shortlist-keep", type=int, default=12, help="to so many tools (default: %(default)s)")
+    parser.add_argument("--shortlist-keep", type=int, default=12, help="to so many (default: %(default)s)")
     parser.add_argument(
         "--cache-mb", type=int, default=CACHE_BYTES >> 20, help="MiB for shared prompts, 0: none (default: %(default)s)"
     )
@@ -267,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
             arguments.adapter,
             arguments.dtype,
             cache_bytes=arguments.cache_mb << 20,
-            shortlist=(arguments.shortlist, arguments.shortlist_above, arguments.shortlist_keep),
+            shortlist=(arguments.shortlist, arguments.shortlist_keep),
             device=arguments.device,
         )
         give_back()

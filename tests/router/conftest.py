@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from router.constants import Constants
 from router.server.app import create_app
 from router.settings import Settings
 from router.small.worker_client import SmallModelError
@@ -73,13 +74,24 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
 
 
 Make = Callable[..., FastAPI]
+CONSTANTS = Constants(refresh_s=0.2, redis_timeout_s=60.0)
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Make:
-    """Make a gateway's app: `gateway(small=…, upstream=…, large_base=…, **settings)`."""
+    """Make a gateway's app: `gateway(small=…, upstream=…, large_base=…, constants=…, **settings)`.
 
-    def make(*, small: Any = None, upstream: Any = None, large_base: str | None = None, **values: Any) -> FastAPI:
+    It looks often at what others changed, and gives a Redis on a busy machine its time.
+    """
+
+    def make(
+        *,
+        small: Any = None,
+        upstream: Any = None,
+        large_base: str | None = None,
+        constants: Constants = CONSTANTS,
+        **values: Any,
+    ) -> FastAPI:
         values.setdefault("policy", {"kind": "threshold", "threshold": 0.5})
         values["ledger"] = {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", **values.get("ledger", {})}
         if large_base:
@@ -90,6 +102,6 @@ def gateway(tmp_path: Path) -> Make:
                 "retries": 2,
                 **values.get("large", {}),
             }
-        return create_app(Settings.model_validate(values), small=small, large=upstream)
+        return create_app(Settings.model_validate(values), small=small, large=upstream, constants=constants)
 
     return make

@@ -17,6 +17,7 @@ from evaluation.demo.rows import load_demo
 from evaluation.recorded.server import RecordedServer
 from policies.bundle.bundle import save
 from policies.bundle.manifest import Gate, Manifest, ScoreJudge, Stages
+from router.constants import Constants
 from router.lab.gateway_process import free_port
 from router.ledger.store import Ledger
 from router.server.app import create_app
@@ -189,10 +190,10 @@ async def test_a_draft_given_up_at_its_plan_frees_its_slot_at_once(tmp_path: Pat
     policy = Stages(threshold=0.0, plan_gate=Gate(judge=ScoreJudge(score="weakest_token"), threshold=2.0))
     save(tmp_path / "bundle", Manifest(judge=ScoreJudge(score="weakest_token"), policy=policy))
     base = settings(tmp_path, "http://127.0.0.1:9").model_dump(mode="json", exclude={"large", "policy"})
-    small = {**base["small"], "max_tokens": 1500, "max_queue": 1, "deadline_s": 120.0}
+    small = {**base["small"], "max_tokens": 1500, "deadline_s": 120.0}
     policy_section = {"kind": "bundle", "path": str(tmp_path / "bundle")}
     configured = Settings.model_validate({**base, "small": small, "policy": policy_section})
-    app = create_app(configured, model_folder=llama_folder, large=Scripted())
+    app = create_app(configured, model_folder=llama_folder, large=Scripted(), constants=Constants(max_queue=1))
     async with served(app) as url, aiohttp.ClientSession() as session:
         await until(lambda: app.state.small.info is not None, 120.0)
         for index in range(30):

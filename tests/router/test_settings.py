@@ -9,7 +9,8 @@ import yaml
 from pydantic import BaseModel
 
 from router import settings as module
-from router.settings import Settings, SettingsError, load_settings
+from router.constants import FORMER_SETTINGS
+from router.settings import Experiment, Settings, SettingsError, load_settings
 
 
 def test_variables_win_over_the_file(tmp_path: Path) -> None:
@@ -46,6 +47,50 @@ def test_unknown_and_wrong_keys_are_named(tmp_path: Path, text: str, environment
     file.write_text(text)
     with pytest.raises(SettingsError, match=named):
         load_settings(file, environment)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("server.keep_alive_s", "10"),
+        ("access.refresh_s", "5"),
+        ("small.grammar", "true"),
+        ("small.engine.frame", "chatml"),
+        ("small.shortlist.above", "the value of small.shortlist.keep"),
+        ("audits.per_minute", "6"),
+        ("conversations.draft_usd", "0"),
+    ],
+)
+def test_a_former_setting_is_refused_with_what_it_is_now(key: str, value: str) -> None:
+    """In the file and as a variable alike."""
+    variable = "SMALLCALL_" + key.upper().replace(".", "__")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment={variable: "1"})
+    assert str(caught.value) == f"{key}: removed: it is a constant now ({value})"
+
+
+def test_a_former_setting_of_an_experiment_is_refused_whatever_its_name() -> None:
+    arms = "{control: {}, bold: {policy: {kind: small_only}}}"
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environment={"SMALLCALL_EXPERIMENTS__BOLDER": f"{{arms: {arms}, window_s: 60}}"})
+    assert str(caught.value) == "experiments.bolder.window_s: removed: it is a constant now (3600)"
+
+
+def test_no_hint_is_of_a_key_that_is_still_there() -> None:
+    """A key that came back must not be told to be gone."""
+    for key in FORMER_SETTINGS:
+        section: type[BaseModel] = Settings
+        *parts, name = key.split(".")
+        for part in parts:
+            section = Experiment if part == "*" else _section(section, part)
+        assert name not in section.model_fields, key
+
+
+def _section(model: type[BaseModel], name: str) -> type[BaseModel]:
+    annotation = model.model_fields[name].annotation
+    parts = [part for part in (annotation, *get_args(annotation)) if isinstance(part, type)]
+    inner = [part for part in parts if issubclass(part, BaseModel)]
+    return inner[0] if inner else model
 
 
 def test_an_error_never_shows_a_secret(tmp_path: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
     from evaluation.live.decisions import Chosen
 
 LEDGER_HELP = "your own decisions in place of traces: a ledger's URL, such as sqlite+aiosqlite:///var/ledger.db"
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerDays:
+    """Decisions of your own, in place of traces."""
+
+    ledger: Annotated[str | None, typer.Option(help=LEDGER_HELP)] = None
+    since: Annotated[str | None, typer.Option(help="first day of the ledger's decisions, such as 2026-11-01")] = None
+    until: Annotated[str | None, typer.Option(help="last day")] = None
 
 
 _OF_LEDGERS = frozenset({"since", "until", "labels"})
@@ -47,15 +57,15 @@ def check_source(context: typer.Context, trace: object, ledger: str | None, with
         raise typer.BadParameter(f"{', '.join(given)}: for {'a ledger' if ledger is None else 'traces'} only")
 
 
-def observed_traces(url: str, since: str | None, until: str | None, *, labels: KnownBy, command: str) -> ObservedTraces:
+def observed_traces(days: LedgerDays, *, labels: KnownBy, command: str) -> ObservedTraces:
     """The rows of those days. Exit code 1: no ledger; 2: no day.
 
     Raises ValueError where no decision is known to be right or wrong.
     """
     from evaluation.live.decision_traces import traces_of
 
-    first, last = day_option("--since", since), day_option("--until", until)
-    chosen, kept = asyncio.run(_read(url, first or date(1970, 1, 1), last or date(9998, 12, 31), labels))
+    first, last = day_option("--since", days.since), day_option("--until", days.until)
+    chosen, kept = asyncio.run(_read(str(days.ledger), first or date(1970, 1, 1), last or date(9998, 12, 31), labels))
     return traces_of(chosen, kept, labels.value, command=command)
 
 

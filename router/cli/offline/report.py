@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,7 +12,8 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from router.cli.costs import costs
-from router.cli.offline.ledger_source import LEDGER_HELP, KnownBy, check_source, observed_traces
+from router.cli.offline.ledger_source import KnownBy, LedgerDays, check_source, observed_traces
+from router.cli.options import with_groups, words
 from router.cli.provenance import commit
 
 if TYPE_CHECKING:
@@ -33,22 +34,19 @@ class _Reports(TyperGroup):
 
 
 DEFAULT = "traces"
-report_app = typer.Typer(
-    cls=_Reports, help="Cost against pass rate, of traces or a ledger; `report costs`: what was spent."
-)
+report_app = typer.Typer(cls=_Reports)
 report_app.command("costs")(costs)
 LARGE = "gpt-4o-2024-08-06-FC"
 
 
 @report_app.command(DEFAULT)
+@with_groups
 def report(
     context: typer.Context,
+    days: LedgerDays,
     small: Annotated[
         str | None, typer.Argument(help="trace of the small arm, or a recorded model of BFCL", show_default=False)
     ] = None,
-    ledger: Annotated[str | None, typer.Option(help=LEDGER_HELP)] = None,
-    since: Annotated[str | None, typer.Option(help="first day of the ledger's decisions, such as 2026-11-01")] = None,
-    until: Annotated[str | None, typer.Option(help="last day")] = None,
     labels: Annotated[
         KnownBy, typer.Option(help="of a ledger: a sample that stands for all, or whatever somebody spoke of")
     ] = KnownBy.SAMPLE,
@@ -78,10 +76,10 @@ def report(
 
     if on_no_call not in ("escalate", "answer"):
         raise typer.BadParameter("escalate or answer", param_hint="--on-no-call")
-    check_source(context, small, ledger, ("out", "png", "small_usd_per_hour"))
+    check_source(context, small, days.ledger, ("out", "png", "small_usd_per_hour"))
     try:
-        if ledger is not None:
-            made = _of_ledger(ledger, since, until, labels, small_usd_per_hour)
+        if days.ledger is not None:
+            made = _of_ledger(days, labels, small_usd_per_hour)
         else:
             assert small is not None
             prices = (input_price, output_price)
@@ -93,20 +91,20 @@ def report(
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
     console.print(summary_table(made))
-    if ledger is not None:
+    if days.ledger is not None:
         for remark in made.remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)
     for path in (paths.html, paths.json, *pictures):
         console.print(f"report: {path.resolve()}", soft_wrap=True, highlight=False)
 
 
-def _of_ledger(url: str, since: str | None, until: str | None, labels: KnownBy, small_usd_per_hour: float) -> Report:
+def _of_ledger(days: LedgerDays, labels: KnownBy, small_usd_per_hour: float) -> Report:
     """Its URL may hold a password, and stands nowhere in the report."""
     from evaluation.report.content import Options, report_of
 
-    days = "".join(f" --{name} {day}" for name, day in (("since", since), ("until", until)) if day is not None)
-    command = f"smallcall report --ledger …{days} --labels {labels.value}"
-    found = observed_traces(url, since, until, labels=labels, command=command)
+    told = " ".join(map(str, words(replace(days, ledger="…"))))
+    command = f"smallcall report {told} --labels {labels.value}"
+    found = observed_traces(days, labels=labels, command=command)
     options = Options(
         command=command,
         commit=commit(),

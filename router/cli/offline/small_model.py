@@ -176,7 +176,7 @@ def tools(
     options += [] if drafts else ["--no-drafts"]
     facts = provenance(COMMAND, *options, "--threads", threads)
     cut = Shortlist()
-    facts["shortlists"] = f"cut lists of more than {cut.above} tools down to {cut.keep}"
+    facts["shortlists"] = f"cut lists of more than {cut.keep} tools down to so many"
     out.mkdir(parents=True, exist_ok=True)
     page = render_tool_counts(rates, found, facts)
     (out / "slm_tools.md").write_text(page, encoding="utf-8")

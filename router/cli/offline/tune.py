@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +11,11 @@ import typer
 import yaml
 from rich.console import Console
 
-from router.cli.offline.ledger_source import LEDGER_HELP, check_source
+from router.cli.offline.ledger_source import LedgerDays, check_source
 from router.cli.offline.tune_inputs import Judging, cases_asked, judging, judging_request, large_arm
 from router.cli.offline.tune_ledger import tune_ledger
+from router.cli.options import with_groups, words
+from router.cli.provenance import provenance
 
 if TYPE_CHECKING:
     from evaluation.cases.case import Case
@@ -28,112 +29,191 @@ if TYPE_CHECKING:
 console = Console()
 
 
+@dataclass(frozen=True, slots=True)
+class LargeSide:
+    """The large model: recorded, a trace, or simulated."""
+
+    large: Annotated[str | None, typer.Option(help="a recorded model of BFCL, or the trace of the large arm")] = None
+    right_at_usd: Annotated[
+        float | None, typer.Option(help="simulate a large model that is always right, at this price a request")
+    ] = None
+    large_latency_s: Annotated[float | None, typer.Option(help="of the simulated large model", min=0)] = None
+    large_model: Annotated[
+        str | None, typer.Option(help="the large model's name in the gateway's configuration, where it is another")
+    ] = None
+    input_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 2.5
+    output_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 10.0
+
+    def trace(self, small: Trace, cases: list[Case]) -> Trace:
+        """The large arm of those cases. Raises what reading a trace raises."""
+        from evaluation.tuning.tune import always_right
+
+        if self.right_at_usd is not None:
+            return always_right(small, usd_a_request=self.right_at_usd, latency_s=self.large_latency_s)
+        return large_arm(cases, str(self.large), self.input_price, self.output_price)
+
+    def check(self) -> None:
+        """Raises BadParameter where it is not one of the three."""
+        if (self.large is None) == (self.right_at_usd is None):
+            raise typer.BadParameter("give one of --large, --right-at-usd")
+        if self.large_latency_s is not None and self.right_at_usd is None:
+            raise typer.BadParameter("--large-latency-s is for --right-at-usd: a trace tells its own latencies")
+
+
+@dataclass(frozen=True, slots=True)
+class Goals:
+    """What is aimed at: exactly one."""
+
+    max_harm: Annotated[
+        float | None, typer.Option(help="certify: at most this share of all requests made worse", min=0, max=1)
+    ] = None
+    min_pass_rate: Annotated[float | None, typer.Option(help="as observed", min=0, max=1)] = None
+    quality_of_large: Annotated[
+        float | None, typer.Option(help="pass rate over the large model's, as observed", min=0)
+    ] = None
+    max_cost: Annotated[float | None, typer.Option(help="over always-large, as observed", min=0)] = None
+    confidence: Annotated[float, typer.Option(help="of the certificate", min=0.5, max=0.9999)] = 0.9
+
+    def one(self) -> tuple[Goal, float]:
+        """The goal and its value. Raises BadParameter where there is none, or more than one."""
+        goals: dict[Goal, float | None] = {
+            "max_harm": self.max_harm,
+            "min_pass_rate": self.min_pass_rate,
+            "quality_of_large": self.quality_of_large,
+            "max_cost": self.max_cost,
+        }
+        given = [(goal, value) for goal, value in goals.items() if value is not None]
+        if len(given) != 1:
+            options = ", ".join(f"--{goal.replace('_', '-')}" for goal in goals)
+            raise typer.BadParameter(f"give exactly one of {options}")
+        return given[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """What scores a draft."""
+
+    judge: Annotated[Path | None, typer.Option(help="folder of a classifier, as `smallcall fit` writes it")] = None
+    score: Annotated[str, typer.Option(help="without a judge: a score of policies.rules.scores")] = "weakest_token"
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Gates on request and plan, beside the threshold on the draft."""
+
+    staged: Annotated[bool, typer.Option(help="gates on request and plan, too, where they pay")] = False
+    judge_request: Annotated[Path | None, typer.Option(help="of the request's gate; without: the tools offered")] = None
+    judge_plan: Annotated[Path | None, typer.Option(help="of the plan's gate; without: its weakest token")] = None
+    cost_weight: Annotated[
+        float | None, typer.Option(help="with --staged: of cost against time; else one half", min=0, max=1)
+    ] = None
+
+    def check(self) -> None:
+        """Raises BadParameter where a gate is described that is not wanted."""
+        if not self.staged and any((self.judge_request, self.judge_plan, self.cost_weight is not None)):
+            raise typer.BadParameter("--judge-request, --judge-plan and --cost-weight are for --staged")
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """A threshold that follows money."""
+
+    usd_per_hour: Annotated[float | None, typer.Option(help="budget of the large model; the threshold follows it")] = (
+        None
+    )
+    pass_per_usd: Annotated[float, typer.Option(help="pass rate that a dollar of the large model must buy", min=0)] = (
+        0.0
+    )
+    pass_per_second: Annotated[float, typer.Option(help="pass rate that a second must buy", min=0)] = 0.0
+
+    def money(self) -> Money:
+        """The same, as a bundle is made of it."""
+        from evaluation.tuning.bundle import Money
+
+        return Money(self.usd_per_hour, self.pass_per_usd, self.pass_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tuned on, beside the trace."""
+
+    cases: Annotated[str, typer.Option(help="the set that the trace is of, or a file of cases")] = "bfcl"
+    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10
+    tool_class: Annotated[
+        list[str] | None, typer.Option(help="PATTERN=RATE, such as 'delete_*=0.01'; the rest has --max-harm")
+    ] = None
+
+
+@with_groups
 def tune(
     context: typer.Context,
+    goals: Goals,
+    large: LargeSide,
+    days: LedgerDays,
+    scoring: Scoring,
+    subject: Subject,
+    gates: Gates,
+    prices: Prices,
     small: Annotated[
         Path | None, typer.Argument(help="trace of the small arm, with signals", exists=True, show_default=False)
     ] = None,
-    ledger: Annotated[str | None, typer.Option(help=LEDGER_HELP)] = None,
-    since: Annotated[str | None, typer.Option(help="first day of the ledger's decisions, such as 2026-11-01")] = None,
-    until: Annotated[str | None, typer.Option(help="last day")] = None,
-    cases: Annotated[str, typer.Option(help="the set that the trace is of, or a file of cases")] = "bfcl",
-    large: Annotated[str | None, typer.Option(help="a recorded model of BFCL, or the trace of the large arm")] = None,
-    right_at_usd: Annotated[
-        float | None, typer.Option(help="simulate a large model that is always right, at this price a request")
-    ] = None,
-    large_latency_s: Annotated[float | None, typer.Option(help="of the simulated large model", min=0)] = None,
-    large_model: Annotated[
-        str | None, typer.Option(help="the large model's name in the gateway's configuration, where it is another")
-    ] = None,
-    max_harm: Annotated[
-        float | None, typer.Option(help="certify: at most this share of all requests made worse", min=0, max=1)
-    ] = None,
-    min_pass_rate: Annotated[float | None, typer.Option(help="as observed", min=0, max=1)] = None,
-    quality_of_large: Annotated[
-        float | None, typer.Option(help="pass rate over the large model's, as observed", min=0)
-    ] = None,
-    max_cost: Annotated[float | None, typer.Option(help="over always-large, as observed", min=0)] = None,
-    confidence: Annotated[float, typer.Option(help="of the certificate", min=0.5, max=0.9999)] = 0.9,
-    judge: Annotated[Path | None, typer.Option(help="folder of a classifier, as `smallcall fit` writes it")] = None,
-    score: Annotated[str, typer.Option(help="without a judge: a score of policies.rules.scores")] = "weakest_token",
-    tool_class: Annotated[
-        list[str] | None, typer.Option(help="PATTERN=RATE, such as 'delete_*=0.01'; the rest has --max-harm")
-    ] = None,
-    staged: Annotated[bool, typer.Option(help="gates on request and plan, too, where they pay")] = False,
-    judge_request: Annotated[
-        Path | None, typer.Option(help="of the request's gate; without: the tools offered")
-    ] = None,
-    judge_plan: Annotated[Path | None, typer.Option(help="of the plan's gate; without: its weakest token")] = None,
-    cost_weight: Annotated[
-        float | None, typer.Option(help="with --staged: of cost against time; else one half", min=0, max=1)
-    ] = None,
-    usd_per_hour: Annotated[
-        float | None, typer.Option(help="budget of the large model; the threshold follows it")
-    ] = None,
-    pass_per_usd: Annotated[
-        float, typer.Option(help="pass rate that a dollar of the large model must buy", min=0)
-    ] = 0.0,
-    pass_per_second: Annotated[float, typer.Option(help="pass rate that a second must buy", min=0)] = 0.0,
-    input_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 2.5,
-    output_price: Annotated[float, typer.Option(help="of the large model, USD per million tokens")] = 10.0,
-    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
     out: Annotated[Path | None, typer.Option(help="write the bundle into this new folder")] = None,
 ) -> None:
     """Choose thresholds on one part of a trace, or of a ledger's decisions, and tell on another what they do."""
     from evaluation.replay.replay import ReplayError
-    from evaluation.traces.table import TraceError, read_trace
-    from evaluation.tuning.bundle import Money, Origin
+    from evaluation.traces.table import TraceError
     from policies.bundle.bundle import BundleError
 
-    goals: dict[Goal, float | None] = {
-        "max_harm": max_harm,
-        "min_pass_rate": min_pass_rate,
-        "quality_of_large": quality_of_large,
-        "max_cost": max_cost,
-    }
-    goal, target = _goal(goals)
-    money = Money(usd_per_hour, pass_per_usd, pass_per_second)
-    check_source(context, small, ledger, (*goals, "confidence", "small_usd_per_hour"))
-    if small is not None and (large is None) == (right_at_usd is None):
-        raise typer.BadParameter("give one of --large, --right-at-usd")
-    if large_latency_s is not None and right_at_usd is None:
-        raise typer.BadParameter("--large-latency-s is for --right-at-usd: a trace tells its own latencies")
-    _check_shape(goal, bool(tool_class), staged, money)
-    if not staged and any((judge_request, judge_plan, cost_weight is not None)):
-        raise typer.BadParameter("--judge-request, --judge-plan and --cost-weight are for --staged")
+    goal, target = goals.one()
+    of_ledgers = (*(field.name for field in fields(goals)), "small_usd_per_hour")
+    check_source(context, small, days.ledger, of_ledgers)
+    if small is not None:
+        large.check()
+    _check_shape(goal, bool(subject.tool_class), gates.staged, prices.money())
+    gates.check()
     try:
         if small is None:
-            days, delta = (since, until), 1 - confidence
-            tune_ledger(str(ledger), days, goal, target, delta=delta, small_usd_per_hour=small_usd_per_hour)
+            delta = 1 - goals.confidence
+            tune_ledger(days, goal, target, delta=delta, small_usd_per_hour=subject.small_usd_per_hour)
             return
-        main, trace = judging(judge, score), read_trace(small)
-        known = cases_asked(trace, cases)
-        if right_at_usd is not None:
-            from evaluation.tuning.tune import always_right
-
-            other = always_right(trace, usd_a_request=right_at_usd, latency_s=large_latency_s)
-        else:
-            other = large_arm(known, str(large), input_price, output_price)
-        named = large_model or (other.info.arm if right_at_usd is None else None)
-        made_by = "smallcall " + " ".join(sys.argv[1:])
-        origin = Origin(main.spec, trace.info.serving, named, small_usd_per_hour, made_by)
-        work = _Work(known, trace, other, main.judge, small_usd_per_hour, 1 - confidence)
+        main = judging(scoring.judge, scoring.score)
+        options = [word for group in (subject, large, goals, scoring, gates, prices) for word in words(group)]
+        work, origin = _work(
+            small, main, subject, large, goals.confidence, provenance("smallcall tune", small, *options)
+        )
         given: dict[str, Judging] = {"classifier": main}
-        if staged:
+        if gates.staged:
             given |= {
-                "request": judging_request(judge_request),
-                "plan": judging(judge_plan, "weakest_token", "classifier_plan"),
+                "request": judging_request(gates.judge_request),
+                "plan": judging(gates.judge_plan, "weakest_token", "classifier_plan"),
             }
-            manifest = _staged(work, origin, target, 0.5 if cost_weight is None else cost_weight, given)
-        elif tool_class:
-            manifest = _classes(work, origin, target, tool_class)
+            weight = 0.5 if gates.cost_weight is None else gates.cost_weight
+            manifest = _staged(work, origin, target, weight, given)
+        elif subject.tool_class:
+            manifest = _classes(work, origin, target, subject.tool_class)
         else:
-            manifest = _threshold(work, origin, goal, target, money)
+            manifest = _threshold(work, origin, goal, target, prices.money())
         if out is not None:
             _write(out, manifest, given.values())
     except (TraceError, ReplayError, BundleError, LookupError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
+
+
+def _work(
+    small: Path, main: Judging, subject: Subject, large: LargeSide, confidence: float, facts: Mapping[str, str]
+) -> tuple[_Work, Origin]:
+    """What is tuned, and what a bundle says of it."""
+    from evaluation.traces.table import read_trace
+    from evaluation.tuning.bundle import Origin
+
+    trace = read_trace(small)
+    known = cases_asked(trace, subject.cases)
+    other = large.trace(trace, known)
+    named = large.large_model or (other.info.arm if large.right_at_usd is None else None)
+    usd, made_by = subject.small_usd_per_hour, f"{facts['command']} (commit {facts['commit']})"
+    origin = Origin(main.spec, trace.info.serving, named, usd, made_by)
+    return _Work(known, trace, other, main.judge, usd, 1 - confidence), origin
 
 
 def _check_shape(goal: Goal, tool_class: bool, staged: bool, money: Money) -> None:
@@ -181,14 +261,6 @@ class _Work:
             judge=self.judge,
             small_usd_per_hour=self.small_usd_per_hour,
         )
-
-
-def _goal(goals: Mapping[Goal, float | None]) -> tuple[Goal, float]:
-    given = [(goal, value) for goal, value in goals.items() if value is not None]
-    if len(given) != 1:
-        options = ", ".join(f"--{goal.replace('_', '-')}" for goal in goals)
-        raise typer.BadParameter(f"give exactly one of {options}")
-    return given[0]
 
 
 def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:

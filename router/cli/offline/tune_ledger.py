@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import yaml
 from rich.console import Console
 
-from router.cli.offline.ledger_source import KnownBy, observed_traces
+from router.cli.offline.ledger_source import KnownBy, LedgerDays, observed_traces
 
 if TYPE_CHECKING:
     from evaluation.tuning.tune import Goal
@@ -16,8 +16,7 @@ console = Console()
 
 
 def tune_ledger(
-    url: str,
-    days: tuple[str | None, str | None],
+    days: LedgerDays,
     goal: Goal,
     target: float,
     *,
@@ -33,7 +32,7 @@ def tune_ledger(
     from policies.rules.scores import SCORES
     from router.cli.offline.tune_tables import choices_table
 
-    found = observed_traces(url, *days, labels=KnownBy.SAMPLE, command="smallcall tune --ledger …")
+    found = observed_traces(days, labels=KnownBy.SAMPLE, command="smallcall tune --ledger …")
     tuning = tune(
         found.cases,
         found.small,

@@ -32,6 +32,7 @@ from policies.bundle.manifest import (
 from policies.rules.judge import FewTools, Judge, NamedScore
 from policies.types import Draft, Request, Span
 from router.__main__ import app
+from router.cli.provenance import commit
 from tests.evaluation.tuning.test_tune import CASES, SMALL
 
 SERVING = Serving(weights_sha256="0" * 64, adapter_sha256=None, pattern_version="1", dtype="float32", grammar=True)
@@ -245,6 +246,19 @@ def test_the_command_writes_a_bundle_that_loads(arguments: list[str], kind: type
         assert shown.id in said
         assert shown.sentence() in said
     assert "kind: bundle" in said
+
+
+def test_a_bundle_says_how_it_was_made_and_nothing_of_this_machine(tmp_path: Path) -> None:
+    """The options that were given, files and folders by their names alone, and the commit; not where it was written."""
+    given = ["--tool-class", "get_*=0.2", "--max-harm", "0.1", "--large-model", "gpt-4o"]
+    said = run(*given, "--out", str(tmp_path / "b"), folder=tmp_path)
+    assert said.startswith("0\n"), said
+    made_by = load(tmp_path / "b").manifest.made_by
+    command, _, made_at = made_by.partition(" (commit ")
+    assert command == (
+        "smallcall tune small.parquet --tool-class 'get_*=0.2' --right-at-usd 0.001 --large-model gpt-4o --max-harm 0.1"
+    )
+    assert made_at == f"{commit()})"
 
 
 def test_the_command_says_why_there_is_no_certificate(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:User
 
 ADMIN = "an admin key of some length"
 AS_ADMIN = {"authorization": f"Bearer {ADMIN}"}
-ACCESS = {"admin_key": ADMIN, "refresh_s": 0.2}
+ACCESS = {"admin_key": ADMIN}
 
 
 async def call(

@@ -56,7 +56,7 @@ async def test_two_replicas_share_rates_and_budgets(gateway: Make, redis_url: st
     """Fifty requests at once over both: no more than the budget allows, plus the one across the line."""
     provider = Provider(0.2, orjson.dumps(CHAT))
     body = {**LARGE, "messages": [{"role": "user", "content": "x" * 400}]}
-    access = {**ACCESS, "redis_url": redis_url, "redis_timeout_s": 60, "on_redis_down": "refuse"}
+    access = {**ACCESS, "redis_url": redis_url, "on_redis_down": "refuse"}
     async with provider.running() as base:
         options: dict[str, Any] = {"large": priced(base), "access": access, "ledger": {"url": ledger_url}}
         app = gateway(**options)
@@ -171,7 +171,7 @@ async def test_requests_that_are_refused_or_given_up_hold_nothing(redis_url: str
 
 async def _down(gateway: Make, server: RedisServer, on_down: str) -> tuple[list[int], Any, list[Any]]:
     """Statuses with Redis down and up again, for a key of two requests a minute."""
-    access = {**ACCESS, "redis_url": server.url, "redis_timeout_s": 60, "on_redis_down": on_down}
+    access = {**ACCESS, "redis_url": server.url, "on_redis_down": on_down}
     with structlog.testing.capture_logs() as logs:
         async with served(gateway(small=ScriptedSmall(CALL), access=access)) as url:
             made, free = await make_key(url, requests_per_minute=2), await make_key(url)

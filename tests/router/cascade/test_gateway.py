@@ -19,6 +19,7 @@ from evaluation.recorded.faults import Cut, Garbage, Status, always, in_turn
 from evaluation.recorded.server import RecordedServer
 from policies.rules.single import ValidAndSure
 from policies.types import Verdict
+from router.constants import Constants
 from router.ledger.store import Ledger, LedgerUnavailableError
 from router.settings import OFFLOAD_BYTES
 from tests.router.conftest import Make, ScriptedSmall, away, served
@@ -693,7 +694,12 @@ async def test_more_requests_than_allowed_are_asked_to_come_again(gateway: Make)
 
 async def test_bodies_are_counted_by_their_bytes(gateway: Make) -> None:
     """While two bodies of a megabyte are under way, or on their way, a third gets a 503 and a small one is served."""
-    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), server={"max_body_mb": 1.5, "max_inflight_mb": 2.5})
+    app = gateway(
+        small=ScriptedSmall(CALL),
+        upstream=Scripted(),
+        server={"max_body_mb": 1.5},
+        constants=Constants(max_inflight_mb=2.5),
+    )
     padded = orjson.dumps(ask()) + b" " * 1_100_000
     async with served(app) as url:
         host, port = url.removeprefix("http://").removesuffix("/v1").split(":")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.recorded.faults import Cut, Status, always
+from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.messages import read_request
 from router.dialects.request import LargeOnly
@@ -377,7 +378,7 @@ async def test_a_schema_is_named_by_this_dialects_field(gateway: Make) -> None:
 
 async def test_a_silent_stream_is_kept_alive(gateway: Make) -> None:
     """Comments before the message begins, pings after; the answer is whole all the same."""
-    async with served(gateway(small=ScriptedSmall(CALL, pause_s=0.01), server={"keep_alive_s": 0.1})) as url:
+    async with served(gateway(small=ScriptedSmall(CALL, pause_s=0.01), constants=Constants(keep_alive_s=0.1))) as url:
         async with (
             aiohttp.ClientSession() as session,
             session.post(url + "/messages", json=ask(stream=True)) as response,
@@ -386,7 +387,7 @@ async def test_a_silent_stream_is_kept_alive(gateway: Make) -> None:
             text = await response.text()
         assert text.startswith(": keep-alive\n\n")
         assert assembled(events_of(text))["stop_reason"] == "tool_use"
-    async with served(gateway(upstream=Scripted(pause_s=0.25), server={"keep_alive_s": 0.1})) as url:
+    async with served(gateway(upstream=Scripted(pause_s=0.25), constants=Constants(keep_alive_s=0.1))) as url:
         _, events = await stream(url, ask())
         assert {"type": "ping"} in events
         message = assembled([event for event in events if event["type"] != "ping"])
@@ -396,7 +397,7 @@ async def test_a_silent_stream_is_kept_alive(gateway: Make) -> None:
 async def test_an_error_after_keep_alives_is_an_event(gateway: Make) -> None:
     """The status line is gone by then."""
     small = ScriptedSmall("Thought: none\nAction: none", pause_s=0.02)
-    app = gateway(small=small, server={"keep_alive_s": 0.1})
+    app = gateway(small=small, constants=Constants(keep_alive_s=0.1))
     async with served(app) as url:
         _, events = await stream(url, ask())
         assert [event["type"] for event in events] == ["error"]

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from evaluation.recorded.faults import Cut, Status, always
 from router.cascade.decision import new_decision_id
+from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.request import LargeOnly
 from router.dialects.responses import read_request
@@ -339,7 +340,7 @@ async def test_a_broken_stream_ends_in_a_failed_response(gateway: Make) -> None:
         status, _, body = await post(url, of(CALLING, stream=True))
         assert (status, body["error"]["type"]) == (429, "rate_limit_error")
     small = ScriptedSmall("Thought: none\nAction: none", pause_s=0.02)
-    async with served(gateway(small=small, server={"keep_alive_s": 0.1})) as url:
+    async with served(gateway(small=small, constants=Constants(keep_alive_s=0.1))) as url:
         _, events = await stream(url, ask())
         assert [(event["type"], event["code"]) for event in events] == [("error", "large_not_configured")]
 

@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
+from router.constants import Constants
 from tests.router.cascade.test_gateway import Scripted, ask, post, rows_of
 from tests.router.conftest import Make, served
 
@@ -51,7 +52,7 @@ async def tell(wire: socket.socket, body: dict[str, Any]) -> None:
 async def test_a_stream_that_nobody_reads_counts_as_left(gateway: Make) -> None:
     """Its upstream is closed, its row says so, and its slot serves the next."""
     large = Talking(chunks=40)
-    app = gateway(upstream=large, server={"max_inflight": 1, "write_timeout_s": 0.3})
+    app = gateway(upstream=large, server={"max_inflight": 1}, constants=Constants(write_timeout_s=0.3))
     async with served(app) as url, connected(url) as wire:
         await tell(wire, ask(stream=True))
         (row,) = await rows_of(app, 1)
@@ -63,7 +64,7 @@ async def test_a_stream_that_nobody_reads_counts_as_left(gateway: Make) -> None:
 
 async def test_whole_answers_that_nobody_reads_hold_no_slot(gateway: Make) -> None:
     """The second answer on one connection waits for the first to be read, and no longer than it may."""
-    app = gateway(upstream=Talking(), server={"max_inflight": 1, "write_timeout_s": 0.3})
+    app = gateway(upstream=Talking(), server={"max_inflight": 1}, constants=Constants(write_timeout_s=0.3))
     async with served(app) as url, connected(url) as wire:
         await tell(wire, ask())
         await rows_of(app, 1)

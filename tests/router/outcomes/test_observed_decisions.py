@@ -23,7 +23,7 @@ from router.server.app import create_app
 from tests.router.cascade.test_gateway import CALL, ask, post
 from tests.router.cli.test_costs import DAY, large, small, write
 from tests.router.conftest import ScriptedSmall, served
-from tests.router.outcomes.test_shadow_audits import PARIS, Large, _audit, _audited, settings
+from tests.router.outcomes.test_shadow_audits import OFTEN, PARIS, Large, _audit, _audited, settings
 
 
 def command(name: str, url: str, *arguments: str) -> Result:
@@ -61,7 +61,7 @@ def test_a_gateways_own_decisions_are_a_report(ledger_url: str, tmp_path: Path) 
     small_model, large_model = ScriptedSmall(CALL), Large()
 
     async def traffic() -> None:
-        app = create_app(settings(ledger_url, policy=MEAN), small=small_model, large=large_model)
+        app = create_app(settings(ledger_url, policy=MEAN), small=small_model, large=large_model, constants=OFTEN)
         async with served(app) as url:
             for i in range(30):
                 small_model.logprob = math.log(0.99 - 0.01 * i)

@@ -18,6 +18,7 @@ from evaluation.live.audits import agreement, audit_estimates
 from policies.types import Action, Stage, Verdict
 from router.__main__ import app as cli
 from router.cascade.decision import Decision
+from router.constants import Constants
 from router.dialects.chat_completions import read_request
 from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
 from router.ledger.cost_queries import cost_lines
@@ -25,7 +26,7 @@ from router.ledger.store import Ledger
 from router.ledger.tables import audits
 from router.outcomes.shadow_audits import Auditor, probability_of
 from router.server.app import create_app
-from router.settings import Audits, Price, Settings, SettingsError, load_settings
+from router.settings import Audits, Price, Settings
 from router.upstream.large_model import UpstreamUnavailable
 from router.upstream.prices import FixedPrices
 from tests.router.cascade.test_gateway import CALL, TOOL, ask, post, stream
@@ -61,8 +62,11 @@ class Large:
     cost_usd = PRICES.cost_usd
 
 
+OFTEN = Constants(audit_floor=1.0, audits_per_minute=1000)
+
+
 def settings(url: str, *, policy: Any = None, **audits: Any) -> Settings:
-    told = {"enabled": True, "rate": 1.0, "floor": 1.0, "per_minute": 1000, "usd_per_day": 100, **audits}
+    told = {"enabled": True, "rate": 1.0, "usd_per_day": 100, **audits}
     return Settings.model_validate(
         {
             "ledger": {"url": url, "store_content": True},
@@ -90,7 +94,7 @@ async def test_an_answer_is_compared_behind_the_clients_back(
 ) -> None:
     """The client has the small model's answer long before the large one has made its own; what it said is kept."""
     large = Large(arguments, pause_s=0.3)
-    app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=large)
+    app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=large, constants=OFTEN)
     async with served(app) as url:
         began = asyncio.get_running_loop().time()
         _, headers, answer = await post(url, ask())
@@ -132,7 +136,7 @@ async def test_a_draft_that_went_large_is_held_against_the_answer_that_came(
     policy = {"kind": "threshold", "score": "mean_logprob", "threshold": 0.5}
     whole = settings(ledger_url, policy=policy)
     unsure, large = ScriptedSmall(CALL, logprob=-2.0), Streaming(arguments)
-    app = create_app(whole, small=unsure, large=large)
+    app = create_app(whole, small=unsure, large=large, constants=OFTEN)
     async with served(app) as url:
         ask_for = {**ask(), **({"stream": True} if streamed else {})}
         await (stream(url, ask_for) if streamed else post(url, ask_for))
@@ -156,7 +160,7 @@ async def _compared(ledger: Ledger) -> list[tuple[Any, ...]]:
 async def test_what_no_judge_accepted_is_not_audited(ledger_url: str) -> None:
     """Pinned requests and escalations: no propensity, no question."""
     large = Large()
-    app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=large)
+    app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=large, constants=OFTEN)
     async with served(app) as url:
         await post(url, ask(model="smallcall/small"))
         await post(url, ask(model="smallcall/large"))
@@ -170,7 +174,7 @@ async def test_an_audit_that_fails_is_told_and_costs_no_answer(ledger_url: str) 
     """A large model that is down, and one that breaks."""
     for error, reason in ((UpstreamUnavailable(502, "upstream_unavailable", "gone"), "upstream_unavailable"),
                           (ZeroDivisionError(), "failed")):  # fmt: skip
-        app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=Large(error=error))
+        app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=Large(error=error), constants=OFTEN)
         async with served(app) as url:
             assert (await post(url, ask()))[0] == 200
             rows = await _audited(app.state.ledger, 1 if reason != "failed" else 2)
@@ -184,14 +188,18 @@ def _decision(probability: float | None) -> Decision:
     return decision
 
 
-def _auditor(**changes: Any) -> Auditor:
-    told = Audits.model_validate({"enabled": True, "per_minute": 10_000, **changes})
-    return Auditor(told, Large(), None, rng=Random(1), store_content=False)  # type: ignore[arg-type]
+def _auditor(
+    told: Audits, engine: Any = None, *, floor: float = 1.0, per_minute: int = 10_000, **clocks: Any
+) -> Auditor:
+    """Audits that reach no answer: `engine` is a ledger's where something is written."""
+    return Auditor(
+        told, Large(), engine, rng=Random(1), store_content=False, floor=floor, per_minute=per_minute, **clocks
+    )
 
 
 def test_the_unsure_are_audited_more_and_the_rate_is_kept() -> None:
     """Probabilities in proportion to √(p(1 − p)) above the floor, and a tenth of all drafts on average."""
-    auditor, rng = _auditor(rate=0.1, floor=0.02), Random(2)
+    auditor, rng = _auditor(Audits(enabled=True, rate=0.1), floor=0.02), Random(2)
     drawn = 0
     for _ in range(4000):
         drawn += auditor.draw(_decision(rng.betavariate(8, 2)))
@@ -207,8 +215,7 @@ def test_the_unsure_are_audited_more_and_the_rate_is_kept() -> None:
 def test_audits_are_limited_by_the_minute() -> None:
     """The sixth of a minute is not drawn, and its row says that it could not be."""
     at = [0.0]
-    told = Audits(enabled=True, rate=1.0, floor=1.0, per_minute=5)
-    auditor = Auditor(told, Large(), None, rng=Random(1), store_content=False, monotonic=lambda: at[0])  # type: ignore[arg-type]
+    auditor = _auditor(Audits(enabled=True, rate=1.0), per_minute=5, monotonic=lambda: at[0])
     decisions = [_decision(0.5) for _ in range(7)]
     assert [auditor.draw(one) for one in decisions[:6]] == [True] * 5 + [False]
     assert decisions[5].audit_propensity is None
@@ -219,9 +226,9 @@ def test_audits_are_limited_by_the_minute() -> None:
 async def test_the_days_budget_is_shared_and_ends_at_midnight(ledger_url: str) -> None:
     """What another gateway spent today counts; tomorrow there is money again."""
     day = [datetime(2026, 5, 4, 23, 59, tzinfo=UTC)]
-    told = Audits(enabled=True, rate=1.0, floor=1.0, usd_per_day=0.15, per_minute=1000)
+    told = Audits(enabled=True, rate=1.0, usd_per_day=0.15)
     async with Ledger.open(ledger_url) as ledger:
-        auditor = Auditor(told, Large(), ledger.engine, rng=Random(1), store_content=False, clock=lambda: day[0])
+        auditor = _auditor(told, ledger.engine, clock=lambda: day[0])
         other = Audit(
             decision_id="other", at=day[0], propensity=1.0, agreed=True, reason="matched", large_model="m",
             prompt_tokens=1, completion_tokens=1, cost_nusd=100_000_000, latency_s=1.0, answer=None,
@@ -315,9 +322,8 @@ def test_calls_that_cannot_be_compared_are_no_disagreement() -> None:
     assert not prose.passed
 
 
-def test_a_floor_above_the_rate_is_refused(tmp_path: Path) -> None:
-    """By the key."""
-    file = tmp_path / "smallcall.yaml"
-    file.write_text(json.dumps({"audits": {"rate": 0.01, "floor": 0.5}}))
-    with pytest.raises(SettingsError, match=r"audits\.floor"):
-        load_settings(file, {})
+def test_a_rate_below_the_floor_is_kept() -> None:
+    """Every answer is then audited with that probability."""
+    auditor, decision = _auditor(Audits(enabled=True, rate=0.001), floor=0.005), _decision(0.9999)
+    auditor.draw(decision)
+    assert decision.audit_propensity == 0.001

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from typing import Any
 
 import aiohttp
@@ -13,7 +14,7 @@ from slm.format.pattern import TOOL_RESULT_CHARS
 from tests.router.access.conftest import RedisServer, redis_server
 from tests.router.access.test_keys import ACCESS, make_key
 from tests.router.cascade.test_gateway import CALL, TOOL, Scripted, ask, rows_of
-from tests.router.conftest import Make, ScriptedSmall, served
+from tests.router.conftest import CONSTANTS, Make, ScriptedSmall, served
 from tests.router.upstream.test_passthrough import CHAT, Provider, large
 
 # litellm builds a pydantic model at its first stream, and pydantic has a remark on it.
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Item 'summary' on TypedDict:User
 __all__ = ["redis_server"]
 
 UNSURE = "Thought: none\nAction: none"
-AFTER = {"sticky": "after_escalation", "sticky_turns": 2}
+AFTER = {"sticky": "after_escalation"}
 
 
 async def turn(
@@ -50,14 +51,14 @@ async def test_turns_after_an_escalation_stay_large_and_then_are_drafted_again(g
     async with served(app) as url:
         first = await turn(url)
         small.text = CALL
-        later = [await turn(url) for _ in range(4)]
+        later = [await turn(url) for _ in range(6)]
         other = await turn(url, "another")
         rows = await app.state.ledger.page()
     assert first == "no_call"
-    assert later == ["sticky", "sticky", "accepted", "accepted"]
+    assert later == ["sticky"] * 4 + ["accepted", "accepted"]
     assert other == "accepted"
-    kept = [(row.reason, row.side, row.small_completion_tokens is None) for row in rows[1:3]]
-    assert kept == [("sticky", "large", True)] * 2
+    kept = [(row.reason, row.side, row.small_completion_tokens is None) for row in rows[1:5]]
+    assert kept == [("sticky", "large", True)] * 4
     assert len(small.commands) == 4
 
 
@@ -82,7 +83,8 @@ async def test_a_header_that_opens_nothing_chooses_neither_conversation_nor_arm(
 async def test_without_a_header_a_conversation_is_known_by_its_beginning_and_its_key(gateway: Make) -> None:
     """In every dialect, streamed and whole; the same words under another key are another conversation."""
     small = ScriptedSmall(UNSURE)
-    async with served(gateway(small=small, upstream=Scripted(), conversations=AFTER)) as url:
+    twice = replace(CONSTANTS, sticky_turns=2)
+    async with served(gateway(small=small, upstream=Scripted(), conversations=AFTER, constants=twice)) as url:
         opening = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
         await turn(url, None, messages=opening)
         small.text = CALL
@@ -135,7 +137,7 @@ async def test_replicas_share_their_memory_over_redis_and_go_on_without_it(
     options: dict[str, Any] = {
         "small": small,
         "conversations": AFTER,
-        "access": {"redis_url": redis_server.url, "redis_timeout_s": 60},
+        "access": {"redis_url": redis_server.url},
     }
     one, two = gateway(upstream=Scripted(), **options), gateway(upstream=Scripted(), **options)
     async with served(one) as url, served(two) as other:
@@ -153,12 +155,13 @@ async def test_break_even_stops_drafting_where_the_lost_cache_outweighs_the_savi
     answer = {**CHAT, "usage": {"prompt_tokens": 5000, "completion_tokens": 10}}
     provider = Provider(orjson.dumps(answer))
     price = {"input_usd_per_mtok": 100, "output_usd_per_mtok": 100, "cached_input_usd_per_mtok": 10}
-    conversations = {"sticky": "break_even", "draft_usd": 0.01}
+    conversations, constants = {"sticky": "break_even"}, replace(CONSTANTS, draft_usd=0.01)
     long = ask(messages=[{"role": "user", "content": "x" * 20_000}])
     async with provider.running() as base:
         upstream = large("openai/gpt-4o-2024-08-06", base, price=price)
         small = ScriptedSmall(UNSURE)
-        async with served(gateway(small=small, large=upstream, conversations=conversations)) as url:
+        app = gateway(small=small, large=upstream, conversations=conversations, constants=constants)
+        async with served(app) as url:
             unsure = [await turn(url, "unsure", body=long) for _ in range(8)]
             small.text = CALL
             sure = [await turn(url, "sure", body=long) for _ in range(8)]
@@ -169,8 +172,13 @@ async def test_break_even_stops_drafting_where_the_lost_cache_outweighs_the_savi
 
 async def test_break_even_needs_a_price(gateway: Make) -> None:
     """Without one nothing can be reckoned, so nothing is kept large."""
-    conversations = {"sticky": "break_even", "draft_usd": 100}
-    async with served(gateway(small=ScriptedSmall(UNSURE), upstream=Scripted(), conversations=conversations)) as url:
+    app = gateway(
+        small=ScriptedSmall(UNSURE),
+        upstream=Scripted(),
+        conversations={"sticky": "break_even"},
+        constants=replace(CONSTANTS, draft_usd=100.0),
+    )
+    async with served(app) as url:
         assert [await turn(url) for _ in range(2)] == ["no_call", "no_call"]
 
 

@@ -95,7 +95,7 @@ async def test_a_worker_that_cannot_be_started_is_tried_again_and_told(tmp_path:
 def test_the_command_line_carries_every_setting(tmp_path: Path) -> None:
     """And isolates the worker from the folder that the gateway was started in."""
     line = WorkerCommand(
-        tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 20, 5), 2.5, "cuda"
+        tmp_path / "s", tmp_path, tmp_path / "a", 3, 9, "bfloat16", 64, ("bm25", 5), 2.5, "cuda"
     ).arguments()
     assert line[1:4] == ["-P", "-m", "slm.worker.server"]
     for option in (
@@ -106,7 +106,6 @@ def test_the_command_line_carries_every_setting(tmp_path: Path) -> None:
         ["--dtype", "bfloat16"],
         ["--cache-mb", "64"],
         ["--shortlist", "bm25"],
-        ["--shortlist-above", "20"],
         ["--shortlist-keep", "5"],
         ["--adapter", str(tmp_path / "a")],
     ):

@@ -316,11 +316,9 @@ PRICE = {
     "output_usd_per_mtok": 10,
     "cached_input_usd_per_mtok": 1,
     "cache_write_usd_per_mtok": 3,
-    "cache_write_1h_usd_per_mtok": 5,
 }
 PRICED = [
-    (PRICE, 10 * 2 + 1000 * 1 + 40 * 3 + 60 * 5 + 20 * 10),
-    ({**PRICE, "cache_write_1h_usd_per_mtok": None}, 10 * 2 + 1000 * 1 + 100 * 3 + 20 * 10),
+    (PRICE, 10 * 2 + 1000 * 1 + 100 * 3 + 20 * 10),
     ({"input_usd_per_mtok": 2, "output_usd_per_mtok": 10}, 1110 * 2 + 20 * 10),
     (None, 10 * 3 + 1000 * 0.3 + 40 * 3.75 + 60 * 6 + 20 * 15 + 2 * 0.01 * 1e6),
 ]

@@ -13,6 +13,7 @@ from evaluation.demo.rows import load_demo
 from evaluation.recorded.faults import Cut, Disconnect, Garbage, Hang, Schedule, Status, always, in_turn, never
 from evaluation.recorded.models import LARGE_MODELS
 from evaluation.recorded.server import RecordedServer
+from router.constants import Constants
 from router.lab.demo import GPT_4O
 from router.settings import Large, Price
 from router.upstream.breaker import Breaker
@@ -53,11 +54,13 @@ class Waits:
 
 
 @asynccontextmanager
-async def model(url: str, **settings: Any) -> AsyncIterator[tuple[LitellmModel, Waits, list[str]]]:
+async def model(
+    url: str, *, constants: Constants | None = None, **settings: Any
+) -> AsyncIterator[tuple[LitellmModel, Waits, list[str]]]:
     """A model that asks `url`, its pauses, and the codes of what it retried."""
     waits, retried = Waits(), list[str]()
     configured = Large.model_validate({"model": MODEL, "api_base": url, "api_key": KEY, **settings})
-    made = LitellmModel(configured, rng=random.Random(1), retried=retried.append, sleep=waits)
+    made = LitellmModel(configured, rng=random.Random(1), retried=retried.append, sleep=waits, constants=constants)
     async with made.running():
         yield made, waits, retried
 
@@ -152,7 +155,7 @@ async def test_a_provider_says_how_long_to_wait() -> None:
 async def test_a_provider_that_is_down_is_left_alone_for_a_while() -> None:
     """After so many failures in a row nothing is asked."""
     async with recorded(always(Status(500))) as upstream:
-        async with model(upstream.url, retries=0, breaker_failures=2) as (large, _, _):
+        async with model(upstream.url, retries=0, constants=Constants(breaker_failures=2)) as (large, _, _):
             for code in ("upstream_unavailable", "upstream_unavailable", "upstream_circuit_open"):
                 with pytest.raises(UpstreamUnavailable) as caught:
                     await large.complete(of(CALLING))
@@ -325,12 +328,11 @@ def test_cache_writes_have_the_operators_own_prices_as_litellm_tells_them() -> N
             output_usd_per_mtok=10,
             cached_input_usd_per_mtok=1,
             cache_write_usd_per_mtok=3,
-            cache_write_1h_usd_per_mtok=5,
         )
     )
     for usage, writes in (
         (told, 100 * 3),
-        ({**told, "prompt_tokens_details": translated, "cache_creation_input_tokens": 100}, 40 * 3 + 60 * 5),
+        ({**told, "prompt_tokens_details": translated, "cache_creation_input_tokens": 100}, 100 * 3),
         ({**told, "prompt_tokens_details": {**translated, "cache_creation_token_details": None}}, 100 * 3),
     ):
         found = usage_of({"usage": usage})

@@ -35,22 +35,22 @@ def called(name: str) -> list[dict[str, Any]]:
     ]
 
 
-@given(st.integers(1, 16), st.integers(1, 16), st.randoms(use_true_random=False))
-def test_a_shortlist_is_part_of_the_list_in_its_order(above: int, keep: int, rng: random.Random) -> None:
+@given(st.integers(1, 16), st.randoms(use_true_random=False))
+def test_a_shortlist_is_part_of_the_list_in_its_order(keep: int, rng: random.Random) -> None:
     """At most `keep` and what must stay; a list that is short enough is left alone."""
     tools = rng.sample(MANY, rng.randint(1, len(MANY)))
-    shown = Shortlist(BM25(), max(above, keep), keep).of(called("get_tax"), tools, "get_song")
+    shown = Shortlist(BM25(), keep).of(called("get_tax"), tools, "get_song")
     assert shown == [one for one in tools if one in shown]
-    if len(tools) <= max(above, keep):
+    if len(tools) <= keep:
         assert shown == tools
-    assert len(shown) <= max(max(above, keep), keep + 2)
+    assert len(shown) <= keep + 2
     assert {"get_tax", "get_song"} & set(names(tools)) <= set(names(shown))
 
 
 @pytest.mark.parametrize("kind", ["bm25", "embedding"])
 def test_the_tool_that_is_asked_for_is_kept(kind: Any, llama: Engine) -> None:
     """Words decide in BM25; embeddings of a random model at least find the text itself."""
-    shortlist = shortlist_of(kind, 3, 1, llama._loaded)
+    shortlist = shortlist_of(kind, 1, llama._loaded)
     assert shortlist is not None
     asked = ASKED if kind == "bm25" else [{"role": "user", "content": text_of(MANY[14])}]
     assert names(shortlist.of(asked, MANY)) == ["get_museum"]
@@ -80,7 +80,7 @@ def test_a_huge_list_is_embedded_in_part(llama: Engine) -> None:
 def test_odd_tools_and_messages_do_not_break_it(odd: Any) -> None:
     """What is wrong with a request is for others to say."""
     messages = [{"role": "user", "content": [{"type": "image"}]}, {"role": "assistant", "tool_calls": [4]}]
-    assert len(Shortlist(BM25(), 2, 1).of(messages, [odd, *MANY])) == 1
+    assert len(Shortlist(BM25(), 1).of(messages, [odd, *MANY])) == 1
     assert query_of([]) == ""
     assert words("getHTTPPage_titles2") == ["get", "http", "page", "title", "2"]
 
@@ -90,7 +90,7 @@ def test_odd_tools_and_messages_do_not_break_it(odd: Any) -> None:
 def test_the_engine_drafts_from_the_shortlist(kind: Any, base: str, request: pytest.FixtureRequest) -> None:
     """The prompt is shorter, only a shown tool can be called, and a tool that is demanded always can."""
     folder = request.getfixturevalue(base)
-    short, whole = Engine.load(folder, shortlist=(kind, 4, 2)), Engine.load(folder)
+    short, whole = Engine.load(folder, shortlist=(kind, 2)), Engine.load(folder)
     tools = [*MANY, WEATHER, TIME]
     asked = command(tools=tools, tool_choice="required", parallel_tool_calls=False)
     shown = short._shown(asked)
@@ -108,9 +108,9 @@ def test_the_engine_drafts_from_the_shortlist(kind: Any, base: str, request: pyt
 
 
 def test_a_shortlist_that_cannot_be_had_is_refused(llama_folder: Any) -> None:
-    """Embeddings in int8, or one that keeps more than it begins at."""
+    """Embeddings in int8, or one that keeps nothing."""
     with pytest.raises(LoadError, match="float32 or bfloat16"):
-        Engine.load(llama_folder, dtype="int8", shortlist=("embedding", 24, 12))
-    with pytest.raises(LoadError, match="between 1 and 4"):
-        Engine.load(llama_folder, shortlist=("bm25", 4, 12))
-    assert shortlist_of("none", 0, 0, load(llama_folder)) is None
+        Engine.load(llama_folder, dtype="int8", shortlist=("embedding", 12))
+    with pytest.raises(LoadError, match="at least one tool"):
+        Engine.load(llama_folder, shortlist=("bm25", 0))
+    assert shortlist_of("none", 0, load(llama_folder)) is None
