@@ -1,17 +1,14 @@
-"""A training recipe: what is taught, to which model, how, and where the run reports to. YAML; unknown keys and wrong
-values are refused, and so are trackers that are not installed.
-"""
+"""A training recipe: what is taught, to which model, and how. YAML; unknown keys and wrong values are refused."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from transformers.integrations import is_mlflow_available, is_tensorboard_available, is_wandb_available
 
 from slm.dataset.splits import VALIDATION_SHARE
 
@@ -170,21 +167,3 @@ def load_recipe(spec: str) -> Recipe:
     except ValidationError as exc:
         wrong = "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in exc.errors())
         raise RecipeError(f"{spec}: {wrong}") from exc
-
-
-_INSTALLED: Mapping[Tracker, Callable[[], bool]] = {
-    "mlflow": is_mlflow_available,
-    "tensorboard": is_tensorboard_available,
-    "wandb": is_wandb_available,
-}
-
-
-class TrackerError(ValueError):
-    """A tracker that is not installed; the message names the field and says how to get it."""
-
-
-def require_trackers(trackers: Sequence[Tracker]) -> None:
-    """Raises TrackerError for the first that is not installed."""
-    for name in trackers:
-        if not _INSTALLED[name]():
-            raise TrackerError(f"run.report_to: {name} is not installed: pip install 'smallcall[{name}]'")

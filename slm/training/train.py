@@ -35,8 +35,9 @@ from slm.malloc import keep_pages
 from slm.training.curriculum import Course, training_course, validation_course
 from slm.training.lora import AdapterStartError, trainable
 from slm.training.packing import Tree, digest
-from slm.training.recipe import Recipe, require_trackers
+from slm.training.recipe import Recipe
 from slm.training.sft import TreeTrainer, collate
+from slm.training.trackers import require_trackers
 from slm.training.tree_attention import use_tree_attention
 from slm.weights.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, file_sha256
 
@@ -102,7 +103,7 @@ def train(
 
     Raises:
         TrainingError: there is nothing to train on, two files are the same, or the folder belongs to another run.
-        slm.training.recipe.TrackerError: a tracker of the recipe is not installed.
+        slm.training.trackers.TrackerError: a tracker of the recipe is not installed.
         slm.engine.model.LoadError: the base cannot be loaded.
         OSError: a file cannot be read or written.
     """

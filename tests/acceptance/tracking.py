@@ -17,7 +17,8 @@ from typing import Any
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from router.settings import load_settings
-from slm.training.recipe import Recipe, TrackerError
+from slm.training.recipe import Recipe
+from slm.training.trackers import TrackerError
 from slm.training.train import train
 from slm.weights.registry import resolve_model
 

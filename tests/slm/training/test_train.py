@@ -19,7 +19,7 @@ from transformers import BloomConfig, BloomForCausalLM
 from slm.dataset.examples import IGNORED, encode, example_of
 from slm.dataset.rows import names_of
 from slm.engine.model import load
-from slm.training import recipe as tracking
+from slm.training import trackers as tracking
 from slm.training.curriculum import training_course
 from slm.training.packing import planted
 from slm.training.recipe import Recipe, RecipeError, load_recipe, recipe_names
