@@ -10,6 +10,7 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
+from router.http.services import GatewayApp
 from router.server.app import create_app
 from router.settings import Settings
 from router.small.worker_client import SmallModelError
@@ -72,14 +73,14 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
         await task
 
 
-Make = Callable[..., FastAPI]
+Make = Callable[..., GatewayApp]
 
 
 @pytest.fixture
 def gateway(tmp_path: Path) -> Make:
     """Make a gateway's app: `gateway(small=…, upstream=…, large_base=…, **settings)`."""
 
-    def make(*, small: Any = None, upstream: Any = None, large_base: str | None = None, **values: Any) -> FastAPI:
+    def make(*, small: Any = None, upstream: Any = None, large_base: str | None = None, **values: Any) -> GatewayApp:
         values.setdefault("policy", {"kind": "threshold", "threshold": 0.5})
         values["ledger"] = {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", **values.get("ledger", {})}
         if large_base:
