@@ -1,4 +1,4 @@
-"""A look at the database, again and again, for as long as the gateway serves."""
+"""Polling: something is read anew from the database for as long as the gateway serves."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from router.telemetry import Metrics, where
 _log = structlog.get_logger("refresh")
 
 
-async def keep_looking(
+async def poll(
     what: str,
-    look: Callable[[], Awaitable[None]],
+    refresh: Callable[[], Awaitable[None]],
     every_s: float,
     metrics: Metrics,
     foreseen: tuple[type[Exception], ...],
 ) -> None:
-    """Runs until it is cancelled: a look that fails, in whatever way, is logged and counted, and the next one comes.
+    """Runs until it is cancelled: a refresh that fails, in whatever way, is logged and counted, and the next one comes.
 
     Args:
-        what: is looked at, for the log and the metric.
-        foreseen: errors whose text may be told.
+        what: is refreshed, for the log and the metric.
+        foreseen: errors whose text may be logged.
     """
     while True:
         await asyncio.sleep(every_s)
         try:
-            await look()
+            await refresh()
         except Exception as error:  # noqa: BLE001 - what is in force must not stay so for good because of one row
             metrics.refresh_failures.labels(what).inc()
-            told = str(error) if isinstance(error, foreseen) else where(error)
-            _log.warning("not_refreshed", what=what, error=told)
+            message = str(error) if isinstance(error, foreseen) else where(error)
+            _log.warning("not_refreshed", what=what, error=message)

@@ -35,7 +35,7 @@ class RedisLink:
     """Belongs to one event loop.
 
     Args:
-        url: may hold a password, and is never told.
+        url: may hold a password, and is never shown.
         timeout_s: for an answer, the connection and the turn of this process's event loop included.
         failed: called each time that Redis did not answer.
         clock: seconds, monotonic.
@@ -72,14 +72,14 @@ class RedisLink:
         self._down_until = None
         return answer
 
-    def tell(self, work: Callable[[], Awaitable[T]]) -> None:
+    def ask_in_background(self, work: Callable[[], Awaitable[T]]) -> None:
         """Do `work` behind the back of whoever asks for it."""
         task: asyncio.Task[object] = asyncio.create_task(self.ask(work))
         self._behind.add(task)
         task.add_done_callback(self._behind.discard)
 
     async def close(self) -> None:
-        """Finish what was told, and give the connections up."""
+        """Finish what was asked for, and give the connections up."""
         await asyncio.gather(*self._behind, return_exceptions=True)
         await self.client.aclose()
         await self.client.connection_pool.aclose()

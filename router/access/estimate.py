@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from router.access.limits import Need
+from router.access.limits import Reservation
 from router.dialects.parsing import MAX_CHOICES
 from router.ledger.row import NANO
 from router.upstream.estimates import PER_MTOK, Priced, UnitPrices, unit_prices
@@ -41,7 +41,9 @@ class LargeRates:
         return self._known
 
 
-def need(size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, rates: UnitPrices | None) -> Need:
+def estimate(
+    size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, rates: UnitPrices | None
+) -> Reservation:
     """What a request is reckoned to take if the large model answers it.
 
     Prompt: a token for every four bytes of the body. Answer: `assumed_output_tokens`, or the client's own limit where
@@ -49,9 +51,9 @@ def need(size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, r
     it costs nothing.
     """
     prompt = size_bytes // BYTES_PER_TOKEN + 1
-    told = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), assumed_output_tokens)
+    limit = next((body[name] for name in _LIMITS if isinstance(body.get(name), int)), assumed_output_tokens)
     choices = body.get("n")
     answers = min(choices, MAX_CHOICES) if isinstance(choices, int) and choices > 1 else 1
-    answer = max(0, min(int(told), assumed_output_tokens)) * answers
+    answer = max(0, min(int(limit), assumed_output_tokens)) * answers
     cost = 0.0 if rates is None else (prompt * rates.input + answer * rates.output) / PER_MTOK
-    return Need(prompt + answer, round(cost * NANO))
+    return Reservation(prompt + answer, round(cost * NANO))

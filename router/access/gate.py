@@ -20,15 +20,14 @@ from datetime import UTC, datetime
 
 import structlog
 
-from router.access.estimate import LargeRates, need
+from router.access.estimate import LargeRates, estimate
 from router.access.keys import KeyRing, VirtualKey, period_of, presented, window_left_s
-from router.access.limits import Counters, CountersDownError, LocalCounters, Need, Standing
+from router.access.limits import Counters, CountersDownError, LimitStatus, LocalCounters, Reservation
 from router.access.store import KeyStore, KeysUnavailableError
 from router.dialects.errors import ClientError
 from router.dialects.request import ChatRequest
-from router.polling import keep_looking
-from router.settings import Access as AccessSettings
-from router.settings import Server
+from router.polling import poll
+from router.settings import Access, Server
 from router.telemetry import Metrics
 
 _log = structlog.get_logger("access")
@@ -53,29 +52,29 @@ class Grant:
     """A request that was let in by its key. Settled once; what comes later does nothing."""
 
     key: VirtualKey
-    held: Need
-    standing: Standing
+    reserved: Reservation
+    status: LimitStatus
     headers: dict[str, str]
     """Of the response."""
-    _settle: Callable[[Grant, Need], None]
+    _settle: Callable[[Grant, Reservation], None]
     begun: bool = False
     """A decision was made of the request, and settles it when it ends."""
     _settled: bool = field(default=False, init=False)
 
-    def settle(self, true: Need) -> None:
+    def settle(self, true: Reservation) -> None:
         """The request is over and took this."""
         if not self._settled:
             self._settled = True
             self._settle(self, true)
 
-    def drop(self) -> None:
+    def release(self) -> None:
         """The request is over; where no decision was begun, it took nothing."""
         if not self.begun:
-            self.settle(Need(0, 0))
+            self.settle(Reservation(0, 0))
 
 
-class Access:
-    """Keeps the door of one gateway. Belongs to one event loop.
+class Gate:
+    """Recognises, admits and settles the requests of one gateway. Belongs to one event loop.
 
     Args:
         rates: the large model's prices.
@@ -85,7 +84,7 @@ class Access:
 
     def __init__(
         self,
-        settings: AccessSettings,
+        settings: Access,
         server: Server,
         store: KeyStore,
         counters: Counters,
@@ -102,41 +101,41 @@ class Access:
         self._loopback, self._public = server.loopback, server.allow_public
         self._rates, self._refresh_s = rates, refresh_s
         self._ring, self._revision = KeyRing({}), -1
-        self._looking = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
         self._warned: dict[str, str] = {}
         admin = settings.admin_key.get_secret_value() if settings.admin_key else None
         self._admin = None if admin is None else hashlib.sha256(admin.encode()).digest()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Access]:
+    async def running(self) -> AsyncIterator[Gate]:
         """Keep keys and spending fresh until the block ends.
 
         Raises:
             PublicWithoutKeysError: the host is public, and there is neither a key nor an admin key.
             KeysUnavailableError: the database does not answer.
         """
-        await self.look()
+        await self.refresh()
         if not (self._ring or self._open or self._admin):
             raise PublicWithoutKeysError
-        looking = asyncio.create_task(
-            keep_looking("keys", self.look, self._refresh_s, self._metrics, (KeysUnavailableError,)),
+        polling = asyncio.create_task(
+            poll("keys", self.refresh, self._refresh_s, self._metrics, (KeysUnavailableError,)),
             name="access-refresh",
         )
         try:
             yield self
         finally:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+            polling.cancel()
+            await asyncio.gather(polling, return_exceptions=True)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Read keys, where they have changed, and what was spent. Raises KeysUnavailableError."""
-        async with self._looking:
+        async with self._refreshing:
             revision = await self.store.revision()
             if revision != self._revision:
                 self._ring = await self.store.ring()
                 self._revision = revision
-            self._local.looking()
-            self._local.looked(await self.store.spent(self.now(), budgeted=True), self._ring.by_id)
+            self._local.begin_refresh()
+            self._local.end_refresh(await self.store.spent(self.now(), budgeted=True), self._ring.by_id)
 
     # ── recognised ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -174,13 +173,13 @@ class Access:
                 ClientError(403, "access.admin_key is not set: nobody may do this", "admin_not_configured")
             )
         shown = [hashlib.sha256(secret.encode()).digest() for secret in presented(headers)]
-        # All are compared, so that the time does not tell which one was near.
+        # All are compared, so that the time does not show which one was near.
         if not any([hmac.compare_digest(digest, self._admin) for digest in shown]):
             why = "this is not the admin key" if shown else "no key: send Authorization: Bearer, or x-api-key"
             raise self._refused(ClientError(401, why, "invalid_admin_key", headers={"www-authenticate": "Bearer"}))
 
     def metrics_reader(self, headers: Mapping[str, str]) -> None:
-        """Metrics tell what is spent: on this machine anybody may read them, elsewhere the admin key. Raises
+        """Metrics show what is spent: on this machine anybody may read them, elsewhere the admin key. Raises
         ClientError."""
         if not self._loopback:
             self.admin(headers)
@@ -206,13 +205,13 @@ class Access:
         wait_s = self._local.arrive(key)
         if wait_s > 0:
             many = key.requests_per_minute or 1
-            standing = Standing(
+            status = LimitStatus(
                 refused="requests",
                 retry_after_s=wait_s,
                 requests_reset_s=wait_s + 60 * (many - 1) / many,
                 period=period_of(key.window, self.now()),
             )
-            raise self._refused(self._limit(key, standing, _told_requests(key, standing)))
+            raise self._refused(self._limit(key, status, _request_limit_headers(key, status)))
 
     async def admit(self, key: VirtualKey | None, chat: ChatRequest, *, counted_only: bool = False) -> Grant | None:
         """Let a request in and hold what it may take; None without a key. The grant is to be settled.
@@ -231,66 +230,66 @@ class Access:
                 ClientError(403, "model: the key may not use this model", "model_not_allowed", param="model")
             )
         if not key.limited:
-            return Grant(key, Need(0, 0), _UNLIMITED, {}, self._over)
-        needed = Need(0, 0) if counted_only else await self._need(key, chat)
-        standing = await self._taken(key, needed)
-        headers = _told(key, standing)
-        if standing.soft:
-            self._warn(key, standing)
+            return Grant(key, Reservation(0, 0), _UNLIMITED, {}, self._over)
+        reserved = Reservation(0, 0) if counted_only else await self._estimate(key, chat)
+        status = await self._taken(key, reserved)
+        headers = _limit_headers(key, status)
+        if status.soft:
+            self._warn(key, status)
             headers["x-smallcall-budget"] = "soft_budget_spent"
-        return Grant(key, needed, standing, headers, self._over)
+        return Grant(key, reserved, status, headers, self._over)
 
     async def count(self, key: VirtualKey | None) -> None:
         """Count a request that asks no model, against the key's rates alone. Raises ClientError: 429, 503."""
         if key is None or not (key.requests_per_minute or key.tokens_per_minute):
             return
         self.arrive(key)
-        rated, nothing = replace(key, hard_nusd=None, soft_nusd=None), Need(0, 0)
-        standing = await self._taken(rated, nothing)
-        self._counters.settle(rated, nothing, nothing, standing)
+        rated, nothing = replace(key, hard_nusd=None, soft_nusd=None), Reservation(0, 0)
+        status = await self._taken(rated, nothing)
+        self._counters.settle(rated, nothing, nothing, status)
 
-    async def _taken(self, key: VirtualKey, needed: Need) -> Standing:
+    async def _taken(self, key: VirtualKey, reserved: Reservation) -> LimitStatus:
         """Raises ClientError where a limit keeps the request out."""
         try:
-            standing = await self._counters.take(key, needed, self.now())
+            status = await self._counters.take(key, reserved, self.now())
         except CountersDownError as error:
             self._local.forget(key)
             failure = ClientError(503, "limits cannot be checked now", "access_unavailable", retry_after_s=1)
             raise self._refused(failure) from error
-        if standing.refused is not None:
-            raise self._refused(self._limit(key, standing, _told(key, standing)))
-        return standing
+        if status.refused is not None:
+            raise self._refused(self._limit(key, status, _limit_headers(key, status)))
+        return status
 
-    async def _need(self, key: VirtualKey, chat: ChatRequest) -> Need:
+    async def _estimate(self, key: VirtualKey, chat: ChatRequest) -> Reservation:
         costs = self._rates.costs and chat.pin != "small"
         budgeted = key.hard_nusd is not None or key.soft_nusd is not None
         rates = await self._rates.known() if costs and budgeted else None
         if costs and rates is None and key.hard_nusd is not None:
             message = "the key has a budget, and the large model's price is not known: set large.price"
             raise self._refused(ClientError(503, message, "price_unknown"))
-        return need(chat.size_bytes, chat.body, self._settings.assumed_output_tokens, rates)
+        return estimate(chat.size_bytes, chat.body, self._settings.assumed_output_tokens, rates)
 
-    def _limit(self, key: VirtualKey, standing: Standing, headers: dict[str, str]) -> ClientError:
-        if standing.refused == "budget":
+    def _limit(self, key: VirtualKey, status: LimitStatus, headers: dict[str, str]) -> ClientError:
+        if status.refused == "budget":
             left_s = window_left_s(key.window, self.now())
             message = f"the key's budget for this {key.window} is spent" if left_s else "the key's budget is spent"
             return ClientError(
                 402, message, "budget_spent", type_="insufficient_quota", retry_after_s=left_s and math.ceil(left_s),
                 headers=headers,
             )  # fmt: skip
-        many = key.requests_per_minute if standing.refused == "requests" else key.tokens_per_minute
-        wait_s = max(1, math.ceil(standing.retry_after_s))
-        message = f"more than {many} {standing.refused} a minute: come again in {wait_s} s"
+        many = key.requests_per_minute if status.refused == "requests" else key.tokens_per_minute
+        wait_s = max(1, math.ceil(status.retry_after_s))
+        message = f"more than {many} {status.refused} a minute: come again in {wait_s} s"
         return ClientError(
-            429, message, "rate_limit_exceeded", type_=standing.refused, retry_after_s=wait_s, headers=headers
+            429, message, "rate_limit_exceeded", type_=status.refused, retry_after_s=wait_s, headers=headers
         )
 
-    def _warn(self, key: VirtualKey, standing: Standing) -> None:
+    def _warn(self, key: VirtualKey, status: LimitStatus) -> None:
         """Once for each key and window."""
-        if self._warned.get(key.key_id) != standing.period:
-            self._warned[key.key_id] = standing.period
+        if self._warned.get(key.key_id) != status.period:
+            self._warned[key.key_id] = status.period
             self._metrics.soft_budgets.inc()
-            _log.warning("soft_budget_spent", key=key.key_id, window=key.window, period=standing.period)
+            _log.warning("soft_budget_spent", key=key.key_id, window=key.window, period=status.period)
 
     def _refused(self, error: ClientError) -> ClientError:
         self._metrics.refusals.labels(error.code).inc()
@@ -298,9 +297,9 @@ class Access:
 
     # ── settled ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _over(self, grant: Grant, true: Need) -> None:
+    def _over(self, grant: Grant, true: Reservation) -> None:
         if grant.key.limited:
-            self._counters.settle(grant.key, grant.held, true, grant.standing)
+            self._counters.settle(grant.key, grant.reserved, true, grant.status)
 
     def visible(self, key: VirtualKey | None, names: list[str]) -> list[str]:
         """Of the gateway's models, those that the key may use, and the plain names that it was given."""
@@ -310,26 +309,26 @@ class Access:
         return [name for name in names if key.allows(name)] + [name for name in given if name not in names]
 
 
-_UNLIMITED = Standing(period="total")
+_UNLIMITED = LimitStatus(period="total")
 
 
-def _told(key: VirtualKey, standing: Standing) -> dict[str, str]:
+def _limit_headers(key: VirtualKey, status: LimitStatus) -> dict[str, str]:
     """Rate limits in the headers that OpenAI has for them."""
-    headers = _told_requests(key, standing)
+    headers = _request_limit_headers(key, status)
     if key.tokens_per_minute:
         headers["x-ratelimit-limit-tokens"] = str(key.tokens_per_minute)
-        headers["x-ratelimit-remaining-tokens"] = str(standing.tokens_left)
-        headers["x-ratelimit-reset-tokens"] = _duration(standing.tokens_reset_s)
+        headers["x-ratelimit-remaining-tokens"] = str(status.tokens_left)
+        headers["x-ratelimit-reset-tokens"] = _duration(status.tokens_reset_s)
     return headers
 
 
-def _told_requests(key: VirtualKey, standing: Standing) -> dict[str, str]:
+def _request_limit_headers(key: VirtualKey, status: LimitStatus) -> dict[str, str]:
     if not key.requests_per_minute:
         return {}
     return {
         "x-ratelimit-limit-requests": str(key.requests_per_minute),
-        "x-ratelimit-remaining-requests": str(standing.requests_left),
-        "x-ratelimit-reset-requests": _duration(standing.requests_reset_s),
+        "x-ratelimit-remaining-requests": str(status.requests_left),
+        "x-ratelimit-reset-requests": _duration(status.requests_reset_s),
     }
 
 

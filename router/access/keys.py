@@ -135,7 +135,7 @@ class VirtualKey:
             and self.tokens_per_minute is None
         )
 
-    def told(self, spent_nusd: int | None = None) -> dict[str, object]:
+    def to_public_dict(self, spent_nusd: int | None = None) -> dict[str, object]:
         """The key as people are shown it: without secret and digest; `spent_usd` of the current window."""
 
         def usd(nusd: int | None) -> float | None:
@@ -163,7 +163,7 @@ class VirtualKey:
 
 
 def minted(asked: NewKey, now: datetime) -> tuple[VirtualKey, str]:
-    """A new key, and its secret, which nobody can tell again."""
+    """A new key, and its secret, which nobody can show again."""
     secret = PREFIX + secrets.token_urlsafe(32)
     key = VirtualKey(
         key_id="key_" + secrets.token_hex(_ID_BYTES),
@@ -213,7 +213,7 @@ class KeyRing:
         return bool(self.by_id)
 
     def find(self, secret: str) -> VirtualKey | None:
-        """The key of a secret. The look-up's time tells of a SHA-256 at most, from which no secret can be told; the
+        """The key of a secret. The look-up's time gives away a SHA-256 at most, from which no secret follows; the
         digests are compared in constant time."""
         if len(secret) != _LENGTH or not secret.startswith(PREFIX):
             return None

@@ -5,7 +5,7 @@ is reckoned to need and gives back, or still owes, the difference once its token
 whole bucket passes where the bucket is full.
 
 A budget is open while what was spent and what requests under way hold is below it. So requests at once overspend it by
-no more than one request that reaches across the line, and by what requests under way cost beyond what they held.
+no more than one request that reaches across the line, and by what requests under way cost beyond what they reserved.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from router.access.keys import VirtualKey, period_of
 Limit = Literal["budget", "requests", "tokens"]
 
 
-class Need(NamedTuple):
+class Reservation(NamedTuple):
     """What a request is reckoned to take."""
 
     tokens: int
@@ -28,7 +28,7 @@ class Need(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class LimitStatus:
     """Where a key stands after a request asked to be let in."""
 
     refused: Limit | None = None
@@ -55,10 +55,10 @@ class CountersDownError(RuntimeError):
 class Counters(Protocol):
     """Whatever counts."""
 
-    async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
+    async def take(self, key: VirtualKey, asked: Reservation, now: datetime) -> LimitStatus:
         """Let a request in and hold what it needs, or refuse it and hold nothing. Raises CountersDownError."""
 
-    def settle(self, key: VirtualKey, held: Need, true: Need, taken: Standing) -> None:
+    def settle(self, key: VirtualKey, reserved: Reservation, true: Reservation, taken: LimitStatus) -> None:
         """A request that was let in is over: free what it held, count what it took in truth, once for each `take`."""
 
 
@@ -85,14 +85,14 @@ class _Account:
     tokens: _Bucket
     period: str
     spent_nusd: int = 0
-    held_nusd: int = 0
-    since_look: int = 0
+    reserved_nusd: int = 0
+    since_refresh: int = 0
     """Of `spent_nusd`: settled since the database was last asked."""
 
 
 @dataclass(slots=True)
 class LocalCounters:
-    """Counts in this process. Spending begins with what the database knows and is corrected by each look at it; what
+    """Counts in this process. Spending begins with what the database knows and is corrected by each refresh; what
     other replicas spend meanwhile is not seen."""
 
     clock: Callable[[], float]
@@ -123,19 +123,19 @@ class LocalCounters:
         if bucket is not None:
             bucket.level = min(key.requests_per_minute or 0, bucket.level + 1)
 
-    async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
+    async def take(self, key: VirtualKey, asked: Reservation, now: datetime) -> LimitStatus:
         """See `Counters.take`."""
         account = self._account(key, now)
         at = self.clock()
         requests, tokens = key.requests_per_minute or 0, key.tokens_per_minute or 0
         account.requests.refill(requests, at)
         account.tokens.refill(tokens, at)
-        refused, wait_s = self._refusal(key, account, need)
+        refused, wait_s = self._refusal(key, account, asked)
         if refused is None:
             account.requests.level -= bool(requests)
-            account.tokens.level -= need.tokens if tokens else 0
-            account.held_nusd += need.cost_nusd
-        return Standing(
+            account.tokens.level -= asked.tokens if tokens else 0
+            account.reserved_nusd += asked.cost_nusd
+        return LimitStatus(
             refused=refused,
             retry_after_s=wait_s,
             requests_left=max(0, int(account.requests.level)),
@@ -147,32 +147,32 @@ class LocalCounters:
             local=True,
         )
 
-    def settle(self, key: VirtualKey, held: Need, true: Need, taken: Standing) -> None:
+    def settle(self, key: VirtualKey, reserved: Reservation, true: Reservation, taken: LimitStatus) -> None:
         """See `Counters.settle`."""
         account = self._accounts.get(key.key_id)
         if account is None:
             return
-        account.held_nusd -= held.cost_nusd
-        account.tokens.level = min(key.tokens_per_minute or 0, account.tokens.level + held.tokens - true.tokens)
+        account.reserved_nusd -= reserved.cost_nusd
+        account.tokens.level = min(key.tokens_per_minute or 0, account.tokens.level + reserved.tokens - true.tokens)
         if taken.period == account.period:
             account.spent_nusd += true.cost_nusd
-            account.since_look += true.cost_nusd
+            account.since_refresh += true.cost_nusd
 
-    def looking(self) -> None:
+    def begin_refresh(self) -> None:
         """The database is about to be asked."""
         for account in self._accounts.values():
-            account.since_look = 0
+            account.since_refresh = 0
 
-    def looked(self, known: Mapping[str, Mapping[str, int]], keys: Mapping[str, VirtualKey]) -> None:
-        """What the database knows, by key id and period. What was settled during the look is added: it may be counted
-        twice until the next look, and never not at all."""
+    def end_refresh(self, known: Mapping[str, Mapping[str, int]], keys: Mapping[str, VirtualKey]) -> None:
+        """Take what the database knows, by key id and period. What was settled during the refresh is added: it may be
+        counted twice until the next refresh, and never not at all."""
         self._known = known
         for key_id in self._accounts.keys() - keys.keys():
             del self._accounts[key_id]
         for key_id in self._arrivals.keys() - keys.keys():
             del self._arrivals[key_id]
         for key_id, account in self._accounts.items():
-            account.spent_nusd = known.get(key_id, {}).get(account.period, 0) + account.since_look
+            account.spent_nusd = known.get(key_id, {}).get(account.period, 0) + account.since_refresh
 
     def known_nusd(self, key: VirtualKey, now: datetime) -> int:
         """What the database knew the key to have spent in its window."""
@@ -185,16 +185,16 @@ class LocalCounters:
             full = _Bucket(key.requests_per_minute or 0, at), _Bucket(key.tokens_per_minute or 0, at)
             account = self._accounts[key.key_id] = _Account(*full, period, self.known_nusd(key, now))
         elif account.period != period:
-            account.period, account.spent_nusd, account.since_look = period, self.known_nusd(key, now), 0
+            account.period, account.spent_nusd, account.since_refresh = period, self.known_nusd(key, now), 0
         return account
 
-    def _refusal(self, key: VirtualKey, account: _Account, need: Need) -> tuple[Limit | None, float]:
-        if key.hard_nusd is not None and account.spent_nusd + account.held_nusd >= key.hard_nusd:
+    def _refusal(self, key: VirtualKey, account: _Account, asked: Reservation) -> tuple[Limit | None, float]:
+        if key.hard_nusd is not None and account.spent_nusd + account.reserved_nusd >= key.hard_nusd:
             return "budget", 0.0
         if key.requests_per_minute and account.requests.level < 1:
             return "requests", account.requests.wait_s(1, key.requests_per_minute)
         if key.tokens_per_minute:
-            wait_s = account.tokens.wait_s(need.tokens, key.tokens_per_minute)
+            wait_s = account.tokens.wait_s(asked.tokens, key.tokens_per_minute)
             if wait_s > 0:
                 return "tokens", wait_s
         return None, 0.0

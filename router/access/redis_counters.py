@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Literal, cast
 
 from router.access.keys import VirtualKey, period_of, window_left_s
-from router.access.limits import CountersDownError, Limit, LocalCounters, Need, Standing
+from router.access.limits import CountersDownError, Limit, LimitStatus, LocalCounters, Reservation
 from router.redis_link import Answer, RedisLink
 
 HELD_S = 900
@@ -125,7 +125,7 @@ class RedisCounters:
         self._replica, self._turns = secrets.token_hex(8), itertools.count(1)
         self._holdings: dict[str, _Holding] = {}
 
-    async def take(self, key: VirtualKey, need: Need, now: datetime) -> Standing:
+    async def take(self, key: VirtualKey, asked: Reservation, now: datetime) -> LimitStatus:
         """See `Counters.take`. Raises CountersDownError."""
         left_s, period = window_left_s(key.window, now), period_of(key.window, now)
         holding = self._holdings.setdefault(key.key_id, _Holding())
@@ -134,8 +134,8 @@ class RedisCounters:
             self._replica,
             key.requests_per_minute or 0,
             key.tokens_per_minute or 0,
-            need.tokens,
-            need.cost_nusd,
+            asked.tokens,
+            asked.cost_nusd,
             -1 if key.hard_nusd is None else key.hard_nusd,
             -1 if key.soft_nusd is None else key.soft_nusd,
             self._local.known_nusd(key, now),
@@ -144,26 +144,26 @@ class RedisCounters:
             holding.nusd,
             turn,
         )
-        holding.nusd += need.cost_nusd
-        told: Answer[object] | None = None
+        holding.nusd += asked.cost_nusd
+        answer: Answer[object] | None = None
         let_in = False
         try:
-            told = await self._link.ask(lambda: self._take(keys=_names(key, period), args=arguments))
-            let_in = told is not None and cast(list[int], told.value)[0] == 0
+            answer = await self._link.ask(lambda: self._take(keys=_names(key, period), args=arguments))
+            let_in = answer is not None and cast(list[int], answer.value)[0] == 0
         finally:
             if not let_in:
-                self._free(key, need.cost_nusd)
-                if key.hard_nusd is not None and (told is None or holding.turn != turn):
-                    # Redis may have been told of what is not held.
-                    self._tell(key, period)
-        if told is None:
+                self._free(key, asked.cost_nusd)
+                if key.hard_nusd is not None and (answer is None or holding.turn != turn):
+                    # Redis may have counted what is not held.
+                    self._report(key, period)
+        if answer is None:
             if self._on_down == "refuse":
                 raise CountersDownError
-            return await self._local.take(key, need, now)
+            return await self._local.take(key, asked, now)
         refused, wait_ms, requests_left, requests_ms, tokens_left, tokens_ms, soft = map(
-            int, cast(list[int], told.value)
+            int, cast(list[int], answer.value)
         )
-        return Standing(
+        return LimitStatus(
             refused=_LIMITS[refused],
             retry_after_s=wait_ms / 1000,
             requests_left=requests_left,
@@ -174,27 +174,27 @@ class RedisCounters:
             period=period,
         )
 
-    def settle(self, key: VirtualKey, held: Need, true: Need, taken: Standing) -> None:
+    def settle(self, key: VirtualKey, reserved: Reservation, true: Reservation, taken: LimitStatus) -> None:
         """See `Counters.settle`. What Redis misses of spending it learns from the database at a later `take`."""
         if taken.local:
-            self._local.settle(key, held, true, taken)
+            self._local.settle(key, reserved, true, taken)
             return
-        self._free(key, held.cost_nusd)
-        self._tell(key, taken.period, true.cost_nusd, held.tokens - true.tokens)
+        self._free(key, reserved.cost_nusd)
+        self._report(key, taken.period, true.cost_nusd, reserved.tokens - true.tokens)
 
     def _free(self, key: VirtualKey, nusd: int) -> None:
         holding = self._holdings.get(key.key_id)
         if holding is not None:
             holding.nusd -= nusd
 
-    def _tell(self, key: VirtualKey, period: str, spent_nusd: int = 0, back: int = 0) -> None:
-        """Tell Redis what is held, and beside it what was spent and how many tokens come back."""
+    def _report(self, key: VirtualKey, period: str, spent_nusd: int = 0, back: int = 0) -> None:
+        """Report to Redis what is held, and beside it what was spent and how many tokens come back."""
         kept_s = _kept_s(None if key.window == "total" else _DAY_S * (1 if key.window == "day" else 31))
         holding = self._holdings.setdefault(key.key_id, _Holding())
         turn = holding.turn = next(self._turns)
         nusd = -1 if key.hard_nusd is None else holding.nusd
         arguments = (self._replica, nusd, spent_nusd, kept_s, key.tokens_per_minute or 0, back, turn)
-        self._link.tell(lambda: self._settle(keys=_names(key, period), args=arguments))
+        self._link.ask_in_background(lambda: self._settle(keys=_names(key, period), args=arguments))
 
 
 def _names(key: VirtualKey, period: str) -> list[str]:

@@ -35,7 +35,7 @@ class KeyStore:
         self._engine = engine
 
     async def create(self, asked: NewKey, now: datetime) -> tuple[VirtualKey, str]:
-        """A new key and its secret, which is told this once. Raises TooManyKeysError."""
+        """A new key and its secret, which is shown this once. Raises TooManyKeysError."""
         key, secret = minted(asked, now)
         try:
             async with self._engine.begin() as connection:

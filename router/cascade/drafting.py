@@ -10,10 +10,10 @@ from typing import TypeVar
 
 import structlog
 
-from policies.types import Action, Policy, Verdict
+from policies.types import Action, Verdict
 from router.cascade.decision import Decision
 from router.dialects.request import ChatRequest
-from router.selection.served_bundle import ServedBundle
+from router.selection.serving_policy import ServingPolicy
 from router.settings import OFFLOAD_BYTES, Small
 from router.small.worker_client import DraftBuilder, SmallModel, SmallModelError
 from router.telemetry import where
@@ -37,7 +37,7 @@ class Drafter:
     def __init__(self, small: SmallModel | None, settings: Small, *, grammar: bool = True) -> None:
         self._small, self._settings, self._grammar = small, settings, grammar
 
-    async def verdict(self, decision: Decision, policy: Policy) -> Verdict:
+    async def verdict(self, decision: Decision, policy: ServingPolicy) -> Verdict:
         """The policy's verdict on the request; what was drafted stands in `decision` then.
 
         Raises:
@@ -53,7 +53,7 @@ class Drafter:
             _log.error("small_side_crashed", where=where(error), decision_id=decision.decision_id)
             raise SmallModelError("small_side_crashed", "the small side failed") from error
 
-    async def _verdict(self, decision: Decision, policy: Policy) -> Verdict:
+    async def _verdict(self, decision: Decision, policy: ServingPolicy) -> Verdict:
         chat = decision.chat
         before = await _judged(chat, lambda: policy.before(chat.view))
         if before.action is Action.ESCALATE:
@@ -61,18 +61,18 @@ class Drafter:
         given_up = await self._draft(decision, policy)
         if given_up is not None:
             return given_up
-        assert decision.draft is not None
-        draft = decision.draft
-        if chat.include_explain and isinstance(policy, ServedBundle):
-            decision.explanation = await _judged(chat, lambda: policy.explain(chat.view, draft))
+        draft = decision.small.draft
+        assert draft is not None
+        if chat.include_explain:
+            decision.small.explanation = await _judged(chat, lambda: policy.explain(chat.view, draft))
         return await _judged(chat, lambda: policy.after(chat.view, draft))
 
-    async def _draft(self, decision: Decision, policy: Policy) -> Verdict | None:
+    async def _draft(self, decision: Decision, policy: ServingPolicy) -> Verdict | None:
         """Draft into `decision`; the verdict where the policy gave up when the plan stood: the draft is cancelled."""
         if self._small is None:
             raise SmallModelError("small_disabled", "no small model is configured")
-        chat, builder = decision.chat, DraftBuilder()
-        decision.builder, decision.info = builder, self._small.info
+        chat, work, builder = decision.chat, decision.small, DraftBuilder()
+        work.builder, work.info = builder, self._small.info
         began = decision.clock()
         try:
             async with (
@@ -85,13 +85,13 @@ class Drafter:
                         planned = builder.planned()
                         verdict = await _judged(chat, partial(policy.during, chat.view, planned))
                         if verdict.action is Action.ESCALATE:
-                            decision.draft = planned
+                            work.draft = planned
                             return verdict
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the draft took too long") from error
         finally:
-            decision.draft_s = decision.clock() - began
-        decision.draft = builder.draft()
+            work.seconds = decision.clock() - began
+        work.draft = builder.draft()
         return None
 
     def _command(self, chat: ChatRequest) -> protocol.DraftCommand:

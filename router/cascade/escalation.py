@@ -9,12 +9,14 @@ from typing import Any, Protocol
 import structlog
 
 from router.cascade.decision import Decision
+from router.cascade.decision_extras import asked_extras
 from router.cascade.recorder import Recorder
 from router.dialects.errors import ClientError
-from router.dialects.request import ChatRequest, Dialect, DialectName, Writer
+from router.dialects.exchange import Exchange
+from router.dialects.request import DialectName, Writer
 from router.telemetry import where
-from router.upstream.estimates import Priced, cut_short_usd
-from router.upstream.large_model import LargeModel, LargeStream, UpstreamError, Usage, usage_of
+from router.upstream.estimates import Priced, truncated_cost_usd
+from router.upstream.large_model import LargeModel, LargeStream, Tries, UpstreamError, Usage, usage_of
 
 MAX_HELD_CHARS = 1024 * 1024
 """Of the pieces that wait for the row, as Python writes them. A provider that goes on for longer did not mean the end:
@@ -22,79 +24,68 @@ they are sent, but for the newest."""
 _log = structlog.get_logger("gateway")
 
 
-def told(error: UpstreamError) -> ClientError:
+def to_client_error(error: UpstreamError) -> ClientError:
     """An upstream error as our client sees it."""
     return ClientError(error.status, error.message, error.code, param=error.param, retry_after_s=error.retry_after_s)
 
 
-async def whole_answer(
-    decision: Decision, dialect: Dialect, large: LargeModel, recorder: Recorder
-) -> Mapping[str, Any]:
-    """A whole answer, its row committed. Raises UpstreamError, ClientError."""
-    completion = await large.complete(decision.chat.body)
-    count(decision, large, usage_of(completion))
-    decision.seen.whole(completion)
-    completion["model"] = decision.chat.client_model
-    body = dialect.whole(decision.chat, decision.decision_id, completion, asked_extras(decision))
+async def whole_answer(decision: Decision, large: LargeModel) -> Mapping[str, Any]:
+    """A whole answer, translated into the client's dialect. Raises UpstreamError, ClientError."""
+    exchange = decision.exchange
+    completion = await large.complete(exchange.chat.body, decision.large.tries)
+    record_usage(decision, large, usage_of(completion))
+    decision.large.summary.whole(completion)
+    completion["model"] = exchange.chat.client_model
+    body = exchange.dialect.whole(exchange.chat, exchange.decision_id, completion, asked_extras(decision))
     decision.answer = completion
-    await recorder.record(decision)
     return body
 
 
-async def forwarded_answer(
-    decision: Decision, dialect: Dialect, forwarder: Forwarder, recorder: Recorder
-) -> Mapping[str, Any]:
+async def forwarded_answer(decision: Decision, forwarder: Forwarder) -> Mapping[str, Any]:
     """A whole answer of a provider that speaks the client's dialect. Raises UpstreamError, ClientError."""
-    body, usage = await forwarder.whole(decision.chat, dialect.name)
-    count(decision, forwarder, usage)
-    decision.seen.whole(body)
+    body, usage = await forwarder.whole(decision.exchange, decision.large.tries)
+    record_usage(decision, forwarder, usage)
+    decision.large.summary.whole(body)
     body["model"] = decision.chat.client_model
     extras = asked_extras(decision)
     if extras is not None:
         body["smallcall"] = extras
     decision.answer = body
-    await recorder.record(decision)
     return body
 
 
-def asked_extras(decision: Decision) -> dict[str, Any] | None:
-    """The `smallcall` object, where the client asked for it."""
-    return decision.extras() if decision.chat.include_decision else None
-
-
-def count(decision: Decision, large: Priced, usage: Usage | None) -> None:
-    """Take down what was reported; what was not stays unknown."""
+def record_usage(decision: Decision, large: Priced, usage: Usage | None) -> None:
+    """Take down the usage that was reported, and its cost; what was not reported stays unknown."""
     if usage is not None:
-        decision.usage, decision.cost_usd = usage, large.cost_usd(usage)
+        decision.large.usage, decision.large.cost_usd = usage, large.cost_usd(usage)
 
 
-def cut_short(decision: Decision, large: Priced | None) -> None:
+def estimate_truncated_cost(decision: Decision, large: Priced | None) -> None:
     """Take down what an answer must have cost that did not come to its end; that part is an estimate."""
-    if large is None or decision.large_model is None or not decision.tries.made:
+    work = decision.large
+    if large is None or work.model is None or not work.tries.made:
         return
-    chat, seen = decision.chat, decision.seen
-    missing = cut_short_usd(large, decision.usage, decision.cost_usd, chat.size_bytes, seen.chars)
-    if missing:
-        decision.estimate_usd = missing
+    size_bytes, chars = decision.chat.size_bytes, work.summary.chars
+    work.estimate_usd = truncated_cost_usd(large, work.usage, work.cost_usd, size_bytes, chars) or work.estimate_usd
 
 
 class Source(Protocol):
-    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError; it
+    """A stream of the large model as it comes, and how it is written for the client. Iterating raises UpstreamError; it
     gives the pieces that came together, for what is sent at once costs little more than one of them."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
-        """The usage reported so far, where this piece tells of it. To be asked of every piece, once and in order."""
+        """The usage reported so far, where this piece reports it. To be asked of every piece, once and in order."""
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
+    def is_final(self, piece: Mapping[str, Any]) -> bool:
         """Whether the end begins here, with the piece that `usage` was asked of last: from now on pieces wait for the
         row."""
 
-    def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
+    def encode(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
 
-    def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
+    def encode_final(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
         """The client's events of the last pieces, and of the end. Raises ClientError."""
 
     async def aclose(self) -> None:
@@ -102,15 +93,15 @@ class Source(Protocol):
 
 
 class Forwarder(Priced, Protocol):
-    """Whatever can ask the large model in some of our dialects."""
+    """Whatever can ask the large model in some of our dialects. `tries` counts how often it was asked."""
 
     def speaks(self, dialect: DialectName) -> bool:
         """Whether requests of this dialect can be forwarded."""
 
-    async def whole(self, chat: ChatRequest, dialect: DialectName) -> tuple[dict[str, Any], Usage | None]:
-        """A whole answer, and what usage it tells. Raises UpstreamError."""
+    async def whole(self, exchange: Exchange, tries: Tries) -> tuple[dict[str, Any], Usage | None]:
+        """A whole answer, and the usage that it reports. Raises UpstreamError."""
 
-    async def stream(self, chat: ChatRequest, dialect: DialectName, writer: Writer) -> Source:
+    async def stream(self, exchange: Exchange, tries: Tries) -> Source:
         """A stream whose first event is at hand. Raises UpstreamError."""
 
 
@@ -118,15 +109,15 @@ class Translated:
     """Chunks of a chat completion, written in the client's dialect."""
 
     def __init__(self, stream: LargeStream, writer: Writer) -> None:
-        self._stream, self._writer = stream, writer
-        self.told, self.ending, self.aclose = writer.events, writer.ending, stream.aclose
+        self._stream = stream
+        self.encode, self.encode_final, self.aclose = writer.events, writer.ending, stream.aclose
 
     async def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]:
         async for chunk in self._stream:
             yield (chunk,)
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
-        """See `Source.ends`."""
+    def is_final(self, piece: Mapping[str, Any]) -> bool:
+        """See `Source.is_final`."""
         choices = piece.get("choices")
         if not choices:
             return bool(piece.get("usage"))  # without either it is no end: some providers begin with such a chunk
@@ -158,59 +149,63 @@ class _Held:
 class Relay:
     """A stream of the large model. Pieces pass as they come, but for those that say the end: they wait for the row."""
 
-    def __init__(self, decision: Decision, source: Source, writer: Writer, prices: Priced, recorder: Recorder) -> None:
-        self._decision, self._source, self._writer = decision, source, writer
-        self._prices, self._recorder = prices, recorder
+    def __init__(self, decision: Decision, source: Source, prices: Priced, recorder: Recorder) -> None:
+        self._decision, self._source, self._prices, self._recorder = decision, source, prices, recorder
 
     async def events(self) -> AsyncIterator[bytes]:
-        """Server-sent events. What breaks after the first byte ends in an error event, and nothing comes after it."""
+        """Server-sent events; the row is committed before the last ones. What breaks after the first byte ends in an
+        error event, and nothing comes after it."""
         held = _Held()
-        source, see = self._source, self._decision.seen.piece
+        decision, source = self._decision, self._source
+        summary = decision.large.summary
+        summarise = summary.piece
         try:
             async for pieces in source:
-                told_now: list[bytes] = []
+                events: list[bytes] = []
                 for piece in pieces:
                     usage = source.usage(piece)
                     if usage is not None:
-                        count(self._decision, self._prices, usage)
-                    see(piece)
-                    if held.pieces or source.ends(piece):
-                        told_now += [event for one in held.put(piece) for event in source.told(one)]
+                        record_usage(decision, self._prices, usage)
+                    summarise(piece)
+                    if held.pieces or source.is_final(piece):
+                        events += [event for one in held.put(piece) for event in source.encode(one)]
                     else:
-                        told_now += source.told(piece)
-                if told_now:
-                    yield b"".join(told_now)
-            ending = list(source.ending(held.pieces, asked_extras(self._decision)))
-            message = self._decision.seen.message()
-            self._decision.answer = {"choices": [{"message": message}]} if message else None
-            await self._recorder.record(self._decision)
+                        events += source.encode(piece)
+                if events:
+                    yield b"".join(events)
+            ending = list(source.encode_final(held.pieces, asked_extras(decision)))
+            message = summary.message()
+            decision.answer = {"choices": [{"message": message}]} if message else None
+            await self._recorder.record(decision)
         except (UpstreamError, ClientError) as error:
             yield await self._broken(error)
         except Exception as error:  # noqa: BLE001 - the client must not take a fault of ours for an answer's end
-            _log.error("crashed", where=where(error), decision_id=self._decision.decision_id)
+            _log.error("crashed", where=where(error), decision_id=decision.decision_id)
             yield await self._broken(ClientError(500, "the gateway failed in mid-answer", "internal_error"))
         else:
             yield b"".join(ending)
 
     async def close(self) -> None:
         """Close the upstream connection. A stream that did not come to its end gets its row here: the client left."""
+        decision = self._decision
         try:
             await self._source.aclose()
         finally:
-            if not self._decision.recorded:
-                cut_short(self._decision, self._prices)
-                self._decision.left()
-                await self._recorder.record(self._decision)
+            if not decision.recorded:
+                estimate_truncated_cost(decision, self._prices)
+                decision.mark_disconnected()
+                await self._recorder.record(decision)
 
     async def _broken(self, failure: UpstreamError | ClientError) -> bytes:
+        decision = self._decision
         if isinstance(failure, UpstreamError):
             if failure.usage is not None:
-                count(self._decision, self._prices, failure.usage)
-            failure = told(failure)
-        self._decision.failed(failure.status, failure.code)
-        cut_short(self._decision, self._prices)
+                record_usage(decision, self._prices, failure.usage)
+            failure = to_client_error(failure)
+        decision.fail(failure.status, failure.code)
+        estimate_truncated_cost(decision, self._prices)
         try:
-            await self._recorder.record(self._decision)
+            await self._recorder.record(decision)
         except ClientError as unrecorded:
             failure = unrecorded
-        return self._writer.failed(failure)
+        return decision.exchange.writer.failed(failure)

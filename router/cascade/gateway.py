@@ -1,50 +1,42 @@
-"""The cascade: before → draft → during → after → answer or escalate, once; then one durable row.
-
-Rules that hold on every path: nothing of a draft is sent before its verdict; a request is escalated at most once and
-never after the first byte; if the small side fails in any way, the large side answers; the row is committed before the
-answer's end is told, and also where the client has gone.
-"""
+"""The steps of the cascade: begin, judge, serve the draft or escalate, refuse or abandon.
+`router.http.completion_endpoint.answer` calls them in order."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import structlog
-
 from policies.rules.baselines import SmallOnly
-from policies.types import Action, Outcome, Policy, Stage, Verdict
+from policies.types import Action, Outcome, Stage, Verdict
 from policies.validation import check
-from router.cascade.decision import NO_TERMS, Decision, Terms
+from router.cascade.decision import NO_ADMISSION, Admission, Decision
+from router.cascade.decision_extras import asked_extras, small_usage, to_headers
 from router.cascade.drafting import Drafter
 from router.cascade.escalation import (
     Forwarder,
     Relay,
     Source,
     Translated,
-    asked_extras,
-    cut_short,
+    estimate_truncated_cost,
     forwarded_answer,
-    told,
     whole_answer,
 )
 from router.cascade.recorder import Recorder
-from router.cascade.refusals import no_large_model, not_servable_small, not_translatable
+from router.cascade.refusals import no_large_model, not_translatable
 from router.dialects.chat_completions_answers import chunks_of, small_completion
 from router.dialects.errors import ClientError
-from router.dialects.request import ChatRequest, Dialect, Writer
+from router.dialects.exchange import Exchange
+from router.dialects.request import ChatRequest, Dialect
+from router.selection.serving_policy import PlainPolicy, ServingPolicy
 from router.small.worker_client import SmallModelError
-from router.telemetry import where
-from router.upstream.attempts import TRIES
 from router.upstream.estimates import UnitPrices, unit_prices
-from router.upstream.large_model import LargeModel, UpstreamError, UpstreamRejected
+from router.upstream.large_model import LargeModel
 
-_log = structlog.get_logger("gateway")
 _UNFIT = frozenset({"draft_refused", "prompt_too_long", "schema_unsupported"})
 """Failures of a draft that lie in the request: asking again would not help."""
+_PINNED_SMALL = PlainPolicy(SmallOnly(), "small_only")
 
 
 @dataclass(slots=True)
@@ -52,14 +44,15 @@ class Reply:
     """What the client gets, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
 
     decision: Decision
-    writer: Writer
-    """Of the stream, where the client asked for one."""
     body: Mapping[str, Any] | None = None
     completion: Mapping[str, Any] | None = None
     """A small answer that is to be streamed."""
     relay: Relay | None = None
+    """A stream of the large model, which commits its row itself before its end."""
     auditor: Auditor | None = None
-    """Of the large model's answers: told when one has come to its end."""
+    """Of the large model's answers: called when one has come to its end."""
+    audited: bool = False
+    """Whether the large model is to be asked behind this small answer."""
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events, one or several at once, where the client asked for a stream."""
@@ -67,8 +60,9 @@ class Reply:
             async for event in self.relay.events():
                 yield event
         elif self.completion is not None:
-            chunks = list(chunks_of(self.completion, include_usage=self.decision.chat.include_usage))
-            yield b"".join(self.writer.ending(chunks, asked_extras(self.decision)))
+            exchange = self.decision.exchange
+            chunks = list(chunks_of(self.completion, include_usage=exchange.chat.include_usage))
+            yield b"".join(exchange.writer.ending(chunks, asked_extras(self.decision)))
 
     async def close(self) -> None:
         """Free what the reply holds, and see that its row is written."""
@@ -95,11 +89,11 @@ class Policies(Protocol):
     """Where the gateway's own policy is had; it may change between two requests."""
 
     @property
-    def own(self) -> Policy: ...
+    def own(self) -> ServingPolicy: ...
 
 
 class Gateway:
-    """Decides and answers. Parts are passed in; `large` may be missing.
+    """The parts that decide and answer; `large` may be missing.
 
     Args:
         forwarder: the same large model, for dialects that its provider speaks itself.
@@ -126,71 +120,29 @@ class Gateway:
         self._auditor = auditor
         self._prices_asked = False
 
-    def decision(self, chat: ChatRequest, dialect: Dialect, terms: Terms = NO_TERMS) -> Decision:
+    def begin(self, chat: ChatRequest, dialect: Dialect, admission: Admission = NO_ADMISSION) -> Decision:
         """Begin the decision on one request; where an experiment has taken it in, by the policy of its arm. Its end
         settles the grant."""
-        exposure = terms.exposure
+        exposure, grant = admission.exposure, admission.grant
         policy = exposure.policy if exposure and exposure.policy else self._policies.own
-        decision = Decision(chat, dialect.name, policy, self._clock)
-        decision.exposure, decision.grant, decision.sticky = exposure, terms.grant, terms.sticky
-        if terms.grant is not None:
-            terms.grant.begun = True
+        decision = Decision(Exchange(chat, dialect), policy, admission, self._clock)
+        if grant is not None:
+            grant.begun = True
         return decision
 
-    async def answer(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        """Answer one request; `writer` is its stream's, if it has one.
-
-        Raises:
-            ClientError: its row is committed already.
-        """
-        try:
-            return await self._answered(decision, dialect, writer)
-        except ClientError as error:
-            await self._refuse(decision, error)
-            raise
-        except asyncio.CancelledError:
-            cut_short(decision, self._large)
-            decision.left()
-            await self._recorder.record(decision)
-            raise
-        except Exception as error:
-            _log.error("crashed", where=where(error), decision_id=decision.decision_id)
-            failure = ClientError(500, "the gateway failed; the decision id names the log line", "internal_error")
-            await self._refuse(decision, failure)
-            raise failure from error
-
-    async def _refuse(self, decision: Decision, error: ClientError) -> None:
-        """Commit the row of an error, and let the error tell of the decision."""
-        decision.side = "none"
-        decision.failed(error.status, error.code)
-        error.told = decision.headers()
-        error.extras = decision.extras() if decision.chat.include_decision else None
-        await self._recorder.record(decision)
-
-    async def _answered(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        decision.take(await self._verdict(decision))
-        if decision.verdict.action is Action.ANSWER:
-            return await self._serve_draft(decision, dialect, writer)
-        if decision.chat.pin == "small":
-            raise not_servable_small(decision.chat, decision.verdict)
-        try:
-            return await self._escalate(decision, dialect, writer)
-        except UpstreamError as error:
-            if isinstance(error, UpstreamRejected) or not self._may_stand_in(decision):
-                raise told(error) from error
-        decision.reason = "upstream_unavailable"
-        return await self._serve_draft(decision, dialect, writer)
-
-    async def _verdict(self, decision: Decision) -> Verdict:
-        chat, policy = decision.chat, decision.judged_by
+    async def judge(self, decision: Decision) -> Verdict:
+        """The verdict on a request: by its pin, by what only the large model can do, by its conversation, else by the
+        policy, with a draft where it wants one. Raises ClientError where a request is pinned to a draft that cannot
+        be had."""
+        chat, sticky = decision.chat, decision.admission.sticky
         if chat.pin == "large":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "pinned_large")
         if chat.large_only is not None:
             return Verdict(Action.ESCALATE, Stage.BEFORE, chat.large_only.reason)
-        if decision.sticky is not None and decision.sticky.keeps_large is not None and chat.pin is None:
-            return Verdict(Action.ESCALATE, Stage.BEFORE, decision.sticky.keeps_large)
+        if sticky is not None and sticky.keeps_large is not None and chat.pin is None:
+            return Verdict(Action.ESCALATE, Stage.BEFORE, sticky.keeps_large)
         try:
-            return await self._drafter.verdict(decision, SmallOnly() if chat.pin == "small" else policy)
+            return await self._drafter.verdict(decision, _PINNED_SMALL if chat.pin == "small" else decision.policy)
         except SmallModelError as error:
             if chat.pin == "small":
                 decision.reason = error.code
@@ -198,49 +150,77 @@ class Gateway:
                 raise ClientError(status, f"the small model cannot draft: {error}", error.code) from error
             return Verdict(Action.ESCALATE, Stage.BEFORE, error.code)
 
-    async def _serve_draft(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        chat, draft = decision.chat, decision.draft
+    def serve_draft(self, decision: Decision) -> Reply:
+        """The draft as the client's answer. Raises ClientError where it cannot be written in the client's dialect."""
+        exchange, draft = decision.exchange, decision.small.draft
+        chat = exchange.chat
         assert draft is not None
         if chat.pin == "small":
             decision.reason = "pinned_small"
-        decision.side, decision.unit_prices = "small", self._unit_prices()
-        created = int(decision.created_at.timestamp())
-        usage = decision.small_usage()
-        completion = small_completion(decision.decision_id, created, chat.client_model, draft.calls, usage)
+        decision.side, decision.large.unit_prices = "small", self._unit_prices()
+        created, usage = int(exchange.created_at.timestamp()), small_usage(decision.small)
+        completion = small_completion(exchange.decision_id, created, chat.client_model, draft.calls, usage)
         body = None
         if not chat.stream:
-            body = dialect.whole(chat, decision.decision_id, completion, asked_extras(decision))
+            body = exchange.dialect.whole(chat, exchange.decision_id, completion, asked_extras(decision))
         decision.answer = completion
         audited = self._auditor is not None and self._auditor.draw(decision)
-        await self._recorder.record(decision)
-        if self._auditor is not None and audited:
-            self._auditor.ask(decision)
-        return Reply(decision, writer, body, completion)
+        return Reply(decision, body, completion, audited=audited)
 
-    async def _escalate(self, decision: Decision, dialect: Dialect, writer: Writer) -> Reply:
-        """Raises UpstreamError, ClientError."""
-        chat, large, recorder = decision.chat, self._large, self._recorder
+    async def escalate(self, decision: Decision) -> Reply:
+        """The large model's whole answer, or its stream. Raises UpstreamError, ClientError."""
+        exchange, work, large, forwarder = decision.exchange, decision.large, self._large, self._forwarder
         if large is None:
             raise no_large_model(decision.verdict)
-        decision.side, decision.large_model = "large", large.model
-        decision.seen.keep = recorder.store_content or self._auditor is not None
-        TRIES.set(decision.tries)
-        forwarder = self._forwarder
+        decision.side, work.model = "large", large.model
+        work.summary.keep = self._recorder.store_content or self._auditor is not None
+        chat = exchange.chat
         body: Mapping[str, Any] | None = None
         relay: Relay | None = None
-        if forwarder is not None and forwarder.speaks(dialect.name):
+        if forwarder is not None and forwarder.speaks(exchange.dialect.name):
             if chat.stream:
-                source: Source = await forwarder.stream(chat, dialect.name, writer)
-                relay = Relay(decision, source, writer, forwarder, recorder)
+                source: Source = await forwarder.stream(exchange, work.tries)
+                relay = Relay(decision, source, forwarder, self._recorder)
             else:
-                body = await forwarded_answer(decision, dialect, forwarder, recorder)
+                body = await forwarded_answer(decision, forwarder)
         elif chat.native_only is not None:
             raise not_translatable(chat.native_only)
         elif chat.stream:
-            relay = Relay(decision, Translated(await large.stream(chat.body), writer), writer, large, recorder)
+            source = Translated(await large.stream(chat.body, work.tries), exchange.writer)
+            relay = Relay(decision, source, large, self._recorder)
         else:
-            body = await whole_answer(decision, dialect, large, recorder)
-        return Reply(decision, writer, body, relay=relay, auditor=self._auditor)
+            body = await whole_answer(decision, large)
+        return Reply(decision, body, relay=relay, auditor=self._auditor)
+
+    def may_stand_in(self, decision: Decision) -> bool:
+        """Whether a draft is there that is valid, though the policy was not sure enough of it."""
+        draft = decision.small.draft
+        if not self._draft_if_down or draft is None or draft.outcome is not Outcome.CALLS:
+            return False
+        return not check(decision.chat.view, draft)
+
+    async def record(self, reply: Reply) -> None:
+        """Commit the row of a reply that is whole, and have it audited where that was drawn; a stream of the large
+        model commits its own, before its end. Raises ClientError: 503."""
+        if reply.relay is not None:
+            return
+        await self._recorder.record(reply.decision)
+        if reply.audited and self._auditor is not None:
+            self._auditor.ask(reply.decision)
+
+    async def refuse(self, decision: Decision, error: ClientError) -> None:
+        """Commit the row of an error, and put the decision into its headers. Raises ClientError: 503."""
+        decision.side = "none"
+        decision.fail(error.status, error.code)
+        error.extra_headers = to_headers(decision)
+        error.extras = asked_extras(decision)
+        await self._recorder.record(decision)
+
+    async def abandon(self, decision: Decision) -> None:
+        """Commit the row of a request whose client went away before its answer was ready."""
+        estimate_truncated_cost(decision, self._large)
+        decision.mark_disconnected()
+        await self._recorder.record(decision)
 
     def _unit_prices(self) -> UnitPrices | None:
         """Of the large model. Not asked for again once its price map is there and does not know it."""
@@ -248,10 +228,3 @@ class Gateway:
             self._prices_asked = self._large.ready
             self._prices = unit_prices(self._large)
         return self._prices
-
-    def _may_stand_in(self, decision: Decision) -> bool:
-        """Whether a draft is there that is valid, though the policy was not sure enough of it."""
-        draft = decision.draft
-        if not self._draft_if_down or draft is None or draft.outcome is not Outcome.CALLS:
-            return False
-        return not check(decision.chat.view, draft)

@@ -95,7 +95,7 @@ def create(
         raise _fail(str(error), 2) from None
     key, secret = _with_store(config, lambda store: store.create(asked, now))
     if as_json:
-        console.print_json(data={**key.told(0), "key": secret})
+        console.print_json(data={**key.to_public_dict(0), "key": secret})
         return
     console.print(secret, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{key.key_id}: keep the key now, it cannot be shown again", highlight=False)
@@ -110,8 +110,8 @@ def list_keys(as_json: AsJson = False, config: Config = None) -> None:
 
     async def read(store: Any) -> list[dict[str, Any]]:
         ring, sums = await store.ring(), await store.spent(now)
-        told = [(key, key.told(spent_by(key, sums, now))) for key in ring.by_id.values()]
-        return [{**fields, "state": _state(key.refusal(now))} for key, fields in told]
+        shown = [(key, key.to_public_dict(spent_by(key, sums, now))) for key in ring.by_id.values()]
+        return [{**fields, "state": _state(key.refusal(now))} for key, fields in shown]
 
     keys = _with_store(config, read)
     if as_json:
@@ -136,7 +136,7 @@ def revoke(
     if key is None:
         raise _fail(f"{key_id}: there is no such key", 1)
     if as_json:
-        console.print_json(data=key.told())
+        console.print_json(data=key.to_public_dict())
         return
     console.print(f"{key.key_id} ({key.name}) is revoked", highlight=False, markup=False)
 

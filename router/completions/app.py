@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from router.completions.body import CompletionBody, read_body
 from router.completions.rendering import Telling
 from router.dialects.errors import ClientError, wrong
-from router.http.completion_endpoint import whole_body
+from router.http.body import whole_body
 from router.http.response import until_left
 from router.small.worker_client import SmallModelError
 from slm import protocol

@@ -35,8 +35,8 @@ class ClientError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.type = type_ or _type(status)
         self.retry_after_s = retry_after_s
-        self.told: Mapping[str, str] = headers or {}
-        """Response headers; the gateway sets those that tell of the decision once there is one."""
+        self.extra_headers: Mapping[str, str] = headers or {}
+        """Response headers; the gateway sets those of the decision once there is one."""
         self.extras: Mapping[str, Any] | None = None
         """The `smallcall` object, where the request asked for it."""
 
@@ -48,7 +48,7 @@ class ClientError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that go with it."""
         again = {} if self.retry_after_s is None else {"retry-after": str(max(math.ceil(self.retry_after_s), 0))}
-        return {**self.told, **again}
+        return {**self.extra_headers, **again}
 
 
 def _type(status: int) -> str:

@@ -45,10 +45,11 @@ _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 def error_body(error: ClientError) -> dict[str, Any]:
     """An error in Anthropic's shape; `code` and `param` are ours. Paths in it name this dialect's fields."""
     kind = _TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-    told = {"type": kind, "message": _renamed(error.message), "code": error.code}
+    shown = {"type": kind, "message": _renamed(error.message), "code": error.code}
     if error.param is not None:
-        told["param"] = _renamed(error.param)
-    body: dict[str, Any] = {"type": "error", "error": told, "request_id": error.told.get("x-smallcall-decision-id")}
+        shown["param"] = _renamed(error.param)
+    request_id = error.extra_headers.get("x-smallcall-decision-id")
+    body: dict[str, Any] = {"type": "error", "error": shown, "request_id": request_id}
     return body if error.extras is None else {**body, "smallcall": error.extras}
 
 

@@ -13,8 +13,8 @@ from router.constants import removal_hint
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import decoded
 from router.http.admin_keys import Endpoint, guarded
+from router.http.services import services_of
 from router.selection.experiment_store import ExperimentConflictError
-from router.selection.running_experiments import LiveExperiments
 from router.settings import NAME_PATTERN, Experiment, SettingsError
 
 
@@ -22,29 +22,29 @@ def experiment_routes(body: Callable[[Request], Awaitable[bytes]]) -> Iterator[t
     """Path, method and endpoint of each; `body` reads a request's bytes within bounds."""
 
     async def listed(request: Request) -> Response:
-        experiments: LiveExperiments = request.app.state.experiments
-        return _json({"object": "list", "data": await experiments.told()})
+        experiments = services_of(request.scope).experiments
+        return _json({"object": "list", "data": await experiments.to_public_dicts()})
 
     async def put(request: Request) -> Response:
-        experiments: LiveExperiments = request.app.state.experiments
+        experiments = services_of(request.scope).experiments
         name = request.path_params["name"]
         if not re.fullmatch(NAME_PATTERN, name):
             raise wrong("name", "must be 1 to 64 lower-case letters, digits, `_`, `.`, `-`, a letter or digit first")
         experiment = _experiment(await body(request))
         try:
-            told, new = await experiments.put(name, experiment)
+            shown, new = await experiments.put(name, experiment)
         except ExperimentConflictError as error:
             raise ClientError(409, str(error), error.code) from error
         except SettingsError as error:
             raise wrong("arms", str(error)) from error
-        return _json(told, 201 if new else 200)
+        return _json(shown, 201 if new else 200)
 
     async def stop(request: Request) -> Response:
-        experiments: LiveExperiments = request.app.state.experiments
-        told = await experiments.stop(request.path_params["name"])
-        if told is None:
+        experiments = services_of(request.scope).experiments
+        shown = await experiments.stop(request.path_params["name"])
+        if shown is None:
             raise ClientError(404, "there is no such experiment", "unknown_experiment")
-        return _json(told)
+        return _json(shown)
 
     yield "/admin/experiments", "GET", guarded(listed)
     yield "/admin/experiments/{name}", "PUT", guarded(put)
@@ -66,9 +66,9 @@ def _problem(path: Sequence[int | str], message: str) -> tuple[str, str]:
     """The field and what is wrong with it; validators of ours begin their message with the field, from their own
     section on."""
     places = list(map(str, path))
-    told, _, rest = message.partition(": ")
-    if places and rest and told.split(".")[0] == places[-1]:
-        return ".".join([*places[:-1], told]), rest
+    field, _, rest = message.partition(": ")
+    if places and rest and field.split(".")[0] == places[-1]:
+        return ".".join([*places[:-1], field]), rest
     return ".".join(places), message
 
 

@@ -1,147 +1,188 @@
-"""Requests for answers over ASGI: read, let in, and handed to a delivery, without routing and middleware."""
+"""One completion from the ASGI call to the ledger row, from top to bottom: steps are named here and live elsewhere.
+
+Rules that hold on every path: nothing of a draft is sent before its verdict; a request is escalated at most once and
+never after the first byte; if the small side fails in any way, the large side answers; the row is committed before the
+answer's end is sent, and also where the client has gone.
+
+The server's task does the whole work of a request. When the client leaves, or takes nothing for too long, or the server
+stops, that task is cancelled, which cancels the draft or the upstream call, and it ends by writing its row.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
 
 import structlog
-from fastapi import FastAPI, Request
-from starlette.datastructures import State
 from starlette.requests import ClientDisconnect
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
-from router.access.gate import Access
+from policies.types import Action
 from router.access.keys import VirtualKey
-from router.cascade.decision import Terms
+from router.cascade.decision import Admission, Decision
+from router.cascade.decision_extras import to_headers
+from router.cascade.escalation import to_client_error
+from router.cascade.gateway import Gateway, Reply
+from router.cascade.refusals import not_servable_small
 from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.request import ChatRequest, Dialect
-from router.http.admission import Admission, Stay
-from router.http.response import Delivery, Sending, error_response
+from router.http.body import body_limit, headers_of, read_body
+from router.http.inflight import InflightLimit
+from router.http.response import DisconnectWatch, EventStream, KeepAlive, TrackedSend, error_response, send_json
+from router.http.services import Services, services_of
 from router.selection.assignment import Exposure
-from router.selection.running_experiments import LiveExperiments
-from router.selection.stickiness import Stickiness
-from router.settings import OFFLOAD_BYTES, Settings
+from router.settings import OFFLOAD_BYTES, Server
 from router.telemetry import where
+from router.upstream.large_model import UpstreamError, UpstreamRejected
 
 _log = structlog.get_logger("front")
 
-BODY_TIMEOUT_S = 60.0
-"""A client that takes longer to send its body gets a 408."""
 
-
-class Front(FastAPI):
-    """The application; requests for answers do not go through its routing, which takes longer than all else that the
-    gateway does with a body that is forwarded."""
-
-    def __init__(self, answering: Mapping[str, ASGIApp], **options: Any) -> None:
-        super().__init__(**options)
-        self._answering = answering
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        if scope["type"] == "http" and scope["method"] == "POST":
-            answering = self._answering.get(scope["path"])
-            if answering is not None:
-                scope["app"] = self
-                await answering(scope, receive, send)
-                return
-        await super().__call__(scope, receive, send)
-
-
-class Completion:
+class CompletionEndpoint:
     """Answers requests of one dialect. An ASGI application: behind it stands no routing and no middleware."""
 
-    def __init__(self, settings: Settings, admission: Admission, dialect: Dialect, constants: Constants) -> None:
-        self._admission, self._dialect = admission, dialect
-        self._constants, self._limit = constants, body_limit(settings)
+    def __init__(self, server: Server, inflight: InflightLimit, dialect: Dialect, constants: Constants) -> None:
+        self._inflight, self._dialect, self._constants = inflight, dialect, constants
+        self._body_limit = body_limit(server)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        sending = Sending(send)
+        """See ASGI. Whatever goes wrong before there is a decision becomes an error in the client's dialect here."""
+        tracked = TrackedSend(send)
         try:
-            await self._answer(scope, receive, sending)
-        except ClientError as error:  # a delivery tells its own errors
+            await self._serve(scope, receive, tracked)
+        except ClientError as error:
             await error_response(error, self._dialect)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody reads an answer
         except Exception as error:
             _log.error("crashed", where=where(error))
-            if sending.begun:
+            if tracked.begun:
                 raise
             failure = ClientError(500, "the gateway failed", "internal_error")
             await error_response(failure, self._dialect)(scope, receive, send)
 
-    async def _answer(self, scope: Scope, receive: Receive, sending: Sending) -> None:
-        """Raises ClientError, ClientDisconnect."""
-        headers, state = _headers(scope), scope["app"].state
-        access: Access = state.access
-        key = access.caller(headers)
-        stay = self._admission.enter()
+    async def _serve(self, scope: Scope, receive: Receive, send: TrackedSend) -> None:
+        """Recognise the key, take a slot, read the body, admit, decide and respond. Raises ClientError,
+        ClientDisconnect."""
+        services, headers = services_of(scope), headers_of(scope)
+        key = services.gate.caller(headers)
+        slot = self._inflight.enter()
         try:
-            access.arrive(key)
-            raw = await _body(headers, receive, self._limit, stay)
-            delivery = await self._asked(state, key, headers, raw)
-            await delivery.send(receive, sending)
+            services.gate.arrive(key)
+            raw = await read_body(headers, receive, self._body_limit, slot)
+            chat, admission = await admit(services, self._dialect, key, headers, raw)
+            await self._respond(services.gateway, chat, admission, receive, send)
         finally:
-            stay.leave()
+            slot.leave()
 
-    async def _asked(self, state: State, key: VirtualKey | None, headers: Mapping[str, str], raw: bytes) -> Delivery:
-        """Raises ClientError."""
-        experiments: LiveExperiments = state.experiments
-        assigned = experiments.assignment
-        stickiness: Stickiness = state.stickiness
-        key_id = key.key_id if key is not None else None
+    async def _respond(
+        self, gateway: Gateway, chat: ChatRequest, admission: Admission, receive: Receive, send: TrackedSend
+    ) -> None:
+        """Answer, whole or as a stream; returns early where the client leaves."""
+        watch = DisconnectWatch(receive, send, self._constants.write_timeout_s)
+        try:
+            decision = gateway.begin(chat, self._dialect, admission)
+            await (self._respond_stream if chat.stream else self._respond_whole)(gateway, decision, send)
+        except asyncio.CancelledError:
+            if not watch.left:
+                raise
+            watch.forgive()
+        finally:
+            watch.stop()
+            if admission.grant is not None:
+                admission.grant.release()
 
-        def read() -> tuple[ChatRequest, Exposure | None, str | None]:
-            chat = self._dialect.read(raw, headers)
-            exposure = assigned.exposure(chat, headers, key_id) if assigned is not None else None
-            return chat, exposure, stickiness.digest(chat, headers, key_id)
+    async def _respond_whole(self, gateway: Gateway, decision: Decision, send: Send) -> None:
+        try:
+            reply = await answer(gateway, decision)
+        except ClientError as error:
+            await send_json(send, error.status, self._dialect.error(error), error.headers())
+            return
+        try:
+            await send_json(send, 200, reply.body or {}, to_headers(decision))
+        finally:
+            await reply.close()
 
-        chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
-        sticky = await stickiness.turn(chat, digest)
-        grant = await state.access.admit(key, chat)
-        state.outcomes.see(chat, key_id)
-        return Delivery(state.gateway, chat, self._dialect, self._constants, Terms(exposure, grant, sticky))
+    async def _respond_stream(self, gateway: Gateway, decision: Decision, send: Send) -> None:
+        writer, out = decision.exchange.writer, EventStream(send)
+        keep_alive = KeepAlive(out, self._constants.keep_alive_s, decision.decision_id, writer.keep_alive)
+        try:
+            try:
+                reply = await answer(gateway, decision)
+            except ClientError as error:
+                if out.started:
+                    await out.write(writer.failed(error))
+                    await out.end()
+                else:
+                    await keep_alive.stop()
+                    await send_json(send, error.status, self._dialect.error(error), error.headers())
+                return
+            try:
+                await out.start(to_headers(decision))
+                async for events in reply.events():
+                    await out.write(events)
+                await out.end()
+            finally:
+                await reply.close()
+        finally:
+            await keep_alive.stop()
 
 
-def body_limit(settings: Settings) -> int:
-    """Bytes that a body may have."""
-    return int(settings.server.max_body_mb * 1024 * 1024)
+async def admit(
+    services: Services, dialect: Dialect, key: VirtualKey | None, headers: Mapping[str, str], raw: bytes
+) -> tuple[ChatRequest, Admission]:
+    """Read a request, and settle what is settled before it is decided: its experiment's arm, its conversation's turn,
+    and what it may take of its key's limits. Raises ClientError."""
+    assigned, stickiness = services.experiments.assignment, services.stickiness
+    key_id = key.key_id if key is not None else None
+
+    def read() -> tuple[ChatRequest, Exposure | None, str | None]:
+        chat = dialect.read(raw, headers)
+        exposure = assigned.exposure(chat, headers, key_id) if assigned is not None else None
+        return chat, exposure, stickiness.digest(chat, headers, key_id)
+
+    chat, exposure, digest = await asyncio.to_thread(read) if len(raw) > OFFLOAD_BYTES else read()
+    sticky = await stickiness.turn(chat, digest)
+    grant = await services.gate.admit(key, chat)
+    services.outcomes.see(chat, key_id)
+    return chat, Admission(exposure, grant, sticky)
 
 
-async def whole_body(request: Request, limit: int, stay: Stay | None = None) -> bytes:
-    """A request's whole body, held by `stay`. Raises ClientError: 413, 408, 503; ClientDisconnect."""
-    return await _body(request.headers, request.receive, limit, stay)
+async def answer(gateway: Gateway, decision: Decision) -> Reply:
+    """Decide one request and commit its row: before a whole answer is sent, before the last events of a stream.
 
-
-def _headers(scope: Scope) -> dict[str, str]:
-    """By their names in lower case; of several the first. They are looked up many times."""
-    return {name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])}
-
-
-async def _body(headers: Mapping[str, str], receive: Receive, limit: int, stay: Stay | None) -> bytes:
-    """The whole body. Raises ClientError: 413, 408, 503; ClientDisconnect."""
-    too_large = ClientError(413, f"the body is larger than {limit} bytes", "body_too_large")
-    declared = headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > limit:
-        raise too_large
-    body = bytearray()
+    Raises:
+        ClientError: its row is committed already.
+    """
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientDisconnect
-                piece = message.get("body", b"")
-                if len(body) + len(piece) > limit:
-                    raise too_large
-                if stay is not None:
-                    stay.hold(len(piece))
-                body += piece
-                if not message.get("more_body", False):
-                    return bytes(body)
-    except TimeoutError as error:
-        raise ClientError(408, f"the body did not arrive within {BODY_TIMEOUT_S:g} s", "body_timeout") from error
+        reply = await _decide(gateway, decision)
+        await gateway.record(reply)
+    except ClientError as error:
+        await gateway.refuse(decision, error)
+        raise
+    except asyncio.CancelledError:
+        await gateway.abandon(decision)
+        raise
+    except Exception as error:
+        _log.error("crashed", where=where(error), decision_id=decision.decision_id)
+        failure = ClientError(500, "the gateway failed; the decision id names the log line", "internal_error")
+        await gateway.refuse(decision, failure)
+        raise failure from error
+    return reply
+
+
+async def _decide(gateway: Gateway, decision: Decision) -> Reply:
+    """Judge; then serve the draft, or escalate, or let the draft stand in. Raises ClientError."""
+    decision.set_verdict(await gateway.judge(decision))
+    if decision.verdict.action is Action.ANSWER:
+        return gateway.serve_draft(decision)
+    if decision.chat.pin == "small":
+        raise not_servable_small(decision.chat, decision.verdict)
+    try:
+        return await gateway.escalate(decision)
+    except UpstreamError as error:
+        if isinstance(error, UpstreamRejected) or not gateway.may_stand_in(decision):
+            raise to_client_error(error) from error
+    decision.reason = "upstream_unavailable"
+    return gateway.serve_draft(decision)

@@ -15,12 +15,12 @@ from fastapi import Request, Response
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.access.gate import Access
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import decoded
-from router.http.admission import Admission
+from router.http.inflight import InflightLimit
 from router.http.response import error_response
+from router.http.services import services_of
 from router.ledger.outcomes import (
     MAX_COMMENT_CHARS,
     WHOLE_ANSWER,
@@ -40,7 +40,7 @@ _DIALECT = ChatCompletions()
 
 
 def feedback_route(
-    admission: Admission,
+    inflight: InflightLimit,
     body: Callable[[Request, int], Awaitable[bytes]],
     clock: Callable[[], datetime] = now,
 ) -> Callable[[Request], Awaitable[Response]]:
@@ -48,20 +48,20 @@ def feedback_route(
 
     async def feedback(request: Request) -> Response:
         try:
-            access: Access = request.app.state.access
-            key = access.caller(request.headers)
-            stay = admission.enter()
+            services = services_of(request.scope)
+            key = services.gate.caller(request.headers)
+            slot = inflight.enter()
         except ClientError as error:
             return error_response(error, _DIALECT)
         try:
-            await access.count(key)
-            told = _read(decoded(await body(request, MAX_BODY_BYTES)))
+            await services.gate.count(key)
+            fields = _read(decoded(await body(request, MAX_BODY_BYTES)))
             key_id = key.key_id if key is not None else None
-            place = await _recorded(request.app.state.ledger.engine, told, key_id, clock())
+            place = await _recorded(services.ledger.engine, fields, key_id, clock())
         except ClientError as error:
             return error_response(error, _DIALECT)
         finally:
-            stay.leave()
+            slot.leave()
         answer = {"decision_id": place.decision_id, "call_index": _shown(place.call_index), "recorded": True}
         return Response(orjson.dumps(answer), media_type="application/json")
 
@@ -72,22 +72,22 @@ def _shown(call_index: int) -> int | None:
     return None if call_index == WHOLE_ANSWER else call_index
 
 
-async def _recorded(engine: AsyncEngine, told: dict[str, Any], owner: str | None, at: datetime) -> Place:
+async def _recorded(engine: AsyncEngine, fields: dict[str, Any], owner: str | None, at: datetime) -> Place:
     """Raises ClientError: 404, 503."""
     try:
-        place = await _place(engine, told, owner)
-        score = float(told["score"]) if "score" in told else None
+        place = await _place(engine, fields, owner)
+        score = float(fields["score"]) if "score" in fields else None
         outcome = Outcome(
             decision_id=place.decision_id,
             source="feedback",
             call_index=place.call_index,
             at=at,
-            label=_LABELS[told["label"]] if "label" in told else int((score or 0.0) >= 0.5),
+            label=_LABELS[fields["label"]] if "label" in fields else int((score or 0.0) >= 0.5),
             strength="strong",
             reason="feedback",
             fault="unknown",
             score=score,
-            comment=told.get("comment"),
+            comment=fields.get("comment"),
         )
         await record(engine, [outcome])
     except (SQLAlchemyError, OSError) as error:
@@ -95,8 +95,8 @@ async def _recorded(engine: AsyncEngine, told: dict[str, Any], owner: str | None
     return place
 
 
-async def _place(engine: AsyncEngine, told: dict[str, Any], owner: str | None) -> Place:
-    decision_id, call_id = told.get("decision_id"), told.get("tool_call_id")
+async def _place(engine: AsyncEngine, fields: dict[str, Any], owner: str | None) -> Place:
+    decision_id, call_id = fields.get("decision_id"), fields.get("tool_call_id")
     if call_id is not None:
         place = (await places(engine, [call_id], owner)).get(call_id)
         if place is not None and decision_id in (None, place.decision_id):
@@ -112,24 +112,24 @@ def _unknown(field: str) -> ClientError:
     return ClientError(404, f"{field}: no decision of this key", "unknown_decision", param=field)
 
 
-def _read(told: dict[str, Any]) -> dict[str, Any]:
+def _read(fields: dict[str, Any]) -> dict[str, Any]:
     """A checked body. Raises ClientError: 400, naming the field."""
-    for field in told:
+    for field in fields:
         if field not in _FIELDS:
             raise wrong(field, f"is not known; there are {', '.join(sorted(_FIELDS))}")
-    told = {field: value for field, value in told.items() if value is not None}
+    fields = {field: value for field, value in fields.items() if value is not None}
     for field in ("decision_id", "tool_call_id"):
-        value = told.get(field)
+        value = fields.get(field)
         if value is not None and (not isinstance(value, str) or not 0 < len(value) <= MAX_ID_CHARS or "\0" in value):
             raise wrong(field, f"must be text of 1 to {MAX_ID_CHARS} characters")
-    if "decision_id" not in told and "tool_call_id" not in told:
+    if "decision_id" not in fields and "tool_call_id" not in fields:
         raise wrong("decision_id", "or tool_call_id must be there")
-    _check_judgement(told)
-    return told
+    _check_judgement(fields)
+    return fields
 
 
-def _check_judgement(told: dict[str, Any]) -> None:
-    label, score, comment = told.get("label"), told.get("score"), told.get("comment")
+def _check_judgement(fields: dict[str, Any]) -> None:
+    label, score, comment = fields.get("label"), fields.get("score"), fields.get("comment")
     if label is not None and (not isinstance(label, str) or label not in _LABELS):
         raise wrong("label", "must be pass or fail")
     if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1):

@@ -1,4 +1,4 @@
-"""What a gateway tells of itself: models, health, readiness, metrics; and the errors of unknown paths."""
+"""What a gateway shows of itself: models, health, readiness, metrics; and the errors of unknown paths."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from router.dialects.messages import Messages
 from router.dialects.request import Dialect
 from router.dialects.responses import Responses
 from router.http.response import error_response
+from router.http.services import services_of
 from router.telemetry import Metrics
 from slm.protocol import Info
 
@@ -38,18 +39,22 @@ async def gone(request: Request, error: Exception) -> Response:
 
 async def models(request: Request) -> Response:
     """`GET /v1/models`: what a client may name, and beside it what the gateway drafts and judges with."""
-    state = request.app.state
-    info = state.small.info if state.small is not None else None
+    services = services_of(request.scope)
+    info = services.small.info if services.small is not None else None
     try:
-        key = state.access.caller(request.headers)
+        key = services.gate.caller(request.headers)
     except ClientError as error:
         return error_response(error, CHAT)
-    names = ["smallcall"] + (["smallcall/small"] if state.small else []) + (["smallcall/large"] if state.large else [])
-    names = state.access.visible(key, names)
-    data = [{"id": name, "object": "model", "created": state.started, "owned_by": "smallcall"} for name in names]
+    names = (
+        ["smallcall"]
+        + (["smallcall/small"] if services.small else [])
+        + (["smallcall/large"] if services.large else [])
+    )
+    names = services.gate.visible(key, names)
+    data = [{"id": name, "object": "model", "created": services.started, "owned_by": "smallcall"} for name in names]
     small = None if info is None else _serving(info)
-    large = state.large.model if state.large else None
-    ours = {"small": small, "large": large, "policy": state.policies.view()}
+    large = services.large.model if services.large else None
+    ours = {"small": small, "large": large, "policy": services.policies.view()}
     body = {"object": "list", "data": data, "smallcall": ours}
     return Response(orjson.dumps(body), media_type="application/json")
 
@@ -73,20 +78,20 @@ async def healthy() -> dict[str, str]:
 
 async def ready(request: Request) -> Response:
     """Whether each part can work; 503 until all that is configured can."""
-    state = request.app.state
-    parts = {"ledger": await state.ledger.ping()}
-    if state.small is not None:
-        parts["small"] = state.small.info is not None
-    if state.large is not None:
-        parts["large"] = state.large.ready
-    body = {**parts, "certificates": state.policies.view()["state"]}
+    services = services_of(request.scope)
+    parts = {"ledger": await services.ledger.ping()}
+    if services.small is not None:
+        parts["small"] = services.small.info is not None
+    if services.large is not None:
+        parts["large"] = services.large.ready
+    body = {**parts, "certificates": services.policies.view()["state"]}
     return Response(orjson.dumps(body), 200 if all(parts.values()) else 503, media_type="application/json")
 
 
 def metrics_route(metrics: Metrics) -> Callable[[Request], Awaitable[Response]]:
     async def show(request: Request) -> Response:
         try:
-            request.app.state.access.metrics_reader(request.headers)
+            services_of(request.scope).gate.metrics_reader(request.headers)
         except ClientError as error:
             return error_response(error, CHAT)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -26,13 +26,14 @@ from evaluation.traces.collect import Keep, row_of
 from evaluation.traces.table import TraceRow
 from evaluation.traces.wire import Completion
 from policies.rules.baselines import SmallOnly
-from policies.types import Policy
 from router.cascade.decision import Decision
 from router.cascade.drafting import Drafter
 from router.cascade.gateway import Gateway
 from router.cascade.recorder import Recorder
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError
+from router.http.completion_endpoint import answer
+from router.selection.serving_policy import PlainPolicy, ServingPolicy
 from router.settings import Small
 from slm.protocol import DraftCommand, Event, Info
 
@@ -95,14 +96,18 @@ class Batch:
         dialect, started_at = ChatCompletions(), datetime.now(UTC)
         try:
             chat = dialect.read(orjson.dumps(body), {})
-            drafter = Drafter(seat, self._small, grammar=self._grammar)
-            gateway = Gateway(_Pinned(SmallOnly()), drafter, None, _Unrecorded(), draft_if_down=False)
-            decision = gateway.decision(chat, dialect)
-            answer = await gateway.answer(decision, dialect, dialect.writer(chat, decision.decision_id))
-            told, status = dict(answer.body or {}), 200
+            gateway = Gateway(
+                _Pinned(PlainPolicy(SmallOnly(), "small_only")),
+                Drafter(seat, self._small, grammar=self._grammar),
+                None,
+                _Unrecorded(),
+                draft_if_down=False,
+            )
+            reply = await answer(gateway, gateway.begin(chat, dialect))
+            body_sent, status = dict(reply.body or {}), 200
         except ClientError as error:
-            told, status = dict(dialect.error(error)), error.status
-        completion = msgspec.json.decode(orjson.dumps(told), type=Completion)
+            body_sent, status = dict(dialect.error(error)), error.status
+        completion = msgspec.json.decode(orjson.dumps(body_sent), type=Completion)
         small = completion.smallcall.small if completion.smallcall else None
         busy_s = (small.prefill_s or 0.0) + (small.decode_s or 0.0) if small else 0.0
         return reply_of(completion, Reply(started_at, 1, busy_s, None, status))
@@ -112,7 +117,7 @@ class Batch:
 class _Pinned:
     """See `router.cascade.gateway.Policies`."""
 
-    own: Policy
+    own: ServingPolicy
 
 
 @dataclass(slots=True)

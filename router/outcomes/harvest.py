@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from router.ledger.outcomes import Known, Outcome, known, of_decisions
 from router.ledger.tables import audits, decisions
 from router.selection.conversation import opening
-from router.upstream.answer_reader import Seen
+from router.upstream.answer_reader import AnswerSummary
 from slm.dataset.conversations import examples_of
 from slm.dataset.examples import BadRow
 
@@ -116,7 +116,7 @@ class Harvest:
         request, answer = content.get("request"), content.get("answer")
         if not isinstance(request, dict) or not isinstance(answer, dict):
             raise BadRow("the answer was not kept")
-        seen = Seen(keep=True)
+        seen = AnswerSummary(keep=True)
         seen.whole(answer)
         message = seen.message()
         if message is None:

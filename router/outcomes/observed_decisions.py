@@ -20,7 +20,7 @@ from router.ledger.row import NANO
 from router.ledger.store import zoned
 from router.ledger.tables import audits, decisions
 from router.outcomes.harvest import opening_digest
-from router.upstream.answer_reader import Seen
+from router.upstream.answer_reader import AnswerSummary
 
 _PAGE = 500
 _D = decisions.c
@@ -198,7 +198,7 @@ def _kept(content: Mapping[str, Any], owner: str, audit: Mapping[str, Any] | Non
 
 
 def _calls(answer: Any) -> list[TextCall]:
-    seen = Seen(keep=True)
+    seen = AnswerSummary(keep=True)
     if isinstance(answer, dict):
         seen.whole(answer)
     return [TextCall(call.tool, call.arguments) for call in seen.calls]

@@ -39,7 +39,7 @@ from router.ledger.outcomes import now
 from router.ledger.row import NANO, nano_usd
 from router.settings import Audits
 from router.telemetry import where
-from router.upstream.answer_reader import Seen
+from router.upstream.answer_reader import AnswerSummary
 from router.upstream.large_model import LargeModel, UpstreamError, usage_of
 
 _log = structlog.get_logger("audits")
@@ -117,9 +117,9 @@ class Auditor:
 
     def compare(self, decision: Decision) -> None:
         """Hold a whole draft that went large against the answer that came in its place, in the background."""
-        judged = decision.verdict.stage is Stage.AFTER and decision.chat.pin is None and decision.draft is not None
+        drafted = decision.verdict.stage is Stage.AFTER and decision.small.draft is not None
         room = len(self._comparing) < MAX_COMPARING
-        if judged and room and decision.side == "large" and decision.status == 200:
+        if drafted and decision.chat.pin is None and room and decision.side == "large" and decision.status == 200:
             self._behind(self._compared(decision), self._comparing)
 
     def _behind(self, work: Coroutine[Any, Any, None], among: set[asyncio.Task[None]]) -> None:
@@ -155,9 +155,9 @@ class Auditor:
         usage = usage_of(answer)
         cost = nano_usd(self._large.cost_usd(usage)) if usage else None
         self._spent_nusd += cost or 0
-        seen = Seen(keep=True)
+        seen = AnswerSummary(keep=True)
         seen.whole(answer)
-        agreed, why = (None, reason) if reason else compared(decision.chat.tools, seen, decision.draft)
+        agreed, why = (None, reason) if reason else compared(decision.chat.tools, seen, decision.small.draft)
         audit = Audit(
             decision_id=decision.decision_id,
             at=self._clock(),
@@ -178,7 +178,7 @@ class Auditor:
 
     async def _compared(self, decision: Decision) -> None:
         try:
-            agreed, why = compared(decision.chat.tools, decision.seen, decision.draft)
+            agreed, why = compared(decision.chat.tools, decision.large.summary, decision.small.draft)
         except Exception as error:  # noqa: BLE001 - as above
             _log.warning("audit_failed", decision_id=decision.decision_id, where=where(error))
             agreed, why = None, "failed"
@@ -189,7 +189,7 @@ class Auditor:
                 propensity=1.0,
                 agreed=agreed,
                 reason=why,
-                large_model=decision.large_model or "",
+                large_model=decision.large.model or "",
                 prompt_tokens=None,
                 completion_tokens=None,
                 cost_nusd=None,
@@ -213,7 +213,7 @@ def probability_of(decision: Decision) -> float:
 
 
 def compared(
-    tools: list[Mapping[str, Any]] | list[dict[str, Any]], seen: Seen, draft: Draft | None
+    tools: list[Mapping[str, Any]] | list[dict[str, Any]], seen: AnswerSummary, draft: Draft | None
 ) -> tuple[bool | None, str]:
     """Whether the large model said the same, and the scorer's word for how it did or did not."""
     if draft is not None and draft.outcome is Outcome.UNPARSABLE:

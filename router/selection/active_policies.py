@@ -16,8 +16,8 @@ import structlog
 from policies.bundle.bundle import BundleError, load
 from policies.rules.baselines import make_policy
 from policies.rules.price_aware import BudgetController
-from policies.types import Policy
 from router.selection.served_bundle import Running, ServedBundle
+from router.selection.serving_policy import PlainPolicy, ServingPolicy
 from router.settings import BundlePolicy, Settings, SettingsError
 
 _log = structlog.get_logger("judge")
@@ -36,32 +36,30 @@ class PoliciesInForce:
 
     def __init__(self, settings: Settings, running: Running, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings, self._running, self._clock = settings, running, clock
-        self._of_arms: list[ServedBundle] = []
-        self.own = self.made(settings.policy)
+        self._of_arms: list[ServingPolicy] = []
+        self.own = self.tried(settings.policy)
         """The gateway's own policy."""
 
-    def made(self, config: Mapping[str, Any]) -> Policy:
-        """The policy of a configuration's `policy` section.
+    def made(self, config: Mapping[str, Any]) -> ServingPolicy:
+        """The policy of an arm's `policy` section.
 
         Raises:
             SettingsError: the bundle cannot be loaded.
         """
         made = self.tried(config)
-        if isinstance(made, ServedBundle) and config is not self._settings.policy:
-            self._of_arms.append(made)
+        self._of_arms.append(made)
         return made
 
-    def tried(self, config: Mapping[str, Any]) -> Policy:
+    def tried(self, config: Mapping[str, Any]) -> ServingPolicy:
         """As `made`, but nothing is kept of it. Raises SettingsError."""
         if config.get("kind") != "bundle":
-            return make_policy(config)
+            return PlainPolicy(make_policy(config), str(config["kind"]))
         return self._bundle(BundlePolicy.model_validate(config), None)
 
-    def look(self) -> None:
-        """See how all certificates stand; what is new goes into the log. At the start, and when a worker is ready."""
+    def log_states(self) -> None:
+        """Log how all certificates stand, where that is new. At the start, and when a worker is ready."""
         for policy in (self.own, *self._of_arms):
-            if isinstance(policy, ServedBundle):
-                _ = policy.standing
+            policy.log_state()
 
     async def reload(self, *, held: bool) -> bool:
         """Load the gateway's own bundle anew, from the same path; whether it is in force now.
@@ -78,21 +76,18 @@ class PoliciesInForce:
             _log.warning("policy_not_reloaded", reason="an experiment runs, and this is its control")
             return False
         config = BundlePolicy.model_validate(self._settings.policy)
-        old = self.own.controller if isinstance(self.own, ServedBundle) else None
         try:
-            made = await asyncio.to_thread(self._bundle, config, old)
+            made = await asyncio.to_thread(self._bundle, config, self.own.controller)
         except SettingsError as error:
             _log.error("policy_not_reloaded", reason=str(error))
             return False
         self.own = made
-        _log.info("policy_reloaded", bundle=made.bundle.digest, certificates=made.standing.state)
+        _log.info("policy_reloaded", bundle=made.bundle.digest, certificates=made.status.state)
         return True
 
     def view(self) -> dict[str, Any]:
         """What the list of models shows of the gateway's own policy."""
-        if isinstance(self.own, ServedBundle):
-            return self.own.view()
-        return {"kind": self._settings.policy["kind"], "name": self.own.name, "state": "uncertified"}
+        return self.own.view()
 
     def _bundle(self, config: BundlePolicy, old: BudgetController | None) -> ServedBundle:
         kept: list[BudgetController] = []

@@ -15,10 +15,10 @@ from itertools import accumulate
 from typing import Any
 
 from policies.rules.baselines import make_policy
-from policies.types import Policy
 from router.dialects.request import ChatRequest
 from router.dialects.small_side_limits import OF_EARLIER_TURNS
 from router.selection.conversation import asker_of, conversation_of
+from router.selection.serving_policy import PlainPolicy, ServingPolicy
 from router.settings import Experiment
 
 
@@ -31,15 +31,20 @@ class Exposure:
     unit_sha256: str
     propensity: float
     """Of the arm: its share of all weights."""
-    policy: Policy | None
+    policy: ServingPolicy | None
     """None: the gateway's own."""
+
+
+def plain_policy(config: Mapping[str, Any]) -> ServingPolicy:
+    """The policy of an arm's `policy` section that is no bundle. Raises ValueError."""
+    return PlainPolicy(make_policy(config), str(config["kind"]))
 
 
 class Assignment:
     """Assigns requests to the arms of one experiment."""
 
     def __init__(
-        self, name: str, experiment: Experiment, make: Callable[[Mapping[str, Any]], Policy] = make_policy
+        self, name: str, experiment: Experiment, make: Callable[[Mapping[str, Any]], ServingPolicy] = plain_policy
     ) -> None:
         """`make`: the policy of an arm's configuration."""
         self.name = name
@@ -57,7 +62,7 @@ class Assignment:
         """The request's arm; None where the experiment does not touch it: no policy is asked about it (pinned, or for
         the large model only), it shows no key and the unit is the key, or the experiment was stopped.
 
-        What goes large because of its earlier turns is taken in: left out, an arm would be told by the conversations
+        What goes large because of its earlier turns is taken in: left out, an arm would show by the conversations
         that its own answers did not send there.
 
         Args:

@@ -24,8 +24,8 @@ def conversation_of(chat: ChatRequest, headers: Mapping[str, str], key_id: str |
     """What is the same in all turns of a conversation and differs between conversations and between keys. Not a
     digest: it may hold the messages up to the user's first."""
     owner = hashlib.sha256((asker_of(headers, key_id) or "").encode()).digest()
-    told = headers.get(CONVERSATION_HEADER)
-    return owner + (b"told:" + told.encode() if told else b"seen:" + _dumped(opening(chat.view.messages)))
+    named = headers.get(CONVERSATION_HEADER)
+    return owner + (b"told:" + named.encode() if named else b"seen:" + _dumped(opening(chat.view.messages)))
 
 
 def opening(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

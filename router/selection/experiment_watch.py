@@ -68,7 +68,7 @@ def read_labels(file: Path) -> dict[str, Label]:
 async def experiment_state(
     ledger: Ledger, name: str, experiment: Experiment, labels: Mapping[str, Label], now_s: float, window_s: float
 ) -> State:
-    """The experiment as its rows tell it.
+    """The experiment as its rows show it.
 
     Args:
         now_s: Unix seconds.
@@ -159,14 +159,14 @@ def _cost(row: ExposedRequest) -> float:
 
 class Watch:
     """Looks at the experiment now and then, and stops it for good when a guardrail has gone: its assignment at once,
-    and in the database, for other replicas, restarts, and when the rows that told of it are gone."""
+    and in the database, for other replicas, restarts, and when the rows that showed it are gone."""
 
     def __init__(self, ledger_url: str, experiment: Experiment, assignment: Assignment, constants: Constants) -> None:
         self._url, self._experiment, self._assignment = ledger_url, experiment, assignment
         self._constants = constants
         self._kept = False
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Once. A ledger that cannot be read leaves things as they are."""
         name = self._assignment.name
         try:
@@ -197,5 +197,5 @@ class Watch:
         while not self._kept:
             await asyncio.sleep(pause_s)
             began = time.monotonic()
-            await self.look()
+            await self.refresh()
             pause_s = max(self._constants.experiment_check_s, _REST * (time.monotonic() - began))

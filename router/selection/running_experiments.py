@@ -1,7 +1,7 @@
 """The experiment that runs now: of the configuration or made over HTTP, begun and ended while the gateway serves.
 
-Every replica looks into the database each `Constants.refresh_s`, so that what was begun or stopped elsewhere
-counts after so long at the latest. Which arm a unit gets depends on the definition alone: replicas and restarts agree.
+Every replica reads the database each `Constants.refresh_s`, so that what was begun or stopped elsewhere counts after
+so long at the latest. Which arm a unit gets depends on the definition alone: replicas and restarts agree.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import structlog
 
 from router.constants import Constants
 from router.ledger.store import LedgerUnavailableError
-from router.polling import keep_looking
+from router.polling import poll
 from router.selection.active_policies import PoliciesInForce
 from router.selection.assignment import Assignment
 from router.selection.experiment_store import ExperimentStore, StoredExperiment, running
@@ -44,7 +44,7 @@ class LiveExperiments:
         self._current: tuple[str, Experiment] | None = None
         self._revision = -1
         self._watching: asyncio.Task[None] | None = None
-        self._looking = asyncio.Lock()
+        self._refreshing = asyncio.Lock()
 
     @property
     def running(self) -> bool:
@@ -59,23 +59,23 @@ class LiveExperiments:
             LedgerUnavailableError: the database does not answer.
             SettingsError: a bundle of a configured experiment cannot be loaded.
         """
-        await self.look()
+        await self.refresh()
         foreseen = (LedgerUnavailableError, SettingsError)
-        looking = asyncio.create_task(
-            keep_looking("experiments", self.look, self._constants.refresh_s, self._metrics, foreseen),
+        polling = asyncio.create_task(
+            poll("experiments", self.refresh, self._constants.refresh_s, self._metrics, foreseen),
             name="experiments-refresh",
         )
         try:
             yield self
         finally:
-            tasks = [task for task in (looking, self._watching) if task is not None]
+            tasks = [task for task in (polling, self._watching) if task is not None]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Let run what is to run. Raises LedgerUnavailableError, SettingsError."""
-        async with self._looking:
+        async with self._refreshing:
             revision = await self._store.revision()
             if revision == self._revision:
                 return
@@ -91,7 +91,7 @@ class LiveExperiments:
             self._revision = revision
 
     async def put(self, name: str, experiment: Experiment) -> tuple[dict[str, Any], bool]:
-        """Keep an experiment, and begin it where it is enabled: how it is told, and whether it is new.
+        """Keep an experiment, and begin it where it is enabled: how clients see it, and whether it is new.
 
         Raises:
             ExperimentConflictError: see `ExperimentStore.put`.
@@ -100,23 +100,23 @@ class LiveExperiments:
         """
         await asyncio.to_thread(Assignment, name, experiment, self._policies.tried)
         stored, new = await self._store.put(name, experiment, self._configured, datetime.now(UTC))
-        await self.look()
-        return self._told(name, stored), new
+        await self.refresh()
+        return self._to_public_dict(name, stored), new
 
     async def stop(self, name: str) -> dict[str, Any] | None:
         """End an experiment for good; None: there is no such. Raises LedgerUnavailableError."""
         stored = await self._store.stop(name, self._configured, datetime.now(UTC))
         if stored is None:
             return None
-        await self.look()
-        return self._told(name, stored)
+        await self.refresh()
+        return self._to_public_dict(name, stored)
 
-    async def told(self) -> list[dict[str, Any]]:
-        """All of them, those of the configuration first. Raises LedgerUnavailableError."""
+    async def to_public_dicts(self) -> list[dict[str, Any]]:
+        """All experiments as the admin route shows them, the configured ones first. Raises LedgerUnavailableError."""
         held = await self._store.all()
-        return [self._told(name, held.get(name)) for name in dict.fromkeys([*self._configured, *held])]
+        return [self._to_public_dict(name, held.get(name)) for name in dict.fromkeys([*self._configured, *held])]
 
-    def _told(self, name: str, stored: StoredExperiment | None) -> dict[str, Any]:
+    def _to_public_dict(self, name: str, stored: StoredExperiment | None) -> dict[str, Any]:
         configured = self._configured.get(name)
         experiment = configured or (stored.experiment if stored is not None else None)
         return {
@@ -147,9 +147,9 @@ class LiveExperiments:
             return
         name, experiment = wanted
         made = await asyncio.to_thread(Assignment, name, experiment, self._policies.made)
-        self._policies.look()
+        self._policies.log_states()
         watch = await asyncio.to_thread(_watch, self._ledger_url, experiment, made, self._constants)
-        await watch.look()
+        await watch.refresh()
         self.assignment, self._current = made, wanted
         self._watching = asyncio.create_task(watch.run(), name="experiment-watch")
         _log.info("experiment_begun", experiment=name)

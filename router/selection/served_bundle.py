@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import structlog
 
@@ -32,7 +32,7 @@ class Running:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class CertificateStatus:
     """Whether a bundle's certificates hold."""
 
     state: State
@@ -42,7 +42,7 @@ class Standing:
 
 
 class ServedBundle:
-    """A `Policy`: the bundle's while its standing is good, and what `on_void` says while it is not."""
+    """A `ServingPolicy`: the bundle's while its status is good, and what `on_void` says while it is not."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class ServedBundle:
     ) -> None:
         self.bundle, self.controller = bundle, controller
         self._policy, self._on_void, self._running = policy, on_void, running
-        self._known: tuple[Info | None, Standing] | None = None
+        self._known: tuple[Info | None, CertificateStatus] | None = None
         made_for = bundle.manifest.made_for
         self._tools = made_for.tools if made_for is not None else None
 
@@ -63,18 +63,23 @@ class ServedBundle:
         return f"bundle {self.bundle.digest[:12]}: {self._policy.name}"[:MAX_NAME]
 
     @property
-    def standing(self) -> Standing:
-        """Whether the certificates hold, now; a change is told in the log."""
+    def digest(self) -> str:
+        """SHA-256 of the bundle."""
+        return self.bundle.digest
+
+    @property
+    def status(self) -> CertificateStatus:
+        """Whether the certificates hold, now; a change is logged."""
         info = self._running.loaded()
         if self._known is None or self._known[0] is not info:
             found = self._judged(info)
             if self._known is None or self._known[1] != found:
-                self._tell(found)
+                self._log_status(found)
             self._known = (info, found)
         return self._known[1]
 
     def before(self, request: Request) -> Verdict:
-        if self.standing.state == "void" and self._on_void == "escalate":
+        if self.status.state == "void" and self._on_void == "escalate":
             return Verdict(Action.ESCALATE, Stage.BEFORE, "certificate_void")
         return self._covered(self._policy.before(request))
 
@@ -93,20 +98,24 @@ class ServedBundle:
         """The judge's three loudest signals."""
         return self.bundle.judge.explain(request, draft)
 
-    def view(self) -> dict[str, object]:
-        """What the list of models shows."""
-        standing = self.standing
+    def log_state(self) -> None:
+        """Write to the log how the certificates stand, where that is new."""
+        _ = self.status
+
+    def view(self) -> dict[str, Any]:
+        """The bundle as the list of models shows it."""
+        status = self.status
         return {
             "kind": "bundle",
             "name": self.name,
-            "state": standing.state,
-            "differences": list(standing.differences),
+            "state": status.state,
+            "differences": list(status.differences),
             "on_void": self._on_void,
             **self.bundle.summary(),
         }
 
     def _covered(self, verdict: Verdict) -> Verdict:
-        if verdict.certificate is None or self.standing.state == "in_force":
+        if verdict.certificate is None or self.status.state == "in_force":
             return verdict
         return replace(verdict, certificate=None)
 
@@ -119,23 +128,23 @@ class ServedBundle:
         known = self._tools.keys() & by_name.keys()
         return all(name in known and self._tools[name] == tool_sha256(by_name[name]) for name in called)
 
-    def _judged(self, info: Info | None) -> Standing:
+    def _judged(self, info: Info | None) -> CertificateStatus:
         manifest, running = self.bundle.manifest, self._running
         if manifest.made_for is None:
-            return Standing("uncertified")
+            return CertificateStatus("uncertified")
         if info is None:
-            return Standing("waiting")
+            return CertificateStatus("waiting")
         found = differences(manifest.made_for, info, grammar=True, large_model=running.large_model)
         if found:
-            return Standing("void", found)
-        return Standing("in_force" if manifest.certificates else "uncertified")
+            return CertificateStatus("void", found)
+        return CertificateStatus("in_force" if manifest.certificates else "uncertified")
 
-    def _tell(self, standing: Standing) -> None:
+    def _log_status(self, status: CertificateStatus) -> None:
         digest, certificates = self.bundle.digest, self.bundle.manifest.certificates
-        if standing.state == "void":
-            _log.warning("certificates_void", bundle=digest, differences=standing.differences, on_void=self._on_void)
-        elif standing.state == "in_force":
+        if status.state == "void":
+            _log.warning("certificates_void", bundle=digest, differences=status.differences, on_void=self._on_void)
+        elif status.state == "in_force":
             says = [f"{shown.id}: {shown.sentence()}" for shown in certificates]
             _log.info("certificates_in_force", bundle=digest, certificates=says)
         else:
-            _log.info("certificates_" + standing.state, bundle=digest)
+            _log.info("certificates_" + status.state, bundle=digest)

@@ -92,11 +92,11 @@ class SharedMemories:
 
     async def get(self, digest: str) -> Memory | None:
         """See `Memories.get`."""
-        told = await self._redis.ask(lambda: self._redis.client.get(_name(digest)))
-        if told is None:
+        answer = await self._redis.ask(lambda: self._redis.client.get(_name(digest)))
+        if answer is None:
             return await self._local.get(digest)
         try:
-            return None if told.value is None else msgspec.json.decode(told.value, type=Memory)
+            return None if answer.value is None else msgspec.json.decode(answer.value, type=Memory)
         except msgspec.DecodeError:  # of another version of ours
             return None
 

@@ -11,11 +11,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from router.access.estimate import LargeRates
-from router.access.gate import Access
+from router.access.gate import Gate
 from router.access.limits import Counters, LocalCounters
 from router.access.store import KeyStore
 from router.cascade.gateway import Auditor
@@ -52,7 +53,7 @@ def redis_link(
     return link
 
 
-async def access_of(
+async def gate_of(
     settings: Settings,
     constants: Constants,
     ledger: Ledger,
@@ -60,8 +61,8 @@ async def access_of(
     metrics: Metrics,
     link: RedisLink | None,
     stack: contextlib.AsyncExitStack,
-) -> Access:
-    """The door. Raises PublicWithoutKeysError, KeysUnavailableError."""
+) -> Gate:
+    """The gate, its keys kept fresh. Raises PublicWithoutKeysError, KeysUnavailableError."""
     local = LocalCounters(time.monotonic)
     counters: Counters = local
     if link is not None:
@@ -69,10 +70,10 @@ async def access_of(
 
         counters = RedisCounters(link, local, on_down=settings.access.on_redis_down)
     store = KeyStore(ledger.engine)
-    access = Access(
+    gate = Gate(
         settings.access, settings.server, store, counters, local, metrics, rates=rates, refresh_s=constants.refresh_s
     )
-    return await stack.enter_async_context(access.running())
+    return await stack.enter_async_context(gate.running())
 
 
 def stickiness_of(settings: Settings, constants: Constants, rates: LargeRates, link: RedisLink | None) -> Stickiness:
@@ -83,17 +84,21 @@ def stickiness_of(settings: Settings, constants: Constants, rates: LargeRates, l
     return Stickiness(settings.conversations.sticky, constants, memories, rates)
 
 
-def policies_of(
-    settings: Settings, small: Callable[[], SmallModel | None], large: LargeModel | None
-) -> PoliciesInForce:
-    """Raises SettingsError where a bundle cannot be loaded."""
+@dataclass(slots=True)
+class SmallSide:
+    """The small model of one gateway, set once it is there: policies ask it later than they are made."""
 
-    def loaded() -> Info | None:
-        backend = small()
-        return backend.info if backend is not None else None
+    model: SmallModel | None
 
+    def info(self) -> Info | None:
+        """What is loaded; None while nothing is ready."""
+        return self.model.info if self.model is not None else None
+
+
+def policies_of(settings: Settings, small: SmallSide, large: LargeModel | None) -> PoliciesInForce:
+    """The policies of the configuration, with their bundles loaded. Raises SettingsError where one cannot be."""
     large_model = large.model if large is not None else settings.large.model
-    return PoliciesInForce(settings, Running(loaded, large_model))
+    return PoliciesInForce(settings, Running(small.info, large_model))
 
 
 def reloaded_on_hangup(

@@ -1,6 +1,6 @@
 """What an answer of the large model holds: which calls, and how much text. Read off as it goes by, in any dialect.
 
-The shape tells the dialect: chat completions have `choices`, Messages `content`, Responses `output`. A provider is not
+Its shape shows the dialect: chat completions have `choices`, Messages `content`, Responses `output`. A provider is not
 trusted: what has another type is read over, and both the number of calls and the arguments that are kept are bounded.
 """
 
@@ -20,7 +20,7 @@ MAX_ARGUMENTS_CHARS = 1_000_000
 
 
 @dataclass(slots=True)
-class SeenCall:
+class AnswerCall:
     """One call of an answer; `pieces` are its arguments' JSON text."""
 
     call_id: str
@@ -33,16 +33,16 @@ class SeenCall:
         return "".join(self.pieces)
 
 
-class Seen:
+class AnswerSummary:
     """Belongs to one answer. `keep`: whether arguments are kept, and not only counted."""
 
     def __init__(self, *, keep: bool = False) -> None:
-        self.calls: list[SeenCall] = []
+        self.calls: list[AnswerCall] = []
         self.chars = 0
         """Characters of text, reasoning and arguments that went by."""
         self.keep = keep
         self._kept = 0
-        self._at: dict[Any, SeenCall] = {}
+        self._at: dict[Any, AnswerCall] = {}
 
     @property
     def large_calls(self) -> list[LargeCall]:
@@ -138,17 +138,17 @@ class Seen:
         for part in _objects(item.get("content")):
             self._count(part.get("text"))
 
-    def _call(self, key: Any, call_id: Any, tool: Any) -> SeenCall | None:
+    def _call(self, key: Any, call_id: Any, tool: Any) -> AnswerCall | None:
         if len(self.calls) >= MAX_CALLS or not isinstance(tool, str):
             self._at.pop(key, None)
             return None
-        call = SeenCall(call_id if isinstance(call_id, str) else "", tool)
+        call = AnswerCall(call_id if isinstance(call_id, str) else "", tool)
         self.calls.append(call)
         if key is not None:
             self._at[key] = call
         return call
 
-    def _write(self, call: SeenCall | None, text: Any) -> None:
+    def _write(self, call: AnswerCall | None, text: Any) -> None:
         if not isinstance(text, str):
             return
         self.chars += len(text)

@@ -6,7 +6,6 @@ import contextlib
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from contextvars import ContextVar
 from email.utils import parsedate_to_datetime
 from random import Random
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ import structlog
 from router.settings import Large, environment_secrets
 from router.upstream.breaker import Breaker
 from router.upstream.large_model import (
+    Tries,
     UpstreamError,
     UpstreamRateLimited,
     UpstreamRejected,
@@ -26,18 +26,6 @@ from router.upstream.large_model import (
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
 
-
-class Tries:
-    """How often the large model was asked for one request."""
-
-    __slots__ = ("made",)
-
-    def __init__(self) -> None:
-        self.made = 0
-
-
-TRIES: ContextVar[Tries | None] = ContextVar("tries", default=None)
-"""Where the tries of the request are counted that the current task works on."""
 
 MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
@@ -51,7 +39,7 @@ class Attempts:
     """Tries of one large model. Belongs to one event loop.
 
     Args:
-        retried: told the code of each failure that is tried again.
+        retried: called with the code of each failure that is tried again.
     """
 
     def __init__(
@@ -66,13 +54,13 @@ class Attempts:
         self._settings, self._rng, self._retried, self._sleep = settings, rng, retried, sleep
         self._breaker = breaker
 
-    async def run(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What `attempt` gives, tried again where that may help. Raises UpstreamError."""
+    async def run(self, attempt: Callable[[], Awaitable[T]], tries: Tries | None = None) -> T:
+        """What `attempt` gives, tried again where that may help; `tries` counts each. Raises UpstreamError."""
         number = 0
         while True:
             try:
                 with self._breaker.attempt():
-                    if (tries := TRIES.get()) is not None:
+                    if tries is not None:
                         tries.made += 1
                     return await attempt()
             except UpstreamError as error:
@@ -108,9 +96,9 @@ def broken_off() -> UpstreamUnavailable:
 
 
 def refused(
-    status: int, told: Mapping[str, Any], message: str, retry_after_s: float | None, settings: Large
+    status: int, error: Mapping[str, Any], message: str, retry_after_s: float | None, settings: Large
 ) -> UpstreamError:
-    """What an HTTP status of 400 or more means; `told` is the provider's error object."""
+    """What an HTTP status of 400 or more means; `error` is the provider's error object."""
     if status == 408:
         return timed_out(settings)
     if status == 429:
@@ -123,12 +111,12 @@ def refused(
         return UpstreamUnavailable(status, "upstream_overloaded", message, retry_after_s=retry_after_s, retryable=True)
     if not 400 <= status < 500:
         return unreachable(retry_after_s)
-    code, param = told.get("code"), told.get("param")
+    code, param = error.get("code"), error.get("param")
     known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code) and _harmless(code, settings) == code
     return UpstreamRejected(
         status,
         str(code) if known else "upstream_rejected",
-        _harmless(str(told.get("message") or message or "the large model refused the request"), settings),
+        _harmless(str(error.get("message") or message or "the large model refused the request"), settings),
         param=_harmless(param, settings) if isinstance(param, str) else None,
     )
 

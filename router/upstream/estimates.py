@@ -45,13 +45,13 @@ def unit_prices(priced: Priced) -> UnitPrices | None:
     return UnitPrices(asked * per_mtok, (asked if cached is None else cached) * per_mtok, (answered - asked) * per_mtok)
 
 
-def cut_short_usd(
+def truncated_cost_usd(
     priced: Priced, usage: Usage | None, known_usd: float | None, request_bytes: int, chars: int
 ) -> float:
     """What an answer that was cut short must have cost beyond what is known of it, USD; 0 where no price is known.
 
     Args:
-        usage, known_usd: as far as the provider told.
+        usage, known_usd: as far as the provider reported.
         chars: of the answer, as far as it came.
     """
     completion = -(-chars // CHARS_PER_TOKEN)

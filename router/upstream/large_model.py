@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 
 class UpstreamError(Exception):
-    """The large model did not answer. `status`, `code`, `message` and `param` are what our client is told."""
+    """The large model did not answer. `status`, `code`, `message` and `param` are what our client gets to see."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class UpstreamError(Exception):
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s, self.retryable = retry_after_s, retryable
         self.usage: Usage | None = None
-        """What was used all the same, where the provider told it."""
+        """What was used all the same, where the provider reported it."""
 
 
 class UpstreamRejected(UpstreamError):
@@ -63,6 +63,13 @@ class Usage:
     service_tier: str | None = None
 
 
+@dataclass(slots=True)
+class Tries:
+    """How often the large model was asked for one request."""
+
+    made: int = 0
+
+
 class LargeStream(Protocol):
     """Chunks of a chat completion in OpenAI's shape. Usage, where the provider reports it, comes last, in a chunk
     without choices. Iterating raises UpstreamError where the stream breaks off."""
@@ -84,11 +91,11 @@ class LargeModel(Protocol):
     def ready(self) -> bool:
         """Whether it can be asked without waiting for something to load."""
 
-    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """A whole chat completion in OpenAI's shape. Raises UpstreamError."""
+    async def complete(self, body: Mapping[str, Any], tries: Tries | None = None) -> dict[str, Any]:
+        """A whole chat completion in OpenAI's shape; `tries` counts each time it is asked. Raises UpstreamError."""
 
-    async def stream(self, body: Mapping[str, Any]) -> LargeStream:
-        """A stream whose first chunk is at hand. Raises UpstreamError."""
+    async def stream(self, body: Mapping[str, Any], tries: Tries | None = None) -> LargeStream:
+        """A stream whose first chunk is at hand; `tries` as for `complete`. Raises UpstreamError."""
 
     def cost_usd(self, usage: Usage) -> float | None:
         """What that usage costs; None where the price is not known."""

@@ -20,10 +20,11 @@ from typing import Any
 import aiohttp
 import orjson
 
+from router.dialects.exchange import Exchange
 from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
 from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable
-from router.upstream.large_model import UpstreamError, UpstreamUnavailable, Usage
+from router.upstream.large_model import Tries, UpstreamError, UpstreamUnavailable, Usage
 from router.upstream.translated import LitellmModel
 from router.upstream.wires import WIRES, StreamState, Wire, request_body
 
@@ -85,10 +86,10 @@ class Passthrough:
             self._session = session
             yield self
 
-    async def whole(self, chat: ChatRequest, dialect: DialectName) -> tuple[dict[str, Any], Usage | None]:
-        """The provider's whole answer and what usage it tells. Raises UpstreamError."""
-        target = self._targets[dialect]
-        answer = await self._post(target, target.url, chat)
+    async def whole(self, exchange: Exchange, tries: Tries) -> tuple[dict[str, Any], Usage | None]:
+        """The provider's whole answer and the usage that it reports. Raises UpstreamError."""
+        target = self._targets[exchange.dialect.name]
+        answer = await self._post(target, target.url, exchange.chat, tries)
         if not isinstance(answer.get(target.wire.answer_field), list):
             raise unreachable()
         return answer, target.wire.usage(answer)
@@ -101,14 +102,15 @@ class Passthrough:
             raise unreachable()
         return counted
 
-    async def stream(self, chat: ChatRequest, dialect: DialectName, writer: Writer) -> Forwarded:
+    async def stream(self, exchange: Exchange, tries: Tries) -> Forwarded:
         """A stream whose first event is at hand. Raises UpstreamError."""
+        chat, dialect = exchange.chat, exchange.dialect.name
         target = self._targets[dialect]
         body = request_body(chat.raw, self._model, ask_usage=dialect == "chat_completions")
 
         async def attempt() -> Forwarded:
             response = await self._asked(target, target.url, chat, body)
-            stream = Forwarded(response, target.wire.state(), chat, writer, self._settings)
+            stream = Forwarded(response, target.wire.state(), chat, exchange.writer, self._settings)
             try:
                 await stream.open()
             except BaseException:
@@ -117,9 +119,9 @@ class Passthrough:
             return stream
 
         await self._translated.priced()
-        return await self._translated.attempts.run(attempt)
+        return await self._translated.attempts.run(attempt, tries)
 
-    async def _post(self, target: _Target, url: str, chat: ChatRequest) -> dict[str, Any]:
+    async def _post(self, target: _Target, url: str, chat: ChatRequest, tries: Tries | None = None) -> dict[str, Any]:
         body = request_body(chat.raw, self._model, ask_usage=False)
 
         async def attempt() -> dict[str, Any]:
@@ -133,7 +135,7 @@ class Passthrough:
             return answer
 
         await self._translated.priced()
-        return await self._translated.attempts.run(attempt)
+        return await self._translated.attempts.run(attempt, tries)
 
     async def _asked(self, target: _Target, url: str, chat: ChatRequest, body: bytes) -> aiohttp.ClientResponse:
         """A response of status 200. Raises UpstreamError."""
@@ -153,11 +155,11 @@ class Passthrough:
             raise await self._refusal(response)
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> UpstreamError:
-        told: Any = None
+        answer: Any = None
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, UpstreamError):
             async with asyncio.timeout(self._settings.timeout_s):
-                told = orjson.loads(await _bounded(response))
-        error = told.get("error") if isinstance(told, dict) else None
+                answer = orjson.loads(await _bounded(response))
+        error = answer.get("error") if isinstance(answer, dict) else None
         wait_s = retry_after_s(response.headers.get("retry-after", ""))
         return refused(response.status, error if isinstance(error, dict) else {}, "", wait_s, self._settings)
 
@@ -188,21 +190,21 @@ class Forwarded:
             yield events
             events = await self._next()
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
-        """See `Source.ends`."""
+    def is_final(self, piece: Mapping[str, Any]) -> bool:
+        """See `Source.is_final`."""
         return self._state.ends(piece)
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """See `Source.usage`."""
         return self._state.see(piece)
 
-    def told(self, piece: dict[str, Any]) -> tuple[bytes]:
-        """See `Source.told`."""
+    def encode(self, piece: dict[str, Any]) -> tuple[bytes]:
+        """See `Source.encode`."""
         self._state.rename(piece, self._chat.client_model)
         return (self._writer.forwarded(piece),)
 
-    def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
-        """See `Source.ending`."""
+    def encode_final(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
+        """See `Source.encode_final`."""
         for piece in pieces:
             self._state.rename(piece, self._chat.client_model)
         yield from self._writer.forwarded_ending(pieces, extras)
@@ -276,9 +278,9 @@ def _mapped(error: Exception, settings: Large) -> UpstreamError:
     return timed_out(settings) if isinstance(error, TimeoutError) else unreachable()
 
 
-def _failed(told: Mapping[str, Any], settings: Large) -> UpstreamError:
-    """An error that a provider tells inside a stream of status 200."""
-    said = refused(400, told, "the large model failed in mid-stream", None, settings)
+def _failed(error: Mapping[str, Any], settings: Large) -> UpstreamError:
+    """An error that a provider reports inside a stream of status 200."""
+    said = refused(400, error, "the large model failed in mid-stream", None, settings)
     return UpstreamUnavailable(502, "upstream_unavailable", said.message, retryable=True)
 
 

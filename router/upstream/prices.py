@@ -108,7 +108,7 @@ class MappedPrices:
 
 @dataclass(frozen=True, slots=True)
 class _Rates:
-    """USD a token of usage that tells nothing but prompt, cached, completion and reasoning tokens. litellm takes some
+    """USD a token of usage that holds nothing but prompt, cached, completion and reasoning tokens. litellm takes some
     hundred microseconds to say the same."""
 
     prompt: float
@@ -117,7 +117,7 @@ class _Rates:
     reasoning: float
 
     def cost_usd(self, reported: Mapping[str, Any]) -> float | None:
-        """None where the usage tells of other tokens as well."""
+        """None where the usage holds other tokens as well."""
         cached = _only(reported, "prompt_tokens_details", "cached_tokens", 0)
         reasoning = _only(reported, "completion_tokens_details", "reasoning_tokens", 0)
         if cached is None or reasoning is None or any(reported[name] for name in reported.keys() - _PLAIN):
@@ -139,13 +139,13 @@ _PLAIN = frozenset(
 
 
 def _only(reported: Mapping[str, Any], details: str, name: str, missing: int) -> int | None:
-    """The tokens of that name among the details; None where the details tell of others."""
-    told = reported.get(details)
-    if not told:
+    """The tokens of that name among the details; None where the details hold others."""
+    listed = reported.get(details)
+    if not listed:
         return missing
-    if not isinstance(told, dict) or any(value for key, value in told.items() if key not in (name, "text_tokens")):
+    if not isinstance(listed, dict) or any(value for key, value in listed.items() if key not in (name, "text_tokens")):
         return None
-    found = told.get(name) or 0
+    found = listed.get(name) or 0
     return found if isinstance(found, int) else None
 
 
@@ -155,8 +155,8 @@ def _rates(litellm: Callable[[Mapping[str, Any]], float | None]) -> _Rates | Non
     thousand = [litellm(plain_usage(*(1000 if kind == one else 0 for kind in range(4)))) for one in range(4)]
     rates = _Rates(*((cost or 0.0) / 1000 for cost in thousand))
     for mixed in ((700, 1100, 130, 90), (3, 0, 1, 0), (90_000, 410_000, 7_000, 60_000), (900_000, 0, 90_000, 0)):
-        asked, told = litellm(plain_usage(*mixed)), rates.cost_usd(plain_usage(*mixed))
-        if asked is None or told is None or not math.isclose(asked, told, rel_tol=1e-9):
+        expected, ours = litellm(plain_usage(*mixed)), rates.cost_usd(plain_usage(*mixed))
+        if expected is None or ours is None or not math.isclose(expected, ours, rel_tol=1e-9):
             return None
     return rates
 

@@ -71,8 +71,8 @@ def _call(call: Mapping[str, Any]) -> dict[str, Any]:
 def _with_usage(body: dict[str, Any], usage: Mapping[str, Any] | None) -> dict[str, Any]:
     body.pop("usage", None)
     if usage:
-        told = {key: _filled(value) if isinstance(value, dict) else value for key, value in usage.items()}
-        body["usage"] = {key: value for key, value in told.items() if value is not None and key != "cost"}
+        shown = {key: _filled(value) if isinstance(value, dict) else value for key, value in usage.items()}
+        body["usage"] = {key: value for key, value in shown.items() if value is not None and key != "cost"}
     return body
 
 

@@ -2,7 +2,7 @@
 
 litellm takes seconds to import: a thread does it at start-up, and a request that comes before waits for it. Its first
 call loads some more, in the event loop (about a second on the machines that we measured). All foreign errors become
-`UpstreamError` here, once, and none of them tells a key or an address.
+`UpstreamError` here, once, and none of them shows a key or an address.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from router.upstream.attempts import Attempts, broken_off, refused, retry_after_
 from router.upstream.breaker import Breaker
 from router.upstream.large_model import (
     LargeStream,
+    Tries,
     UpstreamError,
     UpstreamRejected,
     UpstreamTimeout,
@@ -60,7 +61,7 @@ class LitellmModel:
     """One large model behind litellm. Belongs to one event loop.
 
     Args:
-        retried: told the code of each failure that is tried again.
+        retried: called with the code of each failure that is tried again.
         clock: seconds, monotonic.
         constants: of the circuit breaker.
     """
@@ -116,16 +117,16 @@ class LitellmModel:
         gc.freeze()  # litellm's 300,000 objects stay to the end: no collection need walk through them
         return litellm
 
-    async def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def complete(self, body: Mapping[str, Any], tries: Tries | None = None) -> dict[str, Any]:
         """See `LargeModel.complete`."""
 
         async def attempt() -> dict[str, Any]:
             response = await self._asked({**body, "stream": False})
             return shape.completion(response.model_dump())
 
-        return await self.attempts.run(attempt)
+        return await self.attempts.run(attempt, tries)
 
-    async def stream(self, body: Mapping[str, Any]) -> LargeStream:
+    async def stream(self, body: Mapping[str, Any], tries: Tries | None = None) -> LargeStream:
         """See `LargeModel.stream`. Usage is always asked for."""
         options = {**(body.get("stream_options") or {}), "include_usage": True}
 
@@ -139,7 +140,7 @@ class LitellmModel:
                 raise
             return stream
 
-        return await self.attempts.run(attempt)
+        return await self.attempts.run(attempt, tries)
 
     async def count_tokens(self, body: Mapping[str, Any]) -> int:
         """What litellm's tokenizer for the model makes of a chat completion's request: an estimate, made in a thread
@@ -213,10 +214,10 @@ class LitellmModel:
             _log.warning("upstream_error_unknown", error=type(error).__name__)
             return unreachable()
         body = getattr(error, "body", None)
-        told: Mapping[str, Any] = body if isinstance(body, dict) else {}
-        message = str(told.get("message") or getattr(error, "message", ""))
+        details: Mapping[str, Any] = body if isinstance(body, dict) else {}
+        message = str(details.get("message") or getattr(error, "message", ""))
         message = re.sub(r"^(litellm\.)?(\w+: )*(\w+Exception - )?", "", message, count=1)
-        return refused(status, {**told, "message": message}, message, _retry_after_s(error), self._settings)
+        return refused(status, {**details, "message": message}, message, _retry_after_s(error), self._settings)
 
 
 class LitellmStream:

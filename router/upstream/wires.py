@@ -1,4 +1,4 @@
-"""What a pass-through must know of each dialect: where it is asked, how usage is told, and where a stream ends.
+"""What a pass-through must know of each dialect: where it is asked, how usage is reported, and where a stream ends.
 
 Everything else passes as it came. Of a request only the model's name is replaced (and, in a stream of chat
 completions, usage is asked for); every other value keeps its bytes, so the provider's prompt cache sees what the
@@ -42,7 +42,7 @@ class StreamState(Protocol):
     """Whether the stream came to its own end."""
 
     def see(self, event: Mapping[str, Any]) -> Usage | None:
-        """Take one event; the usage known so far, where this event tells of it."""
+        """Take one event; the usage known so far, where this event reports it."""
 
     def ends(self, event: Mapping[str, Any]) -> bool:
         """Whether the end begins with this event, which is the one that was seen last."""
@@ -99,14 +99,14 @@ class _Chunks:
     _ends = False
 
     def see(self, event: Mapping[str, Any]) -> Usage | None:
-        choices, told = event.get("choices"), event.get("usage")
+        choices, spent = event.get("choices"), event.get("usage")
         if not choices:
-            self._ends = bool(told)  # without choices and usage it is no end: some providers begin with such a chunk
+            self._ends = bool(spent)  # without choices and usage it is no end: some providers begin with such a chunk
         elif _finished(choices):
             self._ends = self.complete = True
         else:
-            self._ends = False  # whatever usage it tells: some providers tell it in every chunk
-        return usage_of(event) if told else None
+            self._ends = False  # whatever usage it reports: some providers report it in every chunk
+        return usage_of(event) if spent else None
 
     def ends(self, event: Mapping[str, Any]) -> bool:
         return self._ends
@@ -153,12 +153,12 @@ class _MessageEvents:
 
     def see(self, event: Mapping[str, Any]) -> Usage | None:
         kind = event.get("type")
-        told = event.get("message", {}).get("usage") if kind == "message_start" else event.get("usage")
+        spent = event.get("message", {}).get("usage") if kind == "message_start" else event.get("usage")
         self.complete = self.complete or kind == "message_stop"
-        if not isinstance(told, dict):
+        if not isinstance(spent, dict):
             return None
         # Counts are cumulative: those of `message_delta` take the place of those of `message_start`.
-        self._usage |= {key: value for key, value in told.items() if value is not None}
+        self._usage |= {key: value for key, value in spent.items() if value is not None}
         return _messages_usage(self._usage)
 
     def ends(self, event: Mapping[str, Any]) -> bool:
@@ -173,24 +173,24 @@ class _MessageEvents:
         return error if event.get("type") == "error" and isinstance(error, dict) else None
 
 
-def _messages_usage(told: Any) -> Usage | None:
-    """Anthropic counts tokens read from and written to the cache apart; here they are among the prompt's, as prices
+def _messages_usage(spent: Any) -> Usage | None:
+    """Anthropic spent tokens read from and written to the cache apart; here they are among the prompt's, as prices
     expect them."""
-    if not isinstance(told, dict) or not isinstance(told.get("input_tokens"), int):
+    if not isinstance(spent, dict) or not isinstance(spent.get("input_tokens"), int):
         return None
-    read, written = (told.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
+    read, written = (spent.get(f"cache_{kind}_input_tokens") or 0 for kind in ("read", "creation"))
     reported = {
-        "prompt_tokens": told["input_tokens"] + read + written,
-        "completion_tokens": told.get("output_tokens") or 0,
+        "prompt_tokens": spent["input_tokens"] + read + written,
+        "completion_tokens": spent.get("output_tokens") or 0,
         "prompt_tokens_details": {"cached_tokens": read},
         "cache_read_input_tokens": read,
         "cache_creation_input_tokens": written,
     }
-    if written and isinstance(told.get("cache_creation"), dict):  # how long what was written is kept
-        reported["prompt_tokens_details"]["cache_creation_token_details"] = told["cache_creation"]
-    if isinstance(told.get("server_tool_use"), dict):
-        reported["server_tool_use"] = told["server_tool_use"]
-    return _usage(reported, told.get("service_tier"))
+    if written and isinstance(spent.get("cache_creation"), dict):  # how long what was written is kept
+        reported["prompt_tokens_details"]["cache_creation_token_details"] = spent["cache_creation"]
+    if isinstance(spent.get("server_tool_use"), dict):
+        reported["server_tool_use"] = spent["server_tool_use"]
+    return _usage(reported, spent.get("service_tier"))
 
 
 class ResponsesWire:
@@ -237,14 +237,14 @@ class _ResponseEvents:
 
 
 def _responses_usage(answer: Any) -> Usage | None:
-    told = answer.get("usage") if isinstance(answer, dict) else None
-    if not isinstance(told, dict) or not isinstance(told.get("input_tokens"), int):
+    spent = answer.get("usage") if isinstance(answer, dict) else None
+    if not isinstance(spent, dict) or not isinstance(spent.get("input_tokens"), int):
         return None
     reported = {
-        "prompt_tokens": told["input_tokens"],
-        "completion_tokens": told.get("output_tokens") or 0,
-        "prompt_tokens_details": {"cached_tokens": (told.get("input_tokens_details") or {}).get("cached_tokens") or 0},
-        "completion_tokens_details": told.get("output_tokens_details") or {},
+        "prompt_tokens": spent["input_tokens"],
+        "completion_tokens": spent.get("output_tokens") or 0,
+        "prompt_tokens_details": {"cached_tokens": (spent.get("input_tokens_details") or {}).get("cached_tokens") or 0},
+        "completion_tokens_details": spent.get("output_tokens_details") or {},
     }
     return _usage(reported, answer.get("service_tier"))
 

@@ -143,7 +143,7 @@ class World:
 
     async def rows(self) -> list[DecisionRow]:
         """The decisions so far, oldest first."""
-        rows: list[DecisionRow] = await self._app.state.ledger.page()
+        rows: list[DecisionRow] = await self._app.services.ledger.page()
         return sorted(rows, key=lambda row: row.decision_id)
 
 
@@ -168,6 +168,6 @@ async def world(folder: Path, *, forwarded: bool) -> AsyncIterator[World]:
         app = create_app(settings, small=Small())
         async with served(app) as url:
             async with asyncio.timeout(120):
-                while not app.state.large.ready:  # noqa: ASYNC110 - litellm's import
+                while not app.services.large.ready:  # noqa: ASYNC110 - litellm's import
                     await asyncio.sleep(0.05)
             yield World(url, app, large)

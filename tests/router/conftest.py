@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from router.constants import Constants
+from router.http.services import GatewayApp
 from router.server.app import create_app
 from router.settings import Settings
 from router.small.worker_client import SmallModelError
@@ -73,7 +74,7 @@ async def served(app: FastAPI) -> AsyncIterator[str]:
         await task
 
 
-Make = Callable[..., FastAPI]
+Make = Callable[..., GatewayApp]
 CONSTANTS = Constants(refresh_s=0.2, redis_timeout_s=60.0)
 
 
@@ -91,7 +92,7 @@ def gateway(tmp_path: Path) -> Make:
         large_base: str | None = None,
         constants: Constants = CONSTANTS,
         **values: Any,
-    ) -> FastAPI:
+    ) -> GatewayApp:
         values.setdefault("policy", {"kind": "threshold", "threshold": 0.5})
         values["ledger"] = {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}", **values.get("ledger", {})}
         if large_base:

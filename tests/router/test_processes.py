@@ -56,7 +56,7 @@ async def test_a_killed_worker_costs_no_answer(tmp_path: Path, llama_folder: Pat
     async with recorded() as upstream:
         app = create_app(settings(tmp_path, upstream.url), model_folder=llama_folder)
         async with served(app) as url, aiohttp.ClientSession() as session:
-            supervisor = app.state.small
+            supervisor = app.services.small
             await until(lambda: supervisor.info is not None)
             first = supervisor.pid
 
@@ -72,7 +72,7 @@ async def test_a_killed_worker_costs_no_answer(tmp_path: Path, llama_folder: Pat
             os.kill(first, signal.SIGKILL)
             assert [await task for task in asking] == [200] * 20
             await until(lambda: supervisor.info is not None and supervisor.pid not in (None, first))
-            reasons = {row.reason for row in await app.state.ledger.page()}
+            reasons = {row.reason for row in await app.services.ledger.page()}
             assert reasons & {"worker_lost", "worker_unavailable"}
 
 
@@ -195,13 +195,13 @@ async def test_a_draft_given_up_at_its_plan_frees_its_slot_at_once(tmp_path: Pat
     configured = Settings.model_validate({**base, "small": small, "policy": policy_section})
     app = create_app(configured, model_folder=llama_folder, large=Scripted(), constants=Constants(max_queue=1))
     async with served(app) as url, aiohttp.ClientSession() as session:
-        await until(lambda: app.state.small.info is not None, 120.0)
+        await until(lambda: app.services.small.info is not None, 120.0)
         for index in range(30):
             body = ask(messages=[{"role": "user", "content": f"Paris {index}?"}], tool_choice="required")
             async with session.post(url + "/chat/completions", json=body) as response:
                 assert response.status == 200, await response.text()
                 assert response.headers["x-smallcall-reason"] == "unsure_plan"
-        rows = await app.state.ledger.page()
+        rows = await app.services.ledger.page()
     assert {(row.stage, row.side, row.small_steps) for row in rows} == {("during", "large", None)}
     assert max(row.small_queue_s or 0.0 for row in rows) < 1.0
     assert max(row.small_completion_tokens or 0 for row in rows) < 500
@@ -221,13 +221,13 @@ async def main():
     async with recorded() as upstream:
         app = create_app(settings(Path({str(tmp_path)!r}), upstream.url), model_folder=Path({str(llama_folder)!r}))
         async with served(app) as url, aiohttp.ClientSession() as session:
-            while app.state.small.info is None:
+            while app.services.small.info is None:
                 await asyncio.sleep(0.05)
             case = ROWS[0].case
             body = dict(model="m", messages=case.messages, tools=case.tools)
             async with session.post(url + "/chat/completions", json=body) as response:
                 assert response.status == 200, await response.text()
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
             assert row.small_completion_tokens, row
     print(json.dumps([m for m in ("torch", "transformers") if m in sys.modules]))
 asyncio.run(main())

@@ -108,7 +108,7 @@ async def test_an_unknown_key_is_refused_in_each_dialects_own_shape(gateway: Mak
         await make_key(url)
         foreign = "sk-proj-foreign"
         status, headers, told = await call(url, "POST", path, body, {"x-api-key": foreign})
-        assert await app.state.ledger.count() == 0
+        assert await app.services.ledger.count() == 0
     assert (status, headers["www-authenticate"]) == (401, "Bearer")
     assert foreign not in json.dumps(told)
     if "messages" in path:
@@ -137,8 +137,8 @@ async def test_a_revoked_and_an_expired_key_say_so(gateway: Make) -> None:
     async with served(app) as url:
         made = await make_key(url)
         past = NewKey.model_construct(name="old", expires_at=datetime.now(UTC) - timedelta(seconds=1))
-        _, expired = await app.state.access.store.create(past, datetime.now(UTC))
-        await app.state.access.look()
+        _, expired = await app.services.gate.store.create(past, datetime.now(UTC))
+        await app.services.gate.refresh()
         headers = [{"x-api-key": secret} for secret in (made["key"], expired)]
         assert (await call(url, "GET", "/v1/models", None, headers[0]))[0] == 200
         assert (await call(url, "DELETE", f"/admin/keys/{made['id']}", None, AS_ADMIN))[0] == 200

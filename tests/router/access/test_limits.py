@@ -15,9 +15,9 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.access.estimate import need
+from router.access.estimate import estimate
 from router.access.keys import VirtualKey, minted, new_key
-from router.access.limits import LocalCounters, Need, Standing
+from router.access.limits import LimitStatus, LocalCounters, Reservation
 from router.ledger.row import DecisionRow
 from router.ledger.store import Ledger
 from router.upstream.estimates import UnitPrices, unit_prices
@@ -53,7 +53,7 @@ async def test_spent_budgets_refuse_in_each_dialects_shape(gateway: Make, ledger
             chat = await call(url, "POST", "/v1/chat/completions", LARGE, headers)
             responses = await call(url, "POST", "/v1/responses", {"model": "m", "input": "x", "stream": True}, headers)
             messages = await call(url, "POST", "/v1/messages", LARGE, headers)
-            (kept,) = await app.state.ledger.page()
+            (kept,) = await app.services.ledger.page()
             listed = (await call(url, "GET", "/admin/keys", None, {"x-api-key": ACCESS["admin_key"]}))[2]["data"]
     assert first[0] == 200
     assert (kept.charged_nusd, kept.large_cost_nusd, listed[0]["spent_usd"]) == (CHAT_NUSD, CHAT_NUSD, CHAT_NUSD / 1e9)
@@ -110,7 +110,7 @@ async def test_fifty_requests_at_once_overspend_by_no_more_than_the_one_across_t
                 *(call(url, "POST", "/v1/chat/completions", body, headers) for _ in range(50))
             )
             late = await call(url, "POST", "/v1/chat/completions", body, headers)
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
     served_ones = sum(status == 200 for status, _, _ in answers)
     assert {status for status, _, _ in answers} == {200, 402}
     spent = sum(kept.charged_nusd for kept in rows)
@@ -130,7 +130,7 @@ async def test_what_is_held_is_given_back_when_the_answer_is_small_or_fails(gate
             for body in (ask(), LARGE, ask(), LARGE):
                 status, told, _ = await call(url, "POST", "/v1/chat/completions", body, headers)
                 assert status == (400 if body is LARGE else 200)
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
     assert [kept.charged_nusd for kept in rows] == [0, 0, 0, 0]
     assert int(told["x-ratelimit-remaining-tokens"]) > 2500  # each draft holds over a third of the bucket
 
@@ -154,13 +154,13 @@ async def test_a_stream_cut_short_is_charged_what_was_held_for_it(gateway: Make)
             size = len(json.dumps(body))
         async with Ledger.open(_url(app)) as ledger:
             spent = await _spent(ledger, made["id"])
-    held = need(size, body, 1024, UnitPrices(100, 10, 1000)).cost_nusd
+    held = estimate(size, body, 1024, UnitPrices(100, 10, 1000)).cost_nusd
     assert (kept.status, kept.large_cost_nusd, kept.charged_nusd) == (499, None, held)
     assert spent == held > 0
 
 
 def _url(app: Any) -> str:
-    return str(app.state.ledger.engine.url.render_as_string(hide_password=False))
+    return str(app.services.ledger.engine.url.render_as_string(hide_password=False))
 
 
 async def _spent(ledger: Ledger, key_id: str) -> int:
@@ -329,50 +329,50 @@ async def test_a_bucket_refills_all_the_time_and_holds_one_minute() -> None:
     clock = Clock()
     counters, asked = LocalCounters(clock), key(requests_per_minute=60)
     for _ in range(60):
-        assert (await counters.take(asked, Need(0, 0), NOW)).refused is None
-    refused = await counters.take(asked, Need(0, 0), NOW)
+        assert (await counters.take(asked, Reservation(0, 0), NOW)).refused is None
+    refused = await counters.take(asked, Reservation(0, 0), NOW)
     assert (refused.refused, refused.retry_after_s, refused.requests_reset_s) == ("requests", 1.0, 60.0)
     clock.s = 0.5
-    assert (await counters.take(asked, Need(0, 0), NOW)).retry_after_s == pytest.approx(0.5)
+    assert (await counters.take(asked, Reservation(0, 0), NOW)).retry_after_s == pytest.approx(0.5)
     clock.s = 3600.0
-    assert (await counters.take(asked, Need(0, 0), NOW)).requests_left == 59
+    assert (await counters.take(asked, Reservation(0, 0), NOW)).requests_left == 59
 
 
 async def test_a_request_larger_than_the_bucket_passes_a_full_one_and_leaves_a_debt() -> None:
     """It is never refused for ever; those behind it wait until the debt is paid."""
     clock = Clock()
     counters, asked = LocalCounters(clock), key(tokens_per_minute=600)
-    taken = await counters.take(asked, Need(1200, 0), NOW)
+    taken = await counters.take(asked, Reservation(1200, 0), NOW)
     assert (taken.refused, taken.tokens_left) == (None, 0)
-    refused = await counters.take(asked, Need(10, 0), NOW)
+    refused = await counters.take(asked, Reservation(10, 0), NOW)
     assert (refused.refused, refused.retry_after_s) == ("tokens", pytest.approx(61.0))
-    counters.settle(asked, Need(1200, 0), Need(590, 0), taken)
-    assert (await counters.take(asked, Need(10, 0), NOW)).refused is None
+    counters.settle(asked, Reservation(1200, 0), Reservation(590, 0), taken)
+    assert (await counters.take(asked, Reservation(10, 0), NOW)).refused is None
 
 
 async def test_a_new_window_opens_the_budget_and_late_answers_count_in_the_old_one() -> None:
     counters, asked = LocalCounters(Clock()), key(hard_usd=1e-6, window="month")
-    taken = await counters.take(asked, Need(0, 900), NOW)
-    assert (await counters.take(asked, Need(0, 900), NOW)).refused is None
-    assert (await counters.take(asked, Need(0, 900), NOW)).refused == "budget"
+    taken = await counters.take(asked, Reservation(0, 900), NOW)
+    assert (await counters.take(asked, Reservation(0, 900), NOW)).refused is None
+    assert (await counters.take(asked, Reservation(0, 900), NOW)).refused == "budget"
     june = NOW + timedelta(days=1)
-    counters.settle(asked, Need(0, 900), Need(0, 5000), taken)
-    assert (await counters.take(asked, Need(0, 100), NOW)).refused == "budget"
-    fresh = await counters.take(asked, Need(0, 0), june)
+    counters.settle(asked, Reservation(0, 900), Reservation(0, 5000), taken)
+    assert (await counters.take(asked, Reservation(0, 100), NOW)).refused == "budget"
+    fresh = await counters.take(asked, Reservation(0, 0), june)
     assert (fresh.refused, fresh.period) == (None, "2026-06")
-    counters.settle(asked, Need(0, 900), Need(0, 5000), taken)
-    assert (await counters.take(asked, Need(0, 0), june)).refused is None
+    counters.settle(asked, Reservation(0, 900), Reservation(0, 5000), taken)
+    assert (await counters.take(asked, Reservation(0, 0), june)).refused is None
 
 
 async def test_a_look_at_the_database_corrects_the_count_and_loses_nothing_settled_meanwhile() -> None:
     counters, asked = LocalCounters(Clock()), key(hard_usd=1.0)
-    taken = await counters.take(asked, Need(0, 0), NOW)
-    counters.settle(asked, Need(0, 0), Need(0, 400_000_000), taken)
-    counters.looking()
-    counters.settle(asked, Need(0, 0), Need(0, 100_000_000), taken)
-    counters.looked({asked.key_id: {"2026-05": 899_999_999}}, {asked.key_id: asked})
-    assert (await counters.take(asked, Need(0, 1), NOW)).refused is None
-    assert (await counters.take(asked, Need(0, 0), NOW)).refused == "budget"
+    taken = await counters.take(asked, Reservation(0, 0), NOW)
+    counters.settle(asked, Reservation(0, 0), Reservation(0, 400_000_000), taken)
+    counters.begin_refresh()
+    counters.settle(asked, Reservation(0, 0), Reservation(0, 100_000_000), taken)
+    counters.end_refresh({asked.key_id: {"2026-05": 899_999_999}}, {asked.key_id: asked})
+    assert (await counters.take(asked, Reservation(0, 1), NOW)).refused is None
+    assert (await counters.take(asked, Reservation(0, 0), NOW)).refused == "budget"
 
 
 @given(
@@ -385,13 +385,13 @@ def test_a_budget_is_never_overspent_by_more_than_one_request_and_bad_guesses(
 ) -> None:
     """For any mix of reckonings, true costs and moments of settlement."""
     counters, one = LocalCounters(Clock()), key(hard_usd=hard / 1e9)
-    under_way: list[tuple[int, int, Standing]] = []
+    under_way: list[tuple[int, int, LimitStatus]] = []
     spent = beyond = largest = 0
 
     async def play() -> None:
         nonlocal spent, beyond, largest
         for index, (held, true) in enumerate(asked):
-            taken = await counters.take(one, Need(0, held), NOW)
+            taken = await counters.take(one, Reservation(0, held), NOW)
             if taken.refused is None:
                 under_way.append((held, true, taken))
             if under_way and index in order:
@@ -402,7 +402,7 @@ def test_a_budget_is_never_overspent_by_more_than_one_request_and_bad_guesses(
     def settle() -> None:
         nonlocal spent, beyond, largest
         held, true, taken = under_way.pop(0)
-        counters.settle(one, Need(0, held), Need(0, true), taken)
+        counters.settle(one, Reservation(0, held), Reservation(0, true), taken)
         spent, beyond, largest = spent + true, beyond + max(0, true - held), max(largest, held)
 
     asyncio.run(play())
@@ -419,10 +419,10 @@ def test_prices_are_read_off_the_large_models_own_reckoning() -> None:
     assert found is not None
     assert found == pytest.approx((3, 1, 9))
     assert unit_prices(Scripted()) is None
-    assert need(4000, {"max_tokens": 50}, 1024, found) == Need(1051, round((1001 * 3e-6 + 50 * 9e-6) * 1e9))
-    assert need(4000, {"max_completion_tokens": 9999}, 1024, None) == Need(2025, 0)
-    assert need(4, {"max_tokens": 50, "n": 3}, 1024, None).tokens == 2 + 150
-    assert need(0, {"max_tokens": -5}, 1024, None).tokens == 1
+    assert estimate(4000, {"max_tokens": 50}, 1024, found) == Reservation(1051, round((1001 * 3e-6 + 50 * 9e-6) * 1e9))
+    assert estimate(4000, {"max_completion_tokens": 9999}, 1024, None) == Reservation(2025, 0)
+    assert estimate(4, {"max_tokens": 50, "n": 3}, 1024, None).tokens == 2 + 150
+    assert estimate(0, {"max_tokens": -5}, 1024, None).tokens == 1
 
 
 async def test_spending_is_the_exact_sum_of_what_rows_charge(ledger_url: str) -> None:

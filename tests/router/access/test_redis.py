@@ -14,7 +14,7 @@ import redis.asyncio
 import structlog
 
 from router.access.keys import VirtualKey, period_of
-from router.access.limits import CountersDownError, LocalCounters, Need
+from router.access.limits import CountersDownError, LocalCounters, Reservation
 from router.access.redis_counters import RedisCounters
 from router.redis_link import RedisLink
 from tests.router.access.conftest import RedisServer
@@ -40,7 +40,7 @@ async def counters(
     """One replica's, which knows from the database what was spent."""
     link = RedisLink(url, timeout_s=timeout_s, failed=lambda: None, clock=clock)
     local = LocalCounters(time.monotonic)
-    local.looked(known or {}, {})
+    local.end_refresh(known or {}, {})
     try:
         yield RedisCounters(link, local, on_down=on_down)
     finally:
@@ -68,7 +68,7 @@ async def test_two_replicas_share_rates_and_budgets(gateway: Make, redis_url: st
             answers = await asyncio.gather(
                 *(call((url, other)[i % 2], "POST", "/v1/chat/completions", body, headers) for i in range(50))
             )
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
             headers = {"x-api-key": slow["key"]}
             rates = [(await call(one, "POST", "/v1/chat/completions", body, headers))[0] for one in (url, other) * 2]
     assert {body.get("error", {}).get("code") for _, _, body in answers} == {None, "budget_spent"}
@@ -83,13 +83,13 @@ async def test_redis_counts_as_this_process_does(redis_url: str) -> None:
     local = LocalCounters(lambda: 0.0)
     async with counters(redis_url) as shared:
         for i in range(40):
-            wanted = Need(37 * (i % 5), 7 * (i % 4))
+            wanted = Reservation(37 * (i % 5), 7 * (i % 4))
             one, other = await local.take(asked, wanted, now), await shared.take(asked, wanted, now)
             assert (one.refused, one.soft, one.period) == (other.refused, other.soft, other.period)
             assert abs(one.requests_left - other.requests_left) <= 1
             assert abs(one.tokens_left - other.tokens_left) <= 40
             if one.refused is None:
-                true = Need(11 * (i % 3), 5 * (i % 3))
+                true = Reservation(11 * (i % 3), 5 * (i % 3))
                 local.settle(asked, wanted, true, one)
                 shared.settle(asked, wanted, true, other)
                 await _settled(shared)
@@ -100,11 +100,11 @@ async def test_a_redis_that_was_emptied_learns_what_was_spent_from_the_database(
     asked = key(hard_usd=100e-9)
     period = period_of(asked.window, now)
     async with counters(redis_url, {asked.key_id: {period: 99}}) as shared:
-        taken = await shared.take(asked, Need(0, 5), now)
+        taken = await shared.take(asked, Reservation(0, 5), now)
         assert taken.refused is None
-        shared.settle(asked, Need(0, 5), Need(0, 1), taken)
+        shared.settle(asked, Reservation(0, 5), Reservation(0, 1), taken)
         await _settled(shared)
-        assert (await shared.take(asked, Need(0, 5), now)).refused == "budget"
+        assert (await shared.take(asked, Reservation(0, 5), now)).refused == "budget"
 
 
 async def test_a_replica_that_died_gives_back_what_it_held(redis_url: str) -> None:
@@ -112,13 +112,13 @@ async def test_a_replica_that_died_gives_back_what_it_held(redis_url: str) -> No
     now = datetime.now(UTC)
     asked = key(hard_usd=10e-9)
     async with counters(redis_url) as dead, counters(redis_url) as other:
-        assert (await dead.take(asked, Need(0, 50), now)).refused is None
-        assert (await other.take(asked, Need(0, 5), now)).refused == "budget"
+        assert (await dead.take(asked, Reservation(0, 50), now)).refused is None
+        assert (await other.take(asked, Reservation(0, 5), now)).refused == "budget"
         name = f"smallcall:{{{asked.key_id}}}:holdings"
         client = redis.asyncio.Redis.from_url(redis_url)
         assert 0 < await client.pttl(name) <= 900_000
         await client.hset(name, dead._replica, f"50|{int(time.time() * 1000) - 1}|1")
-        assert (await other.take(asked, Need(0, 5), now)).refused is None
+        assert (await other.take(asked, Reservation(0, 5), now)).refused is None
         await client.aclose()
 
 
@@ -127,7 +127,7 @@ async def test_what_a_silent_redis_missed_of_holdings_is_put_right_by_the_next_r
 ) -> None:
     """A settlement is lost, and a request that nobody waits for any more is let in late: no money is held by either."""
     now, at = datetime.now(UTC), 0.0
-    asked, need = key(hard_usd=100e-9), Need(0, 60)
+    asked, need = key(hard_usd=100e-9), Reservation(0, 60)
     async with (
         counters(redis_server.url, on_down="refuse", timeout_s=2, clock=lambda: at) as one,
         counters(redis_server.url) as other,
@@ -137,14 +137,14 @@ async def test_what_a_silent_redis_missed_of_holdings_is_put_right_by_the_next_r
         redis_server.pause()
         with pytest.raises(CountersDownError):
             await one.take(asked, need, now)
-        one.settle(asked, need, Need(0, 1), taken)
+        one.settle(asked, need, Reservation(0, 1), taken)
         await _settled(one)
         redis_server.resume()
         assert (await other.take(asked, need, now)).refused == "budget"
         at += 2
         taken = await one.take(asked, need, now)
         assert taken.refused is None
-        one.settle(asked, need, Need(0, 1), taken)
+        one.settle(asked, need, Reservation(0, 1), taken)
         await _settled(one)
         assert (await other.take(asked, need, now)).refused is None
 
@@ -152,7 +152,7 @@ async def test_what_a_silent_redis_missed_of_holdings_is_put_right_by_the_next_r
 async def test_requests_that_are_refused_or_given_up_hold_nothing(redis_url: str) -> None:
     """While others are under way, and with those that are taken at once."""
     now = datetime.now(UTC)
-    asked, need = key(hard_usd=100e-9, requests_per_minute=3), Need(0, 30)
+    asked, need = key(hard_usd=100e-9, requests_per_minute=3), Reservation(0, 30)
     async with counters(redis_url) as one, counters(redis_url) as other:
         given_up = [asyncio.ensure_future(one.take(asked, need, now)) for _ in range(20)]
         for task in given_up:
@@ -164,7 +164,7 @@ async def test_requests_that_are_refused_or_given_up_hold_nothing(redis_url: str
         taken = await asyncio.gather(*(one.take(asked, need, now) for _ in range(10)))
         for standing in taken:
             if standing.refused is None:
-                one.settle(asked, need, Need(0, 0), standing)
+                one.settle(asked, need, Reservation(0, 0), standing)
         await _settled(one)
         assert [(await other.take(unlimited, need, now)).refused for _ in range(5)] == [*[None] * 4, "budget"]
 

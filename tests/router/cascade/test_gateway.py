@@ -50,7 +50,7 @@ class Scripted:
         self.cancelled = 0
         self.closed = 0
 
-    async def complete(self, body: Any) -> dict[str, Any]:
+    async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
         self.asked += 1
         try:
             await asyncio.sleep(self.pause_s)
@@ -61,7 +61,7 @@ class Scripted:
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         return {"id": "x", "object": "chat.completion", "choices": [choice]}
 
-    async def stream(self, body: Any) -> Any:
+    async def stream(self, body: Any, tries: Any = None) -> Any:
         self.asked += 1
         return self
 
@@ -112,9 +112,9 @@ async def stream(url: str, body: dict[str, Any]) -> tuple[dict[str, Any], list[d
 async def rows_of(app: Any, count: int) -> list[Any]:
     """The rows, once there are `count` of them."""
     async with asyncio.timeout(5):
-        while await app.state.ledger.count() < count:  # noqa: ASYNC110
+        while await app.services.ledger.count() < count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-    kept: list[Any] = await app.state.ledger.page()
+    kept: list[Any] = await app.services.ledger.page()
     return kept
 
 
@@ -134,7 +134,7 @@ async def test_a_sure_and_valid_draft_is_the_answer(gateway: Make) -> None:
         assert (raw.headers["x-smallcall-model"], raw.headers["x-smallcall-reason"]) == ("small", "accepted")
         decision_id = raw.headers["x-smallcall-decision-id"]
         assert [call.id for call in message.tool_calls or []] == [f"call_{decision_id}_0", f"call_{decision_id}_1"]
-        row = await app.state.ledger.get(decision_id)
+        row = await app.services.ledger.get(decision_id)
         assert (row.side, row.reason, row.outcome, row.small_completion_tokens) == (
             "small",
             "accepted",
@@ -255,7 +255,7 @@ async def test_what_is_not_answered_small_goes_large(
                 assert status == 200
                 assert headers["x-smallcall-model"] == "large"
                 assert headers["x-smallcall-reason"] == reason
-            (kept,) = await app.state.ledger.page()
+            (kept,) = await app.services.ledger.page()
             assert kept.reason == reason
             assert upstream.totals["requests"] == 1
             if status == 200:
@@ -316,7 +316,7 @@ async def test_a_pinned_small_request_never_escalates(gateway: Make) -> None:
         assert body["smallcall"]["small"]["calls"][0]["name"] == "get_weather"
         status, _, body = await post(url, {**pinned, "tools": []})
         assert (status, body["error"]["param"]) == (400, "tools")
-        assert await app.state.ledger.count() == 4
+        assert await app.services.ledger.count() == 4
 
 
 async def test_tool_choice_and_turns_reach_the_small_model(gateway: Make) -> None:
@@ -453,7 +453,7 @@ async def test_faults_of_the_large_model_are_retried_or_told(gateway: Make) -> N
                 assert "sk-secret" not in str(body)
                 assert upstream.url not in str(body)
                 assert upstream.totals["requests"] == 1
-                assert (await app.state.ledger.page())[-1].status == expected
+                assert (await app.services.ledger.page())[-1].status == expected
 
 
 async def test_a_large_model_that_is_away_may_be_stood_in_for(gateway: Make) -> None:
@@ -503,7 +503,7 @@ async def test_a_stream_that_breaks_ends_in_an_error_event(gateway: Make) -> Non
                 text = await response.text()
             assert "upstream_unavailable" in text
             assert "[DONE]" not in text
-            assert (await app.state.ledger.page())[-1].error_code == "upstream_unavailable"
+            assert (await app.services.ledger.page())[-1].error_code == "upstream_unavailable"
 
 
 async def read(url: str, body: dict[str, Any]) -> str:
@@ -579,7 +579,7 @@ async def test_no_answer_goes_out_without_its_row(gateway: Make, side: str) -> N
     """Where the ledger cannot commit, the client gets an error; a stream gets no finish and no `[DONE]`."""
     app = gateway(small=ScriptedSmall(CALL) if side == "small" else None, upstream=Scripted())
     async with served(app) as url:
-        app.state.ledger.__class__ = Lost
+        app.services.ledger.__class__ = Lost
         try:
             status, _, body = await post(url, ask())
             assert (status, body["error"]["code"]) == (503, "ledger_unavailable")
@@ -588,7 +588,7 @@ async def test_no_answer_goes_out_without_its_row(gateway: Make, side: str) -> N
             assert "[DONE]" not in text
             assert '"finish_reason":"' not in text
         finally:
-            app.state.ledger.__class__ = Ledger
+            app.services.ledger.__class__ = Ledger
 
 
 async def test_the_end_of_a_stream_is_told_after_its_row(gateway: Make) -> None:
@@ -602,7 +602,7 @@ async def test_the_end_of_a_stream_is_told_after_its_row(gateway: Make) -> None:
         seen = b""
         while b'"finish_reason":"stop"' not in seen:
             seen += await response.content.readany()
-        row = await app.state.ledger.get(response.headers["x-smallcall-decision-id"])
+        row = await app.services.ledger.get(response.headers["x-smallcall-decision-id"])
     assert (row.side, row.status, row.streamed) == ("large", 200, True)
 
 
@@ -669,14 +669,14 @@ async def test_a_fault_of_ours_before_the_answer_is_told_in_the_dialect(gateway:
     app = gateway(upstream=Scripted(), server={"max_inflight": 1})
     body = {**ask(tools=[]), "max_tokens": 10, "input": "Paris?"}
     async with served(app) as url, aiohttp.ClientSession() as session:
-        app.state.outcomes, kept = Broken(), app.state.outcomes
+        app.services.outcomes, kept = Broken(), app.services.outcomes
         for _ in range(2):
             async with session.post(url + path, json=body) as response:
                 text = await response.text()
                 assert (response.status, response.content_type) == (500, "application/json")
             assert json.loads(text)["error"]["message"]
             assert "Paris" not in text
-        app.state.outcomes = kept
+        app.services.outcomes = kept
         assert (await post(url, ask()))[0] == 200
 
 
@@ -811,6 +811,6 @@ async def test_content_is_stored_only_when_asked_for(gateway: Make) -> None:
     app = gateway(small=ScriptedSmall(CALL), ledger={"store_content": True})
     async with served(app) as url:
         await post(url, ask())
-        (row,) = await app.state.ledger.page()
+        (row,) = await app.services.ledger.page()
     assert row.content["request"]["messages"][0]["content"] == "Paris?"
     assert row.content["answer"]["choices"][0]["finish_reason"] == "tool_calls"

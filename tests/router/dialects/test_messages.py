@@ -151,7 +151,7 @@ async def test_small_answers_have_anthropics_shape(gateway: Make) -> None:
         streamed = assembled(events)
         other_id = headers["x-smallcall-decision-id"]
         assert json.loads(json.dumps(streamed).replace(other_id, decision_id)) == whole
-        row = await app.state.ledger.get(decision_id)
+        row = await app.services.ledger.get(decision_id)
         assert (row.dialect, row.side, row.n_tools, row.client_model) == ("messages", "small", 1, "claude-x")
 
 
@@ -184,7 +184,7 @@ async def test_large_answers_come_in_the_clients_dialect(gateway: Make) -> None:
                     if key == "content":
                         one, other = ([{**block, "id": ""} for block in blocks] for blocks in (one, other))
                     assert one == other
-            assert {kept.large_cost_nusd for kept in await app.state.ledger.page()} != {None}
+            assert {kept.large_cost_nusd for kept in await app.services.ledger.page()} != {None}
 
 
 async def test_a_conversation_is_told_in_chat_completions() -> None:
@@ -357,7 +357,7 @@ async def test_errors_of_the_large_model_have_anthropics_shape(gateway: Make) ->
             _, events = await stream(url, of(TALKING))
             assert [event["type"] for event in events][-1] == "error"
             assert "message_stop" not in [event["type"] for event in events]
-            kept = (await app.state.ledger.page())[-1]
+            kept = (await app.services.ledger.page())[-1]
             assert kept.status == 502
     async with served(gateway()) as url:
         status, _, body = await post(url, ask())
@@ -402,7 +402,7 @@ async def test_an_error_after_keep_alives_is_an_event(gateway: Make) -> None:
         _, events = await stream(url, ask())
         assert [event["type"] for event in events] == ["error"]
         assert events[0]["error"]["code"] == "large_not_configured"
-        (row,) = await app.state.ledger.page()
+        (row,) = await app.services.ledger.page()
         assert row.status == 503
 
 
@@ -427,7 +427,7 @@ async def test_arguments_that_are_no_object_are_an_error(gateway: Make) -> None:
     """This dialect cannot carry them, and an empty input would be another call."""
 
     class Wrong(Scripted):
-        async def complete(self, body: Any) -> dict[str, Any]:
+        async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
             function = {"name": "get_weather", "arguments": "{oops"}
             message = {"role": "assistant", "content": None, "tool_calls": [{"id": "x", "function": function}]}
             return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]}

@@ -81,7 +81,7 @@ async def test_parallel_calls_stay_apart(gateway: Make, way: str) -> None:
             assert [(item["call_id"], json.loads(item["arguments"])) for item in items] == CALLS
             assert len({item["id"] for item in items}) == 2
             await test_gateway.stream(url, test_gateway.ask(stream=True))
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
     for row in rows:
         kept = row.content["answer"]["choices"][0]["message"]["tool_calls"]
         assert [(one["id"], json.loads(one["function"]["arguments"])) for one in kept] == CALLS
@@ -125,10 +125,10 @@ async def test_usage_in_every_chunk_is_no_end(gateway: Make) -> None:
             async with asyncio.timeout(60):
                 while b"more " not in seen:
                     seen += await response.content.readany()
-            assert not await app.state.ledger.page()
+            assert not await app.services.ledger.page()
             go_on.set()
             assert (await response.text()).endswith("data: [DONE]\n\n")
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
     assert (row.large_prompt_tokens, row.large_completion_tokens, row.large_cost_nusd) == (100, 3, 103_000)
 
 
@@ -149,10 +149,10 @@ async def test_what_follows_an_end_is_held_within_bounds(gateway: Make) -> None:
             async with asyncio.timeout(60):
                 while seen < 1_500_000:
                     seen += len(await response.content.readany())
-            assert not await app.state.ledger.page()
+            assert not await app.services.ledger.page()
             go_on.set()
             rest = await response.text()
             assert rest.endswith("data: [DONE]\n\n")
             assert seen + len(rest) > 2_500_000
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
     assert row.status == 200

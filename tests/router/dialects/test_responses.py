@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evaluation.recorded.faults import Cut, Status, always
-from router.cascade.decision import new_decision_id
 from router.constants import Constants
 from router.dialects.errors import ClientError
+from router.dialects.exchange import new_decision_id
 from router.dialects.request import LargeOnly
 from router.dialects.responses import read_request
 from tests.router.cascade.test_gateway import CALL, CALLING, CITY, TALKING, TWO, Scripted, recorded, rows_of
@@ -71,7 +71,7 @@ async def test_small_answers_have_the_shape_of_responses(gateway: Make) -> None:
     app = gateway(small=ScriptedSmall(TWO))
     async with served(app) as url:
         _, headers, whole = await post(url, ask(instructions="Be short.", metadata={"a": "b"}, store=True))
-        row = await app.state.ledger.get(headers["x-smallcall-decision-id"])
+        row = await app.services.ledger.get(headers["x-smallcall-decision-id"])
     decision_id = headers["x-smallcall-decision-id"]
     assert whole == {
         "id": f"resp_{decision_id}",
@@ -223,9 +223,9 @@ async def test_results_of_parallel_calls_stand_together(gateway: Make) -> None:
     """An image among them follows the last of them, as OpenAI's chat completions want it."""
 
     class Asked(Scripted):
-        async def complete(self, body: Any) -> dict[str, Any]:
+        async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
             self.body = body
-            return await super().complete(body)
+            return await super().complete(body, tries)
 
     calls = [{"type": "function_call", "call_id": one, "name": "get_weather", "arguments": "{}"} for one in "ab"]
     outputs: list[dict[str, Any]] = [
@@ -331,7 +331,7 @@ async def test_a_broken_stream_ends_in_a_failed_response(gateway: Make) -> None:
             assert events[-1]["type"] == "response.failed"
             assert events[-1]["response"]["status"] == "failed"
             assert events[-1]["response"]["error"]["code"] == "upstream_unavailable"
-            (kept,) = await app.state.ledger.page()
+            (kept,) = await app.services.ledger.page()
             assert kept.status == 502
     async with (
         recorded(faults=always(Status(429))) as upstream,
@@ -351,7 +351,7 @@ async def test_an_answer_that_was_cut_short_is_incomplete(gateway: Make) -> None
     message = {"content": "half", "tool_calls": [{"index": 0, "id": "c", "type": "function", "function": function}]}
 
     class Short(Scripted):
-        async def complete(self, body: Any) -> dict[str, Any]:
+        async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
             return {"id": "x", "choices": [{"index": 0, "message": message, "finish_reason": "length"}]}
 
         async def __aiter__(self) -> Any:

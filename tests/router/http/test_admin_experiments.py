@@ -6,10 +6,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from fastapi import FastAPI
 from typer.testing import CliRunner
 
 from router.__main__ import app as cli
+from router.http.services import GatewayApp
 from tests.router.cascade.test_gateway import CALL, Scripted, ask, rows_of
 from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.selection.test_experiments import exposed_rows, written
@@ -25,7 +25,7 @@ BOLD = {"arms": {"control": {}, "bold": {"policy": {"kind": "small_only"}}}}
 def make(gateway: Make, ledger_url: str) -> Make:
     """A gateway whose own policy escalates what the small model drafts."""
 
-    def made(**values: Any) -> FastAPI:
+    def made(**values: Any) -> GatewayApp:
         access = {"admin_key": ADMIN}
         small = ScriptedSmall(CALL, logprob=-2.0)
         return gateway(small=small, upstream=Scripted(), access=access, ledger={"url": ledger_url}, **values)
@@ -133,7 +133,7 @@ async def test_one_whose_guardrail_went_is_stopped_in_every_replica_and_after_a_
         async with asyncio.timeout(20):  # see above
             while set((await sides(first)).values()) != {"large"}:  # noqa: ASYNC110 - see `until`
                 await asyncio.sleep(0.02)
-        async with app.state.ledger.engine.begin() as connection:
+        async with app.services.ledger.engine.begin() as connection:
             await connection.exec_driver_sql("DELETE FROM decisions")
     async with served(make()) as url:
         assert await states(url) == {"trial": "guardrail"}

@@ -17,8 +17,8 @@ PIECE = "x" * 500_000
 class Talking(Scripted):
     """A large model that says more than sockets hold."""
 
-    async def complete(self, body: Any) -> dict[str, Any]:
-        answer = await super().complete(body)
+    async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
+        answer = await super().complete(body, tries)
         answer["choices"][0]["message"]["content"] = PIECE * 20
         return answer
 

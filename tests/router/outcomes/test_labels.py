@@ -220,7 +220,7 @@ async def test_a_refused_call_of_the_small_model_is_labelled_by_the_next_request
             call = next(item for item in answer["output"] if item["type"] == "function_call")
             output = {"type": "function_call_output", "call_id": call["call_id"], "output": refused}
             await send("/responses", {**body, "input": [USER, call, output]})
-        first = (await app.state.ledger.page())[0].decision_id
+        first = (await app.services.ledger.page())[0].decision_id
         (found,) = await _until(app, first)
     assert (found.label, found.strength, found.fault, found.call_index) == (0, "strong", "call", 0)
     assert found.reason == ("tool_error" if dialect == "messages" else "status_404")
@@ -228,7 +228,7 @@ async def test_a_refused_call_of_the_small_model_is_labelled_by_the_next_request
 
 async def _until(app: Any, decision_id: str) -> list[Outcome]:
     async with asyncio.timeout(5):
-        while not (found := await of_decision(app.state.ledger.engine, decision_id)):  # noqa: ASYNC110
+        while not (found := await of_decision(app.services.ledger.engine, decision_id)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     return found
 
@@ -250,7 +250,7 @@ async def test_a_large_models_call_is_recognised_too(ledger_url: str) -> None:
             await response.read()
         turns = [*ask()["messages"], called("toolu_1"), result("toolu_1"), DONE, {"role": "user", "content": "Thanks"}]
         await post(url, ask(messages=turns))
-        first = (await app.state.ledger.page())[0]
+        first = (await app.services.ledger.page())[0]
         (found,) = await _until(app, first.decision_id)
     assert first.tool == "get_weather"
     assert (found.label, found.strength, found.reason) == (1, "weak", "progress")
@@ -260,7 +260,7 @@ async def test_what_cannot_be_recorded_costs_no_answer(gateway: Make) -> None:
     """The table is gone: requests are answered, and the failure is counted."""
     app = gateway(small=ScriptedSmall(CALL), policy={"kind": "small_only"})
     async with served(app) as url:
-        async with app.state.ledger.engine.begin() as connection:
+        async with app.services.ledger.engine.begin() as connection:
             await connection.exec_driver_sql("DROP TABLE calls")
         turns = [*ask()["messages"], called("x"), result("x")]
         for _ in range(3):
@@ -306,7 +306,7 @@ async def test_feedback_is_kept_once_and_may_be_changed(ledger_url: str) -> None
             assert (status, told) == (200, {"decision_id": decision_id, "call_index": None, "recorded": True})
         status, told = await _feedback(url, {"tool_call_id": call_id, "score": 1})
         assert (status, told["call_index"]) == (200, 0)
-        kept = await of_decision(app.state.ledger.engine, decision_id)
+        kept = await of_decision(app.services.ledger.engine, decision_id)
     assert [(one.call_index, one.label, one.score, one.strength) for one in kept] == [
         (-1, 0, 0.2, "strong"),
         (0, 1, 1.0, "strong"),
@@ -349,8 +349,8 @@ async def test_feedback_counts_as_a_request_and_takes_no_money(ledger_url: str) 
     app = create_app(settings)
     async with served(app) as url:
         made = await make_key(url, requests_per_minute=3, hard_usd=1e-9)
-        await app.state.ledger.write(row(ours, created_at=datetime.now(UTC), key_id=made["id"], charged_nusd=100))
-        await app.state.access.look()
+        await app.services.ledger.write(row(ours, created_at=datetime.now(UTC), key_id=made["id"], charged_nusd=100))
+        await app.services.gate.refresh()
         body, headers = {"decision_id": ours, "label": "pass"}, {"x-api-key": made["key"]}
         told = [await call(url, "POST", "/v1/feedback", body, headers) for _ in range(4)]
     assert [status for status, _, _ in told] == [200, 200, 200, 429]
@@ -364,7 +364,7 @@ async def test_one_keys_decisions_are_not_anothers_to_judge(ledger_url: str) -> 
     app = create_app(settings)
     async with served(app) as url:
         blue, red = await make_key(url, tenant="blue"), await make_key(url, tenant="red")
-        await app.state.ledger.write(row(ours, key_id=blue["id"]))
+        await app.services.ledger.write(row(ours, key_id=blue["id"]))
         told = {"tool_call_id": f"call_{ours}_0", "label": "fail"}
         statuses = [
             (await call(url, "POST", "/v1/feedback", told, {"authorization": f"Bearer {key}"}))[0]
@@ -372,4 +372,4 @@ async def test_one_keys_decisions_are_not_anothers_to_judge(ledger_url: str) -> 
         ]
         assert statuses == [404, 401, 200]
         assert (await _feedback(url, told))[0] == 401
-        assert await places(app.state.ledger.engine, [f"call_{ours}_0"], red["id"]) == {}
+        assert await places(app.services.ledger.engine, [f"call_{ours}_0"], red["id"]) == {}

@@ -67,10 +67,10 @@ def test_a_gateways_own_decisions_are_a_report(ledger_url: str, tmp_path: Path) 
                 small_model.logprob = math.log(0.99 - 0.01 * i)
                 large_model.arguments = PARIS if i < 20 else {"city": "Rome"}
                 _, headers, _ = await post(url, ask(messages=[{"role": "user", "content": f"Weather, please: {i}"}]))
-                await _audited(app.state.ledger, i + 1)
+                await _audited(app.services.ledger, i + 1)
                 if i == 25:
                     await _say(url, headers["x-smallcall-decision-id"], "pass")
-            first = (await app.state.ledger.page())[0]
+            first = (await app.services.ledger.page())[0]
             call = first.content["answer"]["choices"][0]["message"]["tool_calls"][0]
             result = '{"status": 422, "error": "no such city"}'
             turns = [
@@ -82,7 +82,7 @@ def test_a_gateways_own_decisions_are_a_report(ledger_url: str, tmp_path: Path) 
             await post(url, ask(messages=turns))
             await post(url, ask(model="smallcall/large"))
             async with asyncio.timeout(10):
-                while not await of_decision(app.state.ledger.engine, first.decision_id):  # noqa: ASYNC110
+                while not await of_decision(app.services.ledger.engine, first.decision_id):  # noqa: ASYNC110
                     await asyncio.sleep(0.01)
 
     asyncio.run(traffic())

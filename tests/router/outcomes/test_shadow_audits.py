@@ -15,16 +15,19 @@ from typer.testing import CliRunner
 
 from evaluation.cases.answers import Answer, Call
 from evaluation.live.audits import agreement, audit_estimates
+from policies.rules.baselines import SmallOnly
 from policies.types import Action, Stage, Verdict
 from router.__main__ import app as cli
 from router.cascade.decision import Decision
 from router.constants import Constants
-from router.dialects.chat_completions import read_request
+from router.dialects.chat_completions import ChatCompletions, read_request
+from router.dialects.exchange import Exchange
 from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
 from router.ledger.cost_queries import cost_lines
 from router.ledger.store import Ledger
 from router.ledger.tables import audits
 from router.outcomes.shadow_audits import Auditor, probability_of
+from router.selection.serving_policy import PlainPolicy
 from router.server.app import create_app
 from router.settings import Audits, Price, Settings
 from router.upstream.large_model import UpstreamUnavailable
@@ -46,7 +49,7 @@ class Large:
         self.arguments, self.error, self.pause_s = arguments, error, pause_s
         self.bodies: list[Any] = []
 
-    async def complete(self, body: Any) -> dict[str, Any]:
+    async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
         self.bodies.append(body)
         await asyncio.sleep(self.pause_s)
         if self.error:
@@ -56,7 +59,7 @@ class Large:
         usage = {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105}
         return {"choices": [{"index": 0, "message": message}], "usage": usage}
 
-    async def stream(self, body: Any) -> Any:
+    async def stream(self, body: Any, tries: Any = None) -> Any:
         raise NotImplementedError
 
     cost_usd = PRICES.cost_usd
@@ -101,8 +104,8 @@ async def test_an_answer_is_compared_behind_the_clients_back(
         assert asyncio.get_running_loop().time() - began < 0.3
         assert headers["x-smallcall-model"] == "small"
         assert "Rome" not in json.dumps(answer)
-        (row,) = await _audited(app.state.ledger, 1)
-        kept = await app.state.ledger.get(row.decision_id)
+        (row,) = await _audited(app.services.ledger, 1)
+        kept = await app.services.ledger.get(row.decision_id)
     assert (row.agreed, row.reason, row.propensity, kept.audit_propensity) == (agreed, reason, 1.0, 1.0)
     assert row.cost_nusd == 100_000_000
     assert kept.large_model is None
@@ -112,7 +115,7 @@ async def test_an_answer_is_compared_behind_the_clients_back(
 class Streaming(Large):
     """The same, in pieces."""
 
-    async def stream(self, body: Any) -> Any:
+    async def stream(self, body: Any, tries: Any = None) -> Any:
         return self
 
     async def __aiter__(self) -> Any:
@@ -141,11 +144,11 @@ async def test_a_draft_that_went_large_is_held_against_the_answer_that_came(
         ask_for = {**ask(), **({"stream": True} if streamed else {})}
         await (stream(url, ask_for) if streamed else post(url, ask_for))
         await post(url, ask(model="smallcall/large"))
-        (first, _) = await app.state.ledger.page()
+        (first, _) = await app.services.ledger.page()
         async with asyncio.timeout(10):
-            while not (kept := await _compared(app.state.ledger)):  # noqa: ASYNC110
+            while not (kept := await _compared(app.services.ledger)):  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
-        assert await auditable(app.state.ledger.engine, *[first.created_at.date()] * 2) == []
+        assert await auditable(app.services.ledger.engine, *[first.created_at.date()] * 2) == []
     assert kept == [(first.decision_id, 1.0, agreed, reason, None)]
     assert (first.side, first.stage, first.audit_propensity, first.reason) == ("large", "after", None, "low_confidence")
     assert len(large.bodies) == 1 + (not streamed)
@@ -165,7 +168,7 @@ async def test_what_no_judge_accepted_is_not_audited(ledger_url: str) -> None:
         await post(url, ask(model="smallcall/small"))
         await post(url, ask(model="smallcall/large"))
         await asyncio.sleep(0.2)
-        rows = await app.state.ledger.page()
+        rows = await app.services.ledger.page()
     assert [row.audit_propensity for row in rows] == [None, None]
     assert len(large.bodies) == 1
 
@@ -177,14 +180,15 @@ async def test_an_audit_that_fails_is_told_and_costs_no_answer(ledger_url: str) 
         app = create_app(settings(ledger_url), small=ScriptedSmall(CALL), large=Large(error=error), constants=OFTEN)
         async with served(app) as url:
             assert (await post(url, ask()))[0] == 200
-            rows = await _audited(app.state.ledger, 1 if reason != "failed" else 2)
+            rows = await _audited(app.services.ledger, 1 if reason != "failed" else 2)
     assert [row.reason for row in rows] == ["upstream_unavailable", "failed"]
     assert [row.agreed for row in rows] == [None, None]
 
 
 def _decision(probability: float | None) -> Decision:
-    decision = Decision(read_request(json.dumps(ask()).encode()), "chat_completions", "p")
-    decision.take(Verdict(Action.ANSWER, Stage.AFTER, "accepted", score=probability))
+    exchange = Exchange(read_request(json.dumps(ask()).encode()), ChatCompletions())
+    decision = Decision(exchange, PlainPolicy(SmallOnly(), "small_only"))
+    decision.set_verdict(Verdict(Action.ANSWER, Stage.AFTER, "accepted", score=probability))
     return decision
 
 

@@ -290,13 +290,13 @@ async def test_a_guardrail_that_goes_ends_the_experiment_by_itself_and_for_good(
         assert {await _post(url, name) for name in names} == {"small", "large"}
         await written(tmp_path, exposed_rows(1500, invalid={"control": 0.02, "bold": 0.4}))
         async with asyncio.timeout(10):
-            while app.state.experiments.running:  # noqa: ASYNC110
+            while app.services.experiments.running:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
         assert {await _post(url, name) for name in names} == {"large"}
-        last = (await app.state.ledger.page(limit=10_000))[-8:]
+        last = (await app.services.ledger.page(limit=10_000))[-8:]
         assert {row.reason for row in last} == {"low_confidence"}
         assert {row.experiment for row in last} == {None}
-        async with app.state.ledger.engine.begin() as connection:
+        async with app.services.ledger.engine.begin() as connection:
             await connection.exec_driver_sql("DELETE FROM decisions")
     again = gateway(small=small, upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(again) as url:
@@ -307,7 +307,7 @@ async def test_harmless_rows_stop_nothing(gateway: Make, tmp_path: Path) -> None
     await written(tmp_path, exposed_rows(1500, invalid={"control": 0.02, "bold": 0.02}))
     app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), experiments={"trial": TWO_ARMS})
     async with served(app):
-        assert not app.state.experiments.assignment.stopped
+        assert not app.services.experiments.assignment.stopped
 
 
 async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger_url: str) -> None:
@@ -317,7 +317,7 @@ async def test_a_look_that_fails_changes_nothing_and_the_next_one_is_made(ledger
     await written(ledger_url, [*rows, stranger])
     assignment = _assignment()
     watch = Watch(ledger_url, Experiment.model_validate(TWO_ARMS), assignment, SOON)
-    await watch.look()
+    await watch.refresh()
     assert not assignment.stopped
     running = asyncio.create_task(watch.run())
     await asyncio.sleep(0.1)
@@ -424,7 +424,7 @@ async def test_outcomes_of_the_ledger_label_an_experiment(ledger_url: str) -> No
         await record(ledger.engine, [*made, *told])
     assignment = _assignment()
     watch = Watch(ledger_url, Experiment.model_validate(TWO_ARMS), assignment, SOON)
-    await watch.look()
+    await watch.refresh()
     assert assignment.stopped
     async with Ledger.open(ledger_url) as ledger:
         found = await experiment_state(ledger, "trial", Experiment.model_validate(TWO_ARMS), {}, 4e9, 3600.0)

@@ -41,9 +41,9 @@ class Costly(Scripted):
         super().__init__()
         self.usd = usd
 
-    async def complete(self, body: Any) -> dict[str, Any]:
+    async def complete(self, body: Any, tries: Any = None) -> dict[str, Any]:
         usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return {**await super().complete(body), "usage": usage}
+        return {**await super().complete(body, tries), "usage": usage}
 
     def cost_usd(self, usage: Any) -> Any:
         return self.usd
@@ -179,7 +179,7 @@ async def test_a_request_under_way_keeps_its_policy(gateway: Make, tmp_path: Pat
         await asyncio.sleep(0.1)
         (tmp_path / "b").rename(tmp_path / "old")
         _, second = bundle(tmp_path / "b", Threshold(threshold=0.999), certificates=[])
-        assert await app.state.policies.reload(held=False)
+        assert await app.services.policies.reload(held=False)
         assert (await asking)[2]["smallcall"]["bundle"] == first
         assert (await post(url, ask(**ASKED)))[2]["smallcall"]["bundle"] == second
 
@@ -191,7 +191,7 @@ async def test_the_control_of_a_running_experiment_is_not_swapped(gateway: Make,
     arms = {"control": {}, "other": {"policy": other}}
     app = gateway(small=ScriptedSmall(CALL), policy=policy, experiments={"trial": {"arms": arms}})
     async with served(app) as url:
-        assert not await app.state.policies.reload(held=True)
+        assert not await app.services.policies.reload(held=True)
         for index in range(20):
             await post(url, ask(messages=[{"role": "user", "content": str(index)}]))
         rows = await rows_of(app, 20)

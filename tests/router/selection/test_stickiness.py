@@ -53,7 +53,7 @@ async def test_turns_after_an_escalation_stay_large_and_then_are_drafted_again(g
         small.text = CALL
         later = [await turn(url) for _ in range(6)]
         other = await turn(url, "another")
-        rows = await app.state.ledger.page()
+        rows = await app.services.ledger.page()
     assert first == "no_call"
     assert later == ["sticky"] * 4 + ["accepted", "accepted"]
     assert other == "accepted"
@@ -74,7 +74,7 @@ async def test_a_header_that_opens_nothing_chooses_neither_conversation_nor_arm(
         small.text = CALL
         later = [await turn(url, key=keys[0], bearer=junk) for junk in ("Bearer junk1", "Bearer junk2")]
         other = await turn(url, key=keys[1], bearer="Bearer junk2")
-        rows = await app.state.ledger.page()
+        rows = await app.services.ledger.page()
     assert [first, *later, other] == ["no_call", "sticky", "sticky", "accepted"]
     assert len({row.unit_sha256 for row in rows[:3]}) == 1
     assert rows[3].unit_sha256 != rows[0].unit_sha256

@@ -9,13 +9,13 @@ import orjson
 import pytest
 
 from evaluation.recorded.faults import Cut, Hang, Status, always, in_turn
-from router.cascade.decision import Decision
-from router.dialects.chat_completions import read_request
+from router.cascade.decision import SmallWork
+from router.cascade.decision_row import small_seconds
 from router.server.app import create_app
 from router.settings import Price, Settings
 from router.small.worker_client import DraftBuilder
-from router.upstream.answer_reader import MAX_CALLS, Seen
-from router.upstream.estimates import cut_short_usd, unit_prices
+from router.upstream.answer_reader import MAX_CALLS, AnswerSummary
+from router.upstream.estimates import truncated_cost_usd, unit_prices
 from router.upstream.large_model import Usage
 from router.upstream.prices import FixedPrices
 from slm import protocol
@@ -74,12 +74,12 @@ async def test_the_price_of_an_hour_is_the_operators(tmp_path: Path, text: str) 
 
 def test_a_draft_that_was_given_up_costs_the_time_it_took() -> None:
     """The policy gives up when the plan stands: the seconds since the draft began, less those in the queue."""
-    decision = Decision(read_request(orjson.dumps(ask())), "chat_completions", "p")
-    assert decision.small_seconds() is None
-    decision.builder, decision.draft_s = DraftBuilder(), 5.0
-    assert decision.small_seconds() == 0.0
-    decision.builder.add(protocol.Started(prompt_tokens=7, cached_tokens=0, queue_s=2.0, prefill_s=1.0))
-    assert decision.small_seconds() == 3.0
+    work = SmallWork()
+    assert small_seconds(work) is None
+    work.builder, work.seconds = DraftBuilder(), 5.0
+    assert small_seconds(work) == 0.0
+    work.builder.add(protocol.Started(prompt_tokens=7, cached_tokens=0, queue_s=2.0, prefill_s=1.0))
+    assert small_seconds(work) == 3.0
 
 
 async def test_a_small_answer_keeps_what_the_large_model_charges(gateway: Make) -> None:
@@ -142,10 +142,10 @@ def test_what_was_told_in_part_is_only_filled_up() -> None:
     """Anthropic tells the prompt's tokens at the start: only the answer's are estimated, never below what is known."""
     told = Usage(1000, 1, 400, {"prompt_tokens": 1000, "completion_tokens": 1})
     known = FIXED.cost_usd(told)
-    assert cut_short_usd(FIXED, told, known, 9999, chars=400) == pytest.approx(99 * 10 / 1e6)
-    assert cut_short_usd(FIXED, told, known, 9999, chars=2) == 0.0
-    assert cut_short_usd(FIXED, None, None, 4000, chars=401) == pytest.approx((1000 * 2.5 + 101 * 10) / 1e6)
-    assert cut_short_usd(Scripted(), None, None, 4000, chars=4) == 0.0
+    assert truncated_cost_usd(FIXED, told, known, 9999, chars=400) == pytest.approx(99 * 10 / 1e6)
+    assert truncated_cost_usd(FIXED, told, known, 9999, chars=2) == 0.0
+    assert truncated_cost_usd(FIXED, None, None, 4000, chars=401) == pytest.approx((1000 * 2.5 + 101 * 10) / 1e6)
+    assert truncated_cost_usd(Scripted(), None, None, 4000, chars=4) == 0.0
     assert unit_prices(Scripted()) is None
 
 
@@ -172,7 +172,7 @@ WHOLE = [
 @pytest.mark.parametrize("answer", WHOLE)
 def test_calls_are_read_off_a_whole_answer_in_every_dialect(answer: dict[str, Any]) -> None:
     """Ids, names and arguments; two calls of one tool stay two."""
-    seen = Seen(keep=True)
+    seen = AnswerSummary(keep=True)
     seen.whole(answer)
     assert [(call.call_id, call.tool, json.loads(call.arguments)) for call in seen.calls] == [
         ("c1", "f", {"a": 1}),
@@ -224,7 +224,7 @@ STREAMS = [
 @pytest.mark.parametrize("pieces", STREAMS)
 def test_calls_are_read_off_a_stream_in_every_dialect(pieces: list[dict[str, Any]]) -> None:
     """The same as of a whole answer."""
-    seen = Seen(keep=True)
+    seen = AnswerSummary(keep=True)
     for piece in pieces:
         seen.piece(piece)
     assert [(call.call_id, call.tool, call.arguments) for call in seen.calls] == [
@@ -246,7 +246,7 @@ def test_calls_are_read_off_a_stream_in_every_dialect(pieces: list[dict[str, Any
 )
 def test_a_hostile_answer_is_read_over(hostile: dict[str, Any]) -> None:
     """Wrong types are nothing; the stream goes on."""
-    seen = Seen(keep=True)
+    seen = AnswerSummary(keep=True)
     seen.whole(hostile)
     seen.piece(hostile)
     assert seen.large_calls == []
@@ -254,10 +254,10 @@ def test_a_hostile_answer_is_read_over(hostile: dict[str, Any]) -> None:
 
 def test_the_number_of_calls_that_are_kept_is_bounded() -> None:
     """And so are their arguments: an answer that is larger is not kept in part."""
-    seen = Seen(keep=True)
+    seen = AnswerSummary(keep=True)
     seen.whole({"choices": [{"message": {"tool_calls": [CHAT] * 1000}}]})
     assert len(seen.calls) == MAX_CALLS
-    huge = Seen(keep=True)
+    huge = AnswerSummary(keep=True)
     huge.whole({"content": [{"type": "tool_use", "id": "a", "name": "f", "input": {"a": "x" * 1_000_001}}]})
     assert huge.message() is None
     assert huge.large_calls[0].tool == "f"

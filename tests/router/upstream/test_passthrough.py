@@ -97,7 +97,7 @@ async def test_a_body_goes_on_byte_for_byte_but_for_the_models_name(gateway: Mak
         app = gateway(large=large("openai/gpt-4o-2024-08-06", base))
         async with served(app) as url:
             status, headers, text = await send(url, "/chat/completions", raw)
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
     ((path, sent, body),) = provider.asked
     assert (status, path) == (200, "/v1/chat/completions")
     assert sent["authorization"] == "Bearer sk-secret-of-the-gateway"
@@ -134,7 +134,7 @@ async def test_a_streams_usage_is_read_and_told_only_where_asked_for(gateway: Ma
             _, events = await stream(url, told)
             assert events[-1]["usage"]["prompt_tokens"] == CALLING.recorded.input_tokens
             assert events[-1]["smallcall"]["side"] == "large"
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
             assert {row.large_prompt_tokens for row in rows} == {CALLING.recorded.input_tokens}
             assert all(row.large_cost_nusd for row in rows)
 
@@ -162,7 +162,7 @@ async def test_faults_are_those_of_the_other_way(
         async with served(app) as url:
             got, _, body = await post(url, of(CALLING, stream=streamed))
             assert (got, body["error"]["code"], upstream.totals["requests"]) == (status, code, asked)
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
             assert (row.status, row.error_code, row.large_model) == (status, code, "openai/gpt-4o-2024-08-06")
 
 
@@ -229,7 +229,7 @@ async def test_a_cut_answer_is_no_answer(gateway: Make) -> None:
             _, _, text = await send(url, "/chat/completions", of(TALKING, stream=True))
             assert "[DONE]" not in text
             assert json.loads(text.split("\n\n")[-2].removeprefix("data: "))["error"]["code"] == "upstream_unavailable"
-            assert {row.status for row in await app.state.ledger.page()} == {502}
+            assert {row.status for row in await app.services.ledger.page()} == {502}
 
 
 def sse(*events: dict[str, Any]) -> bytes:
@@ -285,7 +285,7 @@ async def test_messages_go_to_a_provider_that_speaks_them(gateway: Make) -> None
             assert (status, json.loads(text)) == (200, {**MESSAGE, "model": "claude-x"})
             provider.answer = (sse(*MESSAGE_EVENTS),)
             _, _, text = await send(url, "/messages", ask_messages(stream=True, smallcall={"include": ["decision"]}))
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
     path, sent, body = provider.asked[0]
     assert (path, sent["x-api-key"], sent["anthropic-beta"]) == ("/v1/messages", "sk-secret-of-the-gateway", "x-2025")
     assert sent["anthropic-version"] == "2023-06-01"
@@ -335,7 +335,7 @@ async def test_cache_writes_and_searches_cost_what_the_provider_charges(gateway:
                 assert (await send(url, "/messages", ask_messages()))[0] == 200
                 provider.answer = (sse(*WRITTEN_EVENTS),)
                 await send(url, "/messages", ask_messages(stream=True))
-                rows = (await app.state.ledger.page())[-2:]
+                rows = (await app.services.ledger.page())[-2:]
         assert [row.large_prompt_tokens for row in rows] == [1110, 1110]
         assert [row.large_cost_nusd for row in rows] == pytest.approx([expected * 1000] * 2, abs=1)
 
@@ -349,7 +349,7 @@ async def test_an_error_in_mid_stream_is_told_once(gateway: Make) -> None:
             app = gateway(large=large("anthropic/claude-sonnet-4-5", base))
             async with served(app) as url:
                 _, _, text = await send(url, "/messages", ask_messages(stream=True))
-                row = (await app.state.ledger.page())[-1]
+                row = (await app.services.ledger.page())[-1]
         last = json.loads(text.split("\n\n")[-2].split("\ndata: ")[1])
         assert (last["type"], last["error"]["code"]) == ("error", "upstream_unavailable")
         assert text.count("event: error") == 1
@@ -399,7 +399,7 @@ async def test_responses_go_to_a_provider_that_speaks_them(gateway: Make) -> Non
             assert (told["id"], told["model"], told["status"]) == ("resp_1", "gpt-x", "failed")
             assert told["error"]["code"] == "upstream_unavailable"
             assert "http" not in text
-            rows = await app.state.ledger.page()
+            rows = await app.services.ledger.page()
     assert provider.asked[0][0] == "/v1/responses"
     dollars = 30 * 2.5e-6 + 20 * 1.25e-6 + 5 * 1e-5
     assert sorted((row.status, row.large_cost_nusd or 0) for row in rows) == [
@@ -444,7 +444,7 @@ async def test_a_client_that_leaves_closes_the_providers_connection(gateway: Mak
         app = gateway(large=large("openai/gpt-4o-2024-08-06", base))
         async with served(app) as url:
             async with asyncio.timeout(20):
-                while not app.state.large.ready:  # noqa: ASYNC110 - litellm's import, for its prices
+                while not app.services.large.ready:  # noqa: ASYNC110 - litellm's import, for its prices
                     await asyncio.sleep(0.05)
             await leave(url, of(TALKING, stream=streamed), after_s=0.5)
             await asyncio.wait_for(provider.left.wait(), 5)
@@ -484,7 +484,7 @@ async def test_a_model_that_the_price_map_does_not_know_has_an_unknown_cost(gate
         app = gateway(large=large("anthropic/claude-of-tomorrow", base))
         async with served(app) as url:
             assert (await send(url, "/messages", ask_messages()))[0] == 200
-            (row,) = await app.state.ledger.page()
+            (row,) = await app.services.ledger.page()
     assert (row.large_prompt_tokens, row.large_cost_nusd) == (1110, None)
 
 
