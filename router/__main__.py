@@ -22,6 +22,7 @@ from router.cli.ledger import ledger_app
 from router.cli.models import models_app
 from router.cli.offline.fit import fit
 from router.cli.offline.report import report_app
+from router.cli.offline.small_model import failures, slm, tools
 from router.cli.offline.study import study_app
 from router.cli.offline.train import train
 from router.cli.offline.tune import tune
@@ -112,6 +113,8 @@ def _commands() -> None:
     ):
         for command in commands:
             app.command(rich_help_panel=panel)(command)
+    for command in (slm, failures, tools):
+        study_app.command()(command)
     for panel, name, group, said in (
         ("Run a gateway", "keys", keys_app, "Virtual keys: create, list and revoke."),
         ("Run a gateway", "models", models_app, "Weights: pull and list."),
