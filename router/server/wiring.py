@@ -118,11 +118,8 @@ async def auditor_of(
     """Shadow audits; None where they are off or there is no large model."""
     if not settings.audits.enabled or large is None:
         return None
-    from router.outcomes.shadow_audits import (
-        Auditor as Shadow,  # brings scipy, which a gateway without audits does not need
-    )
 
-    shadow = Shadow(
+    shadow = ShadowAuditor(
         settings.audits, large, ledger.engine, rng=random.Random(), store_content=settings.ledger.store_content
     )
     return await stack.enter_async_context(shadow.running())

@@ -25,7 +25,7 @@ from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
 from router.ledger.cost_queries import cost_lines
 from router.ledger.store import Ledger
 from router.ledger.tables import audits
-from router.outcomes.shadow_audits import Auditor, probability_of
+from router.outcomes.shadow_audits import ShadowAuditor, probability_of
 from router.selection.serving_policy import PlainPolicy
 from router.server.app import create_app
 from router.settings import Audits, Price, Settings, SettingsError, load_settings
@@ -188,9 +188,9 @@ def _decision(probability: float | None) -> Decision:
     return decision
 
 
-def _auditor(**changes: Any) -> Auditor:
+def _auditor(**changes: Any) -> ShadowAuditor:
     told = Audits.model_validate({"enabled": True, "per_minute": 10_000, **changes})
-    return Auditor(told, Large(), None, rng=Random(1), store_content=False)  # type: ignore[arg-type]
+    return ShadowAuditor(told, Large(), None, rng=Random(1), store_content=False)  # type: ignore[arg-type]
 
 
 def test_the_unsure_are_audited_more_and_the_rate_is_kept() -> None:
@@ -212,7 +212,7 @@ def test_audits_are_limited_by_the_minute() -> None:
     """The sixth of a minute is not drawn, and its row says that it could not be."""
     at = [0.0]
     told = Audits(enabled=True, rate=1.0, floor=1.0, per_minute=5)
-    auditor = Auditor(told, Large(), None, rng=Random(1), store_content=False, monotonic=lambda: at[0])  # type: ignore[arg-type]
+    auditor = ShadowAuditor(told, Large(), None, rng=Random(1), store_content=False, monotonic=lambda: at[0])  # type: ignore[arg-type]
     decisions = [_decision(0.5) for _ in range(7)]
     assert [auditor.draw(one) for one in decisions[:6]] == [True] * 5 + [False]
     assert decisions[5].audit_propensity is None
@@ -225,7 +225,7 @@ async def test_the_days_budget_is_shared_and_ends_at_midnight(ledger_url: str) -
     day = [datetime(2026, 5, 4, 23, 59, tzinfo=UTC)]
     told = Audits(enabled=True, rate=1.0, floor=1.0, usd_per_day=0.15, per_minute=1000)
     async with Ledger.open(ledger_url) as ledger:
-        auditor = Auditor(told, Large(), ledger.engine, rng=Random(1), store_content=False, clock=lambda: day[0])
+        auditor = ShadowAuditor(told, Large(), ledger.engine, rng=Random(1), store_content=False, clock=lambda: day[0])
         other = Audit(
             decision_id="other", at=day[0], propensity=1.0, agreed=True, reason="matched", large_model="m",
             prompt_tokens=1, completion_tokens=1, cost_nusd=100_000_000, latency_s=1.0, answer=None,
