@@ -52,7 +52,7 @@ _REST_S = 0.05
 """An audit lets the answer go first."""
 
 
-class Auditor:
+class ShadowAuditor:
     """Draws and makes audits. Belongs to one event loop; made by `running`.
 
     Args:
@@ -86,7 +86,7 @@ class Auditor:
         self._comparing: set[asyncio.Task[None]] = set()
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[Auditor]:
+    async def running(self) -> AsyncIterator[ShadowAuditor]:
         """Audits of today are counted from the ledger; those under way at the end are given up."""
         self._spent_nusd = await spent_nusd(self._engine, self._day)
         try:

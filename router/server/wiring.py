@@ -129,10 +129,10 @@ async def auditor_of(
     if not settings.audits.enabled or large is None:
         return None
     from router.outcomes.shadow_audits import (
-        Auditor as Shadow,  # brings scipy, which a gateway without audits does not need
-    )
+        ShadowAuditor,
+    )  # brings scipy, which a gateway without audits does not need
 
-    shadow = Shadow(
+    shadow = ShadowAuditor(
         settings.audits,
         large,
         ledger.engine,

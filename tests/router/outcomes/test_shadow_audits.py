@@ -26,7 +26,7 @@ from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
 from router.ledger.cost_queries import cost_lines
 from router.ledger.store import Ledger
 from router.ledger.tables import audits
-from router.outcomes.shadow_audits import Auditor, probability_of
+from router.outcomes.shadow_audits import ShadowAuditor, probability_of
 from router.selection.serving_policy import PlainPolicy
 from router.server.app import create_app
 from router.settings import Audits, Price, Settings
@@ -194,9 +194,9 @@ def _decision(probability: float | None) -> Decision:
 
 def _auditor(
     told: Audits, engine: Any = None, *, floor: float = 1.0, per_minute: int = 10_000, **clocks: Any
-) -> Auditor:
+) -> ShadowAuditor:
     """Audits that reach no answer: `engine` is a ledger's where something is written."""
-    return Auditor(
+    return ShadowAuditor(
         told, Large(), engine, rng=Random(1), store_content=False, floor=floor, per_minute=per_minute, **clocks
     )
 
