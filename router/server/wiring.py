@@ -128,9 +128,8 @@ async def auditor_of(
     """Shadow audits; None where they are off or there is no large model."""
     if not settings.audits.enabled or large is None:
         return None
-    from router.outcomes.shadow_audits import (
-        ShadowAuditor,
-    )  # brings scipy, which a gateway without audits does not need
+    # It brings scipy, which a gateway without audits does not need.
+    from router.outcomes.shadow_audits import ShadowAuditor
 
     shadow = ShadowAuditor(
         settings.audits,
