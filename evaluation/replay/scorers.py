@@ -93,7 +93,7 @@ def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool 
     return Judge(key, label, fit, ours=ours)
 
 
-def heard(score: Score) -> Score:
+def require_scores(score: Score) -> Score:
     """The score itself. Raises CannotJudge where it says nothing of any draft."""
     if not np.isfinite(score.values).any():
         raise CannotJudge(f"{score.label}: no draft that may be served came with token probabilities")
@@ -180,7 +180,7 @@ def crossfit(judge: Judge, part: Part, *, folds: int = FOLDS) -> Score:
         if told.probability is not None:
             probability[here] = told.probability
     assert told is not None, "a part has rows"
-    return heard(replace(told, values=values, probability=_known(probability)))
+    return require_scores(replace(told, values=values, probability=_known(probability)))
 
 
 def _known(probability: Floats) -> Floats | None:

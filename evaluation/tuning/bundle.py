@@ -78,8 +78,8 @@ def threshold_manifest(tuning: Tuning, origin: Origin, money: Money) -> Manifest
             certificate=given,
         )
     # What a price does on the rows is not what the floor alone does: nothing is claimed of it.
-    expected = None if money.given else _expected(at, tuning.telling)
-    return _manifest(origin, spec, [shown], tuning.choosing, expected, None)
+    expected = None if money.given else _expected(at, tuning.holdout)
+    return _manifest(origin, spec, [shown], tuning.selection, expected, None)
 
 
 def class_manifest(classes: ClassTuning, tuning: Tuning, origin: Origin) -> Manifest:
@@ -88,8 +88,8 @@ def class_manifest(classes: ClassTuning, tuning: Tuning, origin: Origin) -> Mani
     for one in classes.classes:
         shown = None
         if one.certificate is not None and origin.serving is not None:
-            # Which rows of the choosing part are the class's follows from its pattern.
-            shown = _shown(one.certificate, tuning.choosing, scope=one.pattern)
+            # Which rows of the selection part are the class's follows from its pattern.
+            shown = _shown(one.certificate, tuning.selection, scope=one.pattern)
             certificates.append(shown)
         made.append(
             OneClass(
@@ -99,9 +99,9 @@ def class_manifest(classes: ClassTuning, tuning: Tuning, origin: Origin) -> Mani
                 certificate=shown.id if shown else None,
             )
         )
-    expected = _expected(classes.together, tuning.telling)
-    tools = _tools(tuning.choosing)
-    return _manifest(origin, Classes(classes=made), certificates, tuning.choosing, expected, tools)
+    expected = _expected(classes.together, tuning.holdout)
+    tools = _tools(tuning.selection)
+    return _manifest(origin, Classes(classes=made), certificates, tuning.selection, expected, tools)
 
 
 def staged_manifest(staged: StagedTuning, origin: Origin, request_judge: JudgeSpec, plan_judge: JudgeSpec) -> Manifest:
@@ -119,7 +119,7 @@ def staged_manifest(staged: StagedTuning, origin: Origin, request_judge: JudgeSp
         request = Gate(judge=request_judge, threshold=chosen.request) if chosen.request > NONE else None
         plan = Gate(judge=plan_judge, threshold=chosen.plan) if chosen.plan > NONE else None
         spec = Stages(threshold=threshold, request_gate=request, plan_gate=plan, certificate=given)
-    expected = None if at is None else _expected(at, staged.telling)
+    expected = None if at is None else _expected(at, staged.holdout)
     return _manifest(origin, spec, [shown], staged.certifying, expected, None)
 
 
@@ -127,17 +127,17 @@ def _manifest(
     origin: Origin,
     policy: PolicySpec,
     certificates: Sequence[Shown | None],
-    choosing: Rows,
+    selection: Rows,
     expected: Expected | None,
     tools: Mapping[str, str] | None,
 ) -> Manifest:
     judge = origin.judge
     if isinstance(judge, ScoreJudge):
-        judge = ScoreJudge(score=judge.score, calibration=list(calibration_of(choosing)))
+        judge = ScoreJudge(score=judge.score, calibration=list(calibration_of(selection)))
     made_for: MadeFor | None = None
     if origin.serving is not None:
         made_for = origin.serving.made_for(origin.large_model, None if tools is None else dict(tools))
-    prices: Prices = prices_of(choosing, origin.small_usd_per_hour)
+    prices: Prices = prices_of(selection, origin.small_usd_per_hour)
     return Manifest(
         judge=judge,
         policy=policy,
@@ -164,9 +164,9 @@ def _shown(certificate: Certificate, rows: Rows, *, scope: str = "*", kind: str 
     )
 
 
-def _expected(at: Operating, telling: Rows) -> Expected:
+def _expected(at: Operating, holdout: Rows) -> Expected:
     return Expected(
-        rows=len(telling),
+        rows=len(holdout),
         share_small=at.share_small,
         pass_rate=at.passed.value or 0.0,
         large_pass_rate=at.large_passed,

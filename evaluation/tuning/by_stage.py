@@ -69,7 +69,7 @@ class StagedTuning:
     """Of the weighed cost and time, by the gates: what the single threshold takes more, with its 95 % interval by
     clusters; None where one of them is missing or they are the same."""
     certifying: Rows
-    telling: Rows
+    holdout: Rows
 
     @property
     def pays(self) -> bool:

@@ -1,6 +1,6 @@
 """Thresholds by tool class, each certified on its own rows.
 
-A class's rows are those of the choosing part, one a conversation, whose drafts belong to it; its harm is counted over
+A class's rows are those of the selection part, one a conversation, whose drafts belong to it; its harm is counted over
 them. With m classes each walk is tested at δ/m (Bonferroni), so that all hold together with confidence 1 − δ. A class
 with too few rows gets no threshold: its drafts go large.
 """
@@ -29,7 +29,7 @@ class ClassChoice:
     rows: int
     """Certifying rows of the class."""
     operating: Operating | None
-    """On its rows of the telling part; None where there are none."""
+    """On its rows of the holdout part; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class ClassTuning:
         return {one.pattern: one.certificate for one in self.classes}
 
 
-def tune_classes(choosing: Rows, telling: Rows, alphas: Mapping[str, float], *, delta: float) -> ClassTuning:
+def tune_classes(selection: Rows, holdout: Rows, alphas: Mapping[str, float], *, delta: float) -> ClassTuning:
     """Thresholds for classes by the rate of harm that each may have at most; `alphas` names the class `REST` too.
 
     Raises:
@@ -52,28 +52,28 @@ def tune_classes(choosing: Rows, telling: Rows, alphas: Mapping[str, float], *, 
     """
     classes = tuple(ToolClass(pattern, alpha, None) for pattern, alpha in alphas.items())
     check_classes(classes)
-    of_choosing, of_telling = _classes_of(choosing, classes), _classes_of(telling, classes)
-    each, arms = choosing.one_each, choosing.arms
+    of_selection, of_holdout = _classes_of(selection, classes), _classes_of(holdout, classes)
+    each, arms = selection.one_each, selection.arms
     certificates = certify_classes(
-        choosing.scores[each],
+        selection.scores[each],
         arms.small_pass[each],
         arms.large_pass[each],
-        list(of_choosing[each]),
+        list(of_selection[each]),
         alphas,
         delta=delta,
     )
-    accepted = np.zeros(len(telling), dtype=bool)
+    accepted = np.zeros(len(holdout), dtype=bool)
     for pattern, certificate in certificates.items():
         if certificate is not None:
-            accepted |= telling.accepted(certificate.threshold) & (of_telling == pattern)
+            accepted |= holdout.accepted(certificate.threshold) & (of_holdout == pattern)
     made = []
     for pattern in strictest_first(alphas.items()):
-        told, certificate = of_telling == pattern, certificates[pattern]
+        told, certificate = of_holdout == pattern, certificates[pattern]
         threshold = certificate.threshold if certificate else None
-        operating = telling.operating(accepted, threshold, within=told) if told.any() else None
-        rows = int((of_choosing[each] == pattern).sum())
+        operating = holdout.operating(accepted, threshold, within=told) if told.any() else None
+        rows = int((of_selection[each] == pattern).sum())
         made.append(ClassChoice(pattern, alphas[pattern], delta / len(alphas), certificate, rows, operating))
-    return ClassTuning(made, telling.operating(accepted, None))
+    return ClassTuning(made, holdout.operating(accepted, None))
 
 
 def _classes_of(rows: Rows, classes: Sequence[ToolClass]) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Choose a threshold for the traffic of two traces: with a certificate on harm, or by pass rate or cost as observed.
 
-The rows are parted by conversation and tool: one part chooses (and, for `max_harm`, certifies, one row a conversation),
-the other tells what the choice does. A threshold chosen by pass rate or cost alone is the best on the choosing part and
-holds on new traffic about as often as not. Its harm is bounded all the same: the telling part had no part in the
+The rows are split by conversation and tool: the selection part chooses the threshold (and certifies it for `max_harm`,
+one row a conversation),
+and the holdout part measures it. A threshold chosen by pass rate or cost alone is the best on the selection part and
+holds on new traffic about as often as not. Its harm is bounded all the same: the holdout part had no part in the
 choice, so the Clopper–Pearson bound of the harm counted there holds with confidence 1 − δ.
 """
 
@@ -36,8 +37,8 @@ class Choice:
     goal: Goal
     target: float
     certificate: Certificate | None
-    """Of the harm. For `max_harm`, of the choosing part: None means that nothing could be certified. For the others, a
-    bound counted on the telling part, at the threshold chosen before; None where everything goes large."""
+    """Of the harm. For `max_harm`, of the selection part: None means that nothing could be certified. For the others, a
+    bound counted on the holdout part, at the threshold chosen before; None where everything goes large."""
     operating: Operating
 
 
@@ -49,13 +50,13 @@ class Tuning:
     choices: Sequence[Choice]
     """From the next better one, which answers less small, to the next worse."""
     chosen: Choice
-    choosing: Rows
-    telling: Rows
+    selection: Rows
+    holdout: Rows
 
     @property
     def certifying(self) -> Rows:
         """The part that certificates of this tuning were counted on, one row a conversation."""
-        return self.choosing if self.chosen.goal == "max_harm" else self.telling
+        return self.selection if self.chosen.goal == "max_harm" else self.holdout
 
 
 def tune(
@@ -85,7 +86,7 @@ def tune(
     """
     judging = judge or NamedScore("weakest_token")
     parts = split(cases, SHARES, salt=SALT)
-    choosing, telling = (
+    selection, holdout = (
         Rows.of(
             parts[part],
             small,
@@ -98,9 +99,9 @@ def tune(
         )
         for part in ("choose", "tell")
     )
-    choices = [_choice(choosing, telling, goal, asked, delta) for asked in _targets(goal, target)]
+    choices = [_choice(selection, holdout, goal, asked, delta) for asked in _targets(goal, target)]
     chosen = next(choice for choice in choices if choice.target == target)
-    return Tuning(judging, choices, chosen, choosing, telling)
+    return Tuning(judging, choices, chosen, selection, holdout)
 
 
 def always_right(small: Trace, *, usd_a_request: float, latency_s: float | None = None) -> Trace:
@@ -134,21 +135,21 @@ def _targets(goal: Goal, target: float) -> list[float]:
     return sorted(around, reverse=True)
 
 
-def _choice(choosing: Rows, telling: Rows, goal: Goal, target: float, delta: float) -> Choice:
+def _choice(selection: Rows, holdout: Rows, goal: Goal, target: float, delta: float) -> Choice:
     if goal == "max_harm":
-        each, arms = choosing.one_each, choosing.arms
+        each, arms = selection.one_each, selection.arms
         certificate = certify_harm(
-            choosing.scores[each], arms.small_pass[each], arms.large_pass[each], alpha=target, delta=delta
+            selection.scores[each], arms.small_pass[each], arms.large_pass[each], alpha=target, delta=delta
         )
         threshold = certificate.threshold if certificate else None
-        return Choice(goal, target, certificate, telling.operating(telling.accepted(threshold), threshold))
-    threshold = _observed(choosing, goal, target)
-    accepted = telling.accepted(threshold)
-    operating = telling.operating(accepted, threshold)
-    return Choice(goal, target, _counted(telling, accepted, operating, delta), operating)
+        return Choice(goal, target, certificate, holdout.operating(holdout.accepted(threshold), threshold))
+    threshold = _observed(selection, goal, target)
+    accepted = holdout.accepted(threshold)
+    operating = holdout.operating(accepted, threshold)
+    return Choice(goal, target, _counted(holdout, accepted, operating, delta), operating)
 
 
-def _counted(telling: Rows, accepted: np.ndarray, operating: Operating, delta: float) -> Certificate | None:
+def _counted(holdout: Rows, accepted: np.ndarray, operating: Operating, delta: float) -> Certificate | None:
     """The bound on the harm of a threshold that was chosen on other rows."""
     if operating.threshold is None:
         return None
@@ -156,7 +157,7 @@ def _counted(telling: Rows, accepted: np.ndarray, operating: Operating, delta: f
     bound = upper_bound(errors, rows, delta)
     if bound >= 1.0:
         return None
-    taken = int(accepted[telling.one_each].sum())
+    taken = int(accepted[holdout.one_each].sum())
     return Certificate("harm", operating.threshold, bound, delta, rows, taken, errors, bound)
 
 

@@ -36,7 +36,7 @@ from policies.bundle.manifest import (
 )
 from policies.rules.judge import FewTools, Judge, NamedScore
 from policies.rules.price_aware import BudgetController, Budgeted, Gain, LargePrices
-from policies.rules.thresholds import Judged, Staged, StageGate
+from policies.rules.thresholds import StagedPolicy, StageGate, ThresholdPolicy
 from policies.rules.tool_classes import PerToolClass, ToolClass
 from policies.types import Policy, Stage
 
@@ -94,10 +94,10 @@ class Bundle:
         spec, others = manifest.policy, (manifest.on_no_call, manifest.on_ask)
         match spec:
             case Threshold():
-                return Judged(judge, spec.threshold, *others, spec.certificate)
+                return ThresholdPolicy(judge, spec.threshold, *others, spec.certificate)
             case Stages():
-                after = Judged(judge, spec.threshold, *others, spec.certificate)
-                return Staged(after, self.request_gate, self.plan_gate)
+                after = ThresholdPolicy(judge, spec.threshold, *others, spec.certificate)
+                return StagedPolicy(after, self.request_gate, self.plan_gate)
             case Classes():
                 classes = [ToolClass(one.pattern, one.alpha, one.threshold, one.certificate) for one in spec.classes]
                 return PerToolClass(judge, tuple(classes), *others)

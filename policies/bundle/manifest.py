@@ -46,14 +46,14 @@ class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Threshold(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="threshold"):
-    """`policies.rules.thresholds.Judged`."""
+    """`policies.rules.thresholds.ThresholdPolicy`."""
 
     threshold: float | None
     certificate: Text | None = None
 
 
 class Stages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="staged"):
-    """`policies.rules.thresholds.Staged`."""
+    """`policies.rules.thresholds.StagedPolicy`."""
 
     threshold: float | None
     request_gate: Gate | None = None

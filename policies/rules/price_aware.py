@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from policies.rules.judge import Judge
 from policies.rules.single import OnOther, before_draft, judge_validity
-from policies.rules.thresholds import held_against
+from policies.rules.thresholds import threshold_verdict
 from policies.types import Action, Draft, Outcome, Request, Stage, Verdict
 
 HORIZON_S = 3600.0
@@ -84,7 +84,7 @@ class Gain:
     def after_at(self, price: float, request: Request, draft: Draft, reason: str) -> Verdict:
         """The verdict where asking the large model must gain more than `price`; `reason` is told where it does."""
         verdict = judge_validity(request, draft, self.on_no_call, self.on_ask)
-        verdict = verdict or held_against(self.judge, self.floor, request, draft)
+        verdict = verdict or threshold_verdict(self.judge, self.floor, request, draft)
         p_small, p_large = verdict.probability, self.large_passes[kind_of(draft)]
         if verdict.action is Action.ANSWER and p_small is not None and p_large - p_small > price:
             verdict = replace(verdict, action=Action.ESCALATE, reason=reason)

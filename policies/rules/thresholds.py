@@ -15,7 +15,7 @@ from policies.types import Action, Draft, Outcome, Request, Stage, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
+class ThresholdPolicy:
     """Serve a valid draft whose score is at least `threshold`; without one, none."""
 
     judge: Judge
@@ -51,7 +51,7 @@ class Judged:
     def after(self, request: Request, draft: Draft) -> Verdict:
         verdict = judge_validity(request, draft, self.on_no_call, self.on_ask)
         return replace(
-            verdict or held_against(self.judge, self.threshold, request, draft), certificate=self.certificate
+            verdict or threshold_verdict(self.judge, self.threshold, request, draft), certificate=self.certificate
         )
 
 
@@ -73,13 +73,13 @@ NOT_DRAFTED = Draft(Outcome.UNPARSABLE, complete=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
-    """`Judged`, with a gate on the request before anything is decoded, and one on the plan before any argument is.
+class StagedPolicy:
+    """`ThresholdPolicy` with a gate on the request before decoding, and one on the plan before any argument is decoded.
 
     Raising a gate's threshold never lowers the number of escalations.
     """
 
-    last: Judged
+    last: ThresholdPolicy
     request_gate: StageGate | None = None
     plan_gate: StageGate | None = None
 
@@ -110,7 +110,7 @@ def _gated(verdict: Verdict, gate: StageGate | None, reason: str, request: Reque
     return replace(verdict, action=Action.ESCALATE, reason=reason, score=score, threshold=gate.threshold)
 
 
-def held_against(judge: Judge, threshold: float | None, request: Request, draft: Draft) -> Verdict:
+def threshold_verdict(judge: Judge, threshold: float | None, request: Request, draft: Draft) -> Verdict:
     """A valid draft's verdict by its score."""
     score = judge.score(request, draft)
     if score is None:

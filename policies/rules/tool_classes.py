@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 
 from policies.rules.judge import Judge
 from policies.rules.single import OnOther, before_draft, judge_validity
-from policies.rules.thresholds import held_against
+from policies.rules.thresholds import threshold_verdict
 from policies.types import Action, Draft, Request, Stage, Verdict
 
 MAX_CLASSES = 64
@@ -69,7 +69,7 @@ def class_of(classes: Sequence[ToolClass], names: Iterable[str]) -> ToolClass:
 
 @dataclass(frozen=True, slots=True)
 class PerToolClass:
-    """`Judged`, with the threshold of the draft's class. There is a class `REST`."""
+    """`ThresholdPolicy`, with the threshold of the draft's class. There is a class `REST`."""
 
     judge: Judge
     classes: tuple[ToolClass, ...]
@@ -104,4 +104,6 @@ class PerToolClass:
     def after(self, request: Request, draft: Draft) -> Verdict:
         of = self.class_of(call.name for call in draft.calls)
         verdict = judge_validity(request, draft, self.on_no_call, self.on_ask)
-        return replace(verdict or held_against(self.judge, of.threshold, request, draft), certificate=of.certificate)
+        return replace(
+            verdict or threshold_verdict(self.judge, of.threshold, request, draft), certificate=of.certificate
+        )

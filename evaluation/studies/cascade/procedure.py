@@ -23,8 +23,8 @@ from policies.types import BoolArray
 Ints = npt.NDArray[np.int64]
 
 
-class Operated(msgspec.Struct, frozen=True, kw_only=True):
-    """What one chosen threshold did on the telling part."""
+class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
+    """What one chosen threshold did on the holdout part."""
 
     threshold: float | None
     """None: everything goes to the large model, and nothing is drafted."""
@@ -40,54 +40,63 @@ class Operated(msgspec.Struct, frozen=True, kw_only=True):
     """What the certificate says; empty where the choice has none."""
 
 
-def neutral(choosing: Part, chooser: Score, telling: Part, told: Score, *, draws: int, seed: int) -> Operated:
-    """The cheapest threshold that reaches the large model's pass rate on the choosing part, told on the other."""
+def neutral(
+    selection: Part, selection_score: Score, holdout: Part, holdout_score: Score, *, draws: int, seed: int
+) -> OperatingPoint:
+    """The cheapest threshold that reaches the large model's pass rate on the selection part, told on the other."""
     rng = np.random.default_rng(seed)
-    chosen = _cheapest(sweep_of(choosing.arms, chooser, np.ones((1, len(choosing)))))
-    point = _operate(telling, told, np.ones((1, len(telling))), chosen)
+    chosen = _cheapest(sweep_of(selection.arms, selection_score, np.ones((1, len(selection)))))
+    point = _operate(holdout, holdout_score, np.ones((1, len(holdout))), chosen)
     values = []
-    pairs = zip(_blocks(choosing.arms.clusters, draws, rng), _blocks(telling.arms.clusters, draws, rng), strict=True)
+    pairs = zip(_blocks(selection.arms.clusters, draws, rng), _blocks(holdout.arms.clusters, draws, rng), strict=True)
     for w_choose, w_tell in pairs:
         values.append(
-            _operate(telling, told, w_tell, _cheapest(sweep_of(choosing.arms, chooser, w_choose.astype(np.float64))))
+            _operate(
+                holdout,
+                holdout_score,
+                w_tell,
+                _cheapest(sweep_of(selection.arms, selection_score, w_choose.astype(np.float64))),
+            )
         )
     drawn = np.concatenate(values, axis=1)
-    return _operated(telling, told, float(chosen[0]), point[:, 0], drawn)
+    return _operating_point(holdout, holdout_score, float(chosen[0]), point[:, 0], drawn)
 
 
 def certified(
     certifying: Part,
-    certifier: Score,
-    telling: Part,
-    told: Score,
+    certification_score: Score,
+    holdout: Part,
+    holdout_score: Score,
     *,
     alpha: float,
     delta: float,
     draws: int,
     seed: int,
-) -> Operated:
+) -> OperatingPoint:
     """The loosest threshold whose harm is certified to be at most `alpha` with confidence 1 − `delta`.
 
-    One row a conversation certifies. The interval is that of the telling part at this one threshold: a certificate is
+    One row a conversation certifies. The interval is that of the holdout part at this one threshold: a certificate is
     given once.
     """
     rng = np.random.default_rng(seed)
     rows = one_of_each([case.conversation for case in certifying.arms.cases], rng)
     made = certify_harm(
-        certifier.values[rows],
+        certification_score.values[rows],
         certifying.arms.small_pass[rows],
         certifying.arms.large_pass[rows],
         alpha=alpha,
         delta=delta,
     )
     threshold = np.array([np.inf if made is None else made.threshold])
-    point = _operate(telling, told, np.ones((1, len(telling))), threshold)
+    point = _operate(holdout, holdout_score, np.ones((1, len(holdout))), threshold)
     blocks = [
-        _operate(telling, told, w, np.repeat(threshold, len(w))) for w in _blocks(telling.arms.clusters, draws, rng)
+        _operate(holdout, holdout_score, w, np.repeat(threshold, len(w)))
+        for w in _blocks(holdout.arms.clusters, draws, rng)
     ]
     said = f"none on {len(rows)} rows" if made is None else f"{made.errors} of {made.rows}, bound {made.bound:.2%}"
     return msgspec.structs.replace(
-        _operated(telling, told, float(threshold[0]), point[:, 0], np.concatenate(blocks, axis=1)), certified=said
+        _operating_point(holdout, holdout_score, float(threshold[0]), point[:, 0], np.concatenate(blocks, axis=1)),
+        certified=said,
     )
 
 
@@ -118,13 +127,13 @@ def _operate(part: Part, score: Score, weights: npt.ArrayLike, thresholds: Float
     return np.stack([quality, cost, curve.quality[:, 0] - quality])
 
 
-def _operated(part: Part, score: Score, threshold: float, point: Floats, drawn: Floats) -> Operated:
+def _operating_point(part: Part, score: Score, threshold: float, point: Floats, drawn: Floats) -> OperatingPoint:
     small: BoolArray = score.values >= threshold
     low, high = percentile_interval(drawn.T)
     passed, cost, loss = (
         Estimate(finite(float(v)), float(a), float(b)) for v, a, b in zip(point, low, high, strict=True)
     )
-    return Operated(
+    return OperatingPoint(
         threshold=finite(threshold),
         passed=passed,
         cost=cost,

@@ -9,7 +9,7 @@ import msgspec
 
 from evaluation.replay.figures import Estimate
 from evaluation.report.text import number, percent
-from evaluation.studies.cascade.procedure import Operated
+from evaluation.studies.cascade.procedure import OperatingPoint
 from evaluation.studies.cascade.study import JudgeFigures, Options, Table
 
 _SETS = {
@@ -180,7 +180,7 @@ def _table(table: Table) -> str:
         f"- {_COLUMNS[row.figure]}: {row.ours} costs {number(row.ratio)} of the best other judge's ({row.other})"
         for row in table.against
     )
-    return "\n\n".join(part for part in (head, remarks, _curves(table), _operated(table), against) if part)
+    return "\n\n".join(part for part in (head, remarks, _curves(table), _operating_point(table), against) if part)
 
 
 def _curves(table: Table) -> str:
@@ -199,7 +199,7 @@ def _curves(table: Table) -> str:
     return "\n".join(lines)
 
 
-def _operated(table: Table) -> str:
+def _operating_point(table: Table) -> str:
     lines = [
         "| threshold chosen on other rows | passes | cost | escalated | harmed | certified: passes | cost | escalated "
         "| harmed | certificate |",
@@ -208,12 +208,12 @@ def _operated(table: Table) -> str:
     for judge in table.judges:
         if judge.neutral is None or judge.certified is None:
             continue
-        cells = [*_operated_cells(judge.neutral), *_operated_cells(judge.certified), judge.certified.certified]
+        cells = [*_operating_cells(judge.neutral), *_operating_cells(judge.certified), judge.certified.certified]
         lines.append(f"| {_named(judge)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _operated_cells(at: Operated) -> list[str]:
+def _operating_cells(at: OperatingPoint) -> list[str]:
     return [percent(at.passed), percent(at.cost), f"{100 * at.escalated:.1f} %", f"{100 * at.harmed:.1f} %"]
 
 

@@ -24,8 +24,8 @@ from evaluation.metrics import Floats, MetricError
 from evaluation.replay.figures import CURVE_FIGURES, Estimate, calibration, figures_drawn, finite
 from evaluation.replay.plans import Score, baselines
 from evaluation.replay.replay import Arms, join, servable_drafts
-from evaluation.replay.scorers import CannotJudge, Judge, Part, Scorer, fit_all, heard
-from evaluation.studies.cascade.procedure import Operated, certified, neutral
+from evaluation.replay.scorers import CannotJudge, Judge, Part, Scorer, fit_all, require_scores
+from evaluation.studies.cascade.procedure import OperatingPoint, certified, neutral
 from evaluation.traces.table import Trace
 
 Protocol = Literal["split", "cold"]
@@ -70,12 +70,12 @@ class JudgeFigures(msgspec.Struct, frozen=True, kw_only=True):
     """Of its curve, by the names of `evaluation.replay.figures.CURVE_FIGURES`."""
     ece: float | None
     brier: float | None
-    neutral: Operated | None
+    neutral: OperatingPoint | None
     """The threshold that lost nothing where it was chosen; None for the oracle."""
-    certified: Operated | None
+    certified: OperatingPoint | None
 
 
-class Against(msgspec.Struct, frozen=True, kw_only=True):
+class CostRatio(msgspec.Struct, frozen=True, kw_only=True):
     """Our cheapest judge beside the cheapest of the others, at one pass rate."""
 
     figure: str
@@ -104,7 +104,7 @@ class Table(msgspec.Struct, frozen=True, kw_only=True):
     oracle_passed: Estimate
     schema_valid_passed: Estimate
     judges: list[JudgeFigures]
-    against: list[Against]
+    against: list[CostRatio]
     remarks: list[str]
 
 
@@ -223,7 +223,7 @@ def _table(
             continue
         try:
             scorer = fitted[judge.key]
-            scores.append((judge, heard(scorer(certify)), heard(scorer(report))))
+            scores.append((judge, require_scores(scorer(certify)), require_scores(scorer(report))))
         except CannotJudge as error:
             remarks.append(str(error))
     plans = baselines(report.arms)
@@ -254,8 +254,8 @@ def _table(
 
 def _judged(
     judge: Judge,
-    choosing: tuple[Part, Score],
-    telling: tuple[Part, Score],
+    selection: tuple[Part, Score],
+    holdout: tuple[Part, Score],
     point: Mapping[str, Floats],
     drawn: Mapping[str, Floats],
     options: Options,
@@ -263,12 +263,12 @@ def _judged(
     figures = {name: _estimate(f"{judge.key}/{name}", point, drawn) for name in CURVE_FIGURES}
     if judge.key == "random_mix":  # a coin reaches every point of the line between the models
         figures |= {name: Estimate(share) for name, share in _COIN.items()}
-    ece, brier = calibration(telling[0].arms, telling[1])
+    ece, brier = calibration(holdout[0].arms, holdout[1])
     chosen = made = None
     if judge.key not in ("oracle", "random_mix"):
-        chosen = neutral(*choosing, *telling, draws=options.draws, seed=options.seed)
+        chosen = neutral(*selection, *holdout, draws=options.draws, seed=options.seed)
         made = certified(
-            *choosing, *telling, alpha=options.alpha, delta=options.delta, draws=options.draws, seed=options.seed
+            *selection, *holdout, alpha=options.alpha, delta=options.delta, draws=options.draws, seed=options.seed
         )
     return JudgeFigures(
         key=judge.key,
@@ -285,7 +285,7 @@ def _judged(
 _COIN = {"cpt50": 0.5, "cpt80": 0.8, "cpt95": 0.95, "cpt100": 1.0}
 
 
-def _against(judges: Sequence[Judge], point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> list[Against]:
+def _against(judges: Sequence[Judge], point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> list[CostRatio]:
     ours = [judge.key for judge in judges if judge.ours]
     others = [judge.key for judge in judges if not judge.ours and judge.key not in ("oracle", "random_mix")]
     if not ours or not others:
@@ -295,7 +295,7 @@ def _against(judges: Sequence[Judge], point: Mapping[str, Floats], drawn: Mappin
         mine, theirs = (min(keys, key=lambda key: float(point[f"{key}/{figure}"])) for keys in (ours, others))
         value = _ratio(point[f"{mine}/{figure}"], point[f"{theirs}/{figure}"])
         draws = _ratio(drawn[f"{mine}/{figure}"], drawn[f"{theirs}/{figure}"])
-        rows.append(Against(figure=figure, ours=mine, other=theirs, ratio=_interval(value, draws)))
+        rows.append(CostRatio(figure=figure, ours=mine, other=theirs, ratio=_interval(value, draws)))
     return rows
 
 

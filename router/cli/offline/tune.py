@@ -271,8 +271,8 @@ def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Mo
     tuning = work.tuned(goal, target)
     console.print(choices_table(tuning))
     console.print(
-        f"chosen on {len(tuning.choosing)} rows ({len(tuning.choosing.one_each)} conversations), told on "
-        f"{len(tuning.telling)} others that share no conversation and no called tool with them",
+        f"chosen on {len(tuning.selection)} rows ({len(tuning.selection.one_each)} conversations), told on "
+        f"{len(tuning.holdout)} others that share no conversation and no called tool with them",
         highlight=False,
     )
     threshold = tuning.chosen.operating.threshold
@@ -301,7 +301,7 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
         except ValueError:
             raise ValueError(f"--tool-class {told}: {value!r} is no rate") from None
     tuning = work.tuned("max_harm", rest)
-    made = tune_classes(tuning.choosing, tuning.telling, alphas, delta=work.delta)
+    made = tune_classes(tuning.selection, tuning.holdout, alphas, delta=work.delta)
     console.print(classes_table(made))
     return class_manifest(made, tuning, origin)
 

@@ -55,16 +55,16 @@ def tuning():
 
 
 def test_each_class_has_a_threshold_of_its_own(tuning) -> None:
-    """A looser class answers more; together they are what their bundle does on the telling part."""
+    """A looser class answers more; together they are what their bundle does on the holdout part."""
     alphas = {"*": 0.08, "[a-m]*": 0.2}
-    made = tune_classes(tuning.choosing, tuning.telling, alphas, delta=0.1)
+    made = tune_classes(tuning.selection, tuning.holdout, alphas, delta=0.1)
     by_pattern = {one.pattern: one for one in made.classes}
     loose, rest = by_pattern["[a-m]*"], by_pattern["*"]
     assert loose.certificate is not None
     assert rest.certificate is not None
     assert loose.certificate.delta == rest.certificate.delta == 0.05
     assert loose.certificate.threshold < rest.certificate.threshold
-    assert loose.rows + rest.rows == len(tuning.choosing.one_each)
+    assert loose.rows + rest.rows == len(tuning.selection.one_each)
     assert rest.operating is not None
     assert rest.operating.harmed.value is not None
     assert rest.operating.harmed.value < 0.12
@@ -80,7 +80,7 @@ def test_each_class_has_a_threshold_of_its_own(tuning) -> None:
 
 def test_a_class_of_too_few_rows_gets_no_threshold(tuning) -> None:
     """Nothing can be shown of it, so its drafts go large."""
-    made = tune_classes(tuning.choosing, tuning.telling, {"*": 0.1, "nobody_*": 0.1}, delta=0.1)
+    made = tune_classes(tuning.selection, tuning.holdout, {"*": 0.1, "nobody_*": 0.1}, delta=0.1)
     (empty,) = [one for one in made.classes if one.pattern == "nobody_*"]
     assert (empty.certificate, empty.rows, empty.operating) == (None, 0, None)
 
@@ -201,7 +201,7 @@ def test_what_a_bundle_promises_is_what_its_policy_does_in_replay(tuning, tmp_pa
     """The figures of `expected` come out of the loaded bundle's own verdicts."""
     save(tmp_path / "b", threshold_manifest(tuning, ORIGIN, Money()))
     bundle = load(tmp_path / "b")
-    arms = tuning.telling.arms
+    arms = tuning.holdout.arms
     done = replayed(bundle.policy(), arms)
     expected = bundle.manifest.expected
     assert expected is not None

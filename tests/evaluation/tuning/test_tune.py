@@ -78,7 +78,7 @@ def test_a_certified_threshold_keeps_its_promise_on_the_other_part() -> None:
     certificate, at = tuning.chosen.certificate, tuning.chosen.operating
     assert certificate is not None
     assert certificate.bound <= 0.05
-    assert certificate.rows == len(tuning.certifying.one_each) <= len(tuning.choosing)
+    assert certificate.rows == len(tuning.certifying.one_each) <= len(tuning.selection)
     assert at.harmed.value is not None
     assert at.harmed.value < 0.08
     assert at.passed.value == pytest.approx(1 - at.harmed.value)
@@ -92,18 +92,18 @@ def test_the_parts_share_no_tool() -> None:
     names = [{name for case in parts[part] for name in case.gold_names} for part in ("choose", "tell")]
     assert not names[0] & names[1]
     tuning = made("max_harm", 0.05)
-    assert (len(tuning.choosing), len(tuning.telling)) == (len(parts["choose"]), len(parts["tell"]))
+    assert (len(tuning.selection), len(tuning.holdout)) == (len(parts["choose"]), len(parts["tell"]))
 
 
 def test_goals_as_observed_are_told_with_a_bound_on_their_harm() -> None:
-    """The pass rate or cost asked for holds on the choosing part, about; the harm is bounded from the other part."""
+    """The pass rate or cost asked for holds on the selection part, about; the harm is bounded from the other part."""
     by_rate, by_cost = made("min_pass_rate", 0.9), made("max_cost", 0.5)
     for tuning in (by_rate, by_cost):
         shown, at = tuning.chosen.certificate, tuning.chosen.operating
         assert shown is not None
-        assert tuning.certifying is tuning.telling
-        accepted = tuning.telling.accepted(at.threshold)[tuning.telling.one_each]
-        wrong = tuning.telling.harmed_if_accepted[tuning.telling.one_each]
+        assert tuning.certifying is tuning.holdout
+        accepted = tuning.holdout.accepted(at.threshold)[tuning.holdout.one_each]
+        wrong = tuning.holdout.harmed_if_accepted[tuning.holdout.one_each]
         assert shown.errors == (accepted & wrong).sum()
         assert shown.alpha == shown.bound > shown.errors / shown.rows
     assert by_rate.chosen.operating.passed.value == pytest.approx(0.9, abs=0.04)
@@ -158,7 +158,7 @@ def test_a_latency_is_told_only_where_the_large_models_is_known() -> None:
     tuning = made("max_harm", 0.05)
     at = tuning.chosen.operating
     assert (at.latency_s, at.large_latency_s) == (None, None)
-    everything = tuning.telling.operating(np.ones(len(tuning.telling), dtype=bool), None)
+    everything = tuning.holdout.operating(np.ones(len(tuning.holdout), dtype=bool), None)
     assert everything.latency_s == pytest.approx(0.9)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policies.rules.judge import FewTools, NamedScore
 from policies.rules.price_aware import BudgetController, Budgeted, Gain, LargePrices, kind_of
-from policies.rules.thresholds import Judged, Staged, StageGate
+from policies.rules.thresholds import StagedPolicy, StageGate, ThresholdPolicy
 from policies.rules.tool_classes import PerToolClass, ToolClass, pattern_of, strictest_first
 from policies.types import Action, Draft, DraftCall, Outcome, Policy, Request, Span, Stage, TokenSignals, Tool
 
@@ -59,28 +59,34 @@ probabilities = st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4)
 def test_a_threshold_answers_what_reaches_it_and_gives_up_what_no_longer_can() -> None:
     """The weakest token only falls, so a doubtful plan ends the draft; a mean may still rise, so it does not."""
     doubtful = draft(plan=(0.3,), values=(0.9,) * 20)
-    assert judgement(Judged(WEAKEST, 0.5), draft()) == (Action.ANSWER, Stage.AFTER, "accepted")
-    assert judgement(Judged(WEAKEST, 0.5), doubtful) == (Action.ESCALATE, Stage.DURING, "low_confidence")
-    assert judgement(Judged(MEAN, 0.5), doubtful) == (Action.ANSWER, Stage.AFTER, "accepted")
-    assert judgement(Judged(WEAKEST, 0.5), draft(values=(0.4,))) == (Action.ESCALATE, Stage.AFTER, "low_confidence")
+    assert judgement(ThresholdPolicy(WEAKEST, 0.5), draft()) == (Action.ANSWER, Stage.AFTER, "accepted")
+    assert judgement(ThresholdPolicy(WEAKEST, 0.5), doubtful) == (Action.ESCALATE, Stage.DURING, "low_confidence")
+    assert judgement(ThresholdPolicy(MEAN, 0.5), doubtful) == (Action.ANSWER, Stage.AFTER, "accepted")
+    assert judgement(ThresholdPolicy(WEAKEST, 0.5), draft(values=(0.4,))) == (
+        Action.ESCALATE,
+        Stage.AFTER,
+        "low_confidence",
+    )
 
 
 def test_a_threshold_that_nobody_could_certify_answers_nothing() -> None:
     """It does not even begin a draft."""
-    assert judgement(Judged(WEAKEST, None), draft()) == (Action.ESCALATE, Stage.BEFORE, "nothing_certified")
+    assert judgement(ThresholdPolicy(WEAKEST, None), draft()) == (Action.ESCALATE, Stage.BEFORE, "nothing_certified")
 
 
 def test_drafts_without_signals_and_invalid_ones_go_large_whatever_the_threshold() -> None:
     """No score is no permission, and form comes before confidence."""
     bare, invalid = draft(signals=None), draft("nobody")
-    assert judgement(Judged(WEAKEST, 0.0), bare)[2] == "no_signals"
-    assert judgement(Judged(WEAKEST, 0.0), invalid)[2] == "invalid_call"
-    assert judgement(Judged(WEAKEST, 0.0), Draft(Outcome.ASK, signals=signals([1.0])))[2] == "ask"
+    assert judgement(ThresholdPolicy(WEAKEST, 0.0), bare)[2] == "no_signals"
+    assert judgement(ThresholdPolicy(WEAKEST, 0.0), invalid)[2] == "invalid_call"
+    assert judgement(ThresholdPolicy(WEAKEST, 0.0), Draft(Outcome.ASK, signals=signals([1.0])))[2] == "ask"
 
 
 def test_every_stage_speaks_in_its_turn() -> None:
     """Too many tools before, a doubtful plan during, a doubtful value after; otherwise the draft is the answer."""
-    policy = Staged(Judged(MEAN, 0.5, certificate="c"), StageGate(FewTools(), -3.0), StageGate(WEAKEST, 0.6))
+    policy = StagedPolicy(
+        ThresholdPolicy(MEAN, 0.5, certificate="c"), StageGate(FewTools(), -3.0), StageGate(WEAKEST, 0.6)
+    )
     many = replace(REQUEST, tools=(*REQUEST.tools, Tool("more", "", CITY)))
     assert judgement(policy, draft(), many) == (Action.ESCALATE, Stage.BEFORE, "unsure_request")
     assert judgement(policy, draft(plan=(0.5,))) == (Action.ESCALATE, Stage.DURING, "unsure_plan")
@@ -99,7 +105,7 @@ def test_raising_any_threshold_never_turns_an_escalation_into_an_answer(
 
     def answered(request_: float, plan_: float, last: float) -> bool:
         gates = StageGate(FewTools(), -6.0 * (1 - request_)), StageGate(WEAKEST, plan_)
-        return judgement(Staged(Judged(MEAN, last), *gates), given_)[0] is Action.ANSWER
+        return judgement(StagedPolicy(ThresholdPolicy(MEAN, last), *gates), given_)[0] is Action.ANSWER
 
     low = answered(*at)
     for raised in ({0}, {1}, {2}, {0, 1, 2}):
@@ -110,7 +116,7 @@ def test_raising_any_threshold_never_turns_an_escalation_into_an_answer(
 @given(probabilities, probabilities, st.floats(0, 1))
 def test_giving_up_early_changes_no_decision(plan: list[float], values: list[float], threshold: float) -> None:
     """What `during` escalates `after` would have escalated, so that a certificate covers both."""
-    policy, given_ = Judged(WEAKEST, threshold), draft(plan=plan, values=values)
+    policy, given_ = ThresholdPolicy(WEAKEST, threshold), draft(plan=plan, values=values)
     assert judgement(policy, given_)[0] is policy.after(REQUEST, given_).action
 
 
@@ -201,7 +207,7 @@ def test_no_price_serves_what_lies_under_the_floor(p: float, per_usd: float, per
     """Whatever the λ, the accepted set is a part of `score ≥ floor`: the floor's certificate covers it."""
     made = draft(plan=(1.0,), values=(p,))
     verdict = gain(pass_per_usd=per_usd, pass_per_second=per_second).after(REQUEST, made)
-    floor = Judged(CALIBRATED, 0.2).after(REQUEST, made)
+    floor = ThresholdPolicy(CALIBRATED, 0.2).after(REQUEST, made)
     assert (verdict.action is Action.ANSWER) <= (floor.action is Action.ANSWER)
 
 

@@ -23,7 +23,7 @@ from evaluation.replay.figures import sweep_of
 from evaluation.replay.plans import Score
 from evaluation.replay.prompt_routers import matrix_factorisation, prompt_logistic
 from evaluation.replay.replay import join, servable_drafts
-from evaluation.replay.scorers import CannotJudge, Part, crossfit, fit_all, heard, of_signals, platt
+from evaluation.replay.scorers import CannotJudge, Part, crossfit, fit_all, of_signals, platt, require_scores
 from evaluation.studies.cascade import procedure
 from evaluation.studies.cascade.results import CascadeStudy, render_markdown, study_of, write
 from evaluation.studies.cascade.study import SALT, SPLIT, Options, Table, tables_of
@@ -146,20 +146,22 @@ def test_signals_made_to_tell_beat_what_sees_the_prompt_only() -> None:
 
 
 def test_a_chosen_threshold_is_told_on_rows_that_did_not_choose_it() -> None:
-    """What the table says of a threshold is what serving at it does on the telling part, by plain counting."""
+    """What the table says of a threshold is what serving at it does on the holdout part, by plain counting."""
     part = _part()
     index = np.arange(len(part))
-    choosing, telling = part.take(index[::2]), part.take(index[1::2])
+    selection, holdout = part.take(index[::2]), part.take(index[1::2])
     judge = of_signals("weakest_token", "weakest token")
-    scorer = judge.fit(choosing)
-    chooser, told = scorer(choosing), scorer(telling)
+    scorer = judge.fit(selection)
+    selection_score, holdout_score = scorer(selection), scorer(holdout)
     for made in (
-        procedure.neutral(choosing, chooser, telling, told, draws=30, seed=0),
-        procedure.certified(choosing, chooser, telling, told, alpha=0.05, delta=0.1, draws=30, seed=0),
+        procedure.neutral(selection, selection_score, holdout, holdout_score, draws=30, seed=0),
+        procedure.certified(
+            selection, selection_score, holdout, holdout_score, alpha=0.05, delta=0.1, draws=30, seed=0
+        ),
     ):
         assert made.threshold is not None
-        small = told.values >= made.threshold
-        arms = telling.arms
+        small = holdout_score.values >= made.threshold
+        arms = holdout.arms
         assert made.passed.value == pytest.approx(np.where(small, arms.small_pass, arms.large_pass).mean())
         cost = arms.small_cost * arms.draftable + np.where(small, 0, arms.large_cost)
         assert made.cost.value == pytest.approx(cost.sum() / arms.large_cost.sum())
@@ -168,10 +170,10 @@ def test_a_chosen_threshold_is_told_on_rows_that_did_not_choose_it() -> None:
         assert made.passed.low is not None
         assert made.passed.value is not None
         assert made.passed.low <= made.passed.value
-    chosen = procedure.neutral(choosing, chooser, telling, told, draws=30, seed=0).threshold
-    accepted = chooser.values >= chosen
-    passed = np.where(accepted, choosing.arms.small_pass, choosing.arms.large_pass).mean()
-    assert passed >= choosing.arms.large_pass.mean()
+    chosen = procedure.neutral(selection, selection_score, holdout, holdout_score, draws=30, seed=0).threshold
+    accepted = selection_score.values >= chosen
+    passed = np.where(accepted, selection.arms.small_pass, selection.arms.large_pass).mean()
+    assert passed >= selection.arms.large_pass.mean()
 
 
 def test_where_nothing_can_be_chosen_all_goes_large_and_nothing_is_drafted() -> None:
@@ -212,7 +214,7 @@ def test_judges_refuse_rows_that_allow_no_fit() -> None:
     assert [list(fit_all(judges, part)[0]) for part in (few, right)] == [["weakest_token"], ["weakest_token"]]
     assert fit_all(judges, few)[1] == ["prompt-only logistic: 5 rows to fit on, 20 are needed"]
     assert "came to the same" in fit_all(judges, right)[1][0]
-    for told in (lambda: heard(judges[1].fit(unheard)(unheard)), lambda: crossfit(judges[1], unheard)):
+    for told in (lambda: require_scores(judges[1].fit(unheard)(unheard)), lambda: crossfit(judges[1], unheard)):
         with pytest.raises(CannotJudge, match="token probabilities"):
             told()
     with pytest.raises(CannotJudge):
