@@ -70,8 +70,8 @@ def demo(
     settings = settings_or_exit(config)
     folder = model_or_exit(settings)
     out.mkdir(parents=True, exist_ok=True)
-    with progress_bar(console) as tell:
-        result = asyncio.run(run_demo(settings, folder, out, tell, requests=requests))
+    with progress_bar(console) as on_progress:
+        result = asyncio.run(run_demo(settings, folder, out, on_progress, requests=requests))
     table = Table(title=f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o")
     for header in ("", "smallcall", "always large"):
         table.add_column(header)

@@ -137,11 +137,11 @@ def tune_stages(
         ReplayError: a part is empty, no draft has signals, or latencies are missing.
     """
     parts = split(cases, SHARES, salt=SALT)
-    learn, certify, tell = (
+    learn, certify, holdout = (
         _Seen.of(rows_of(parts[part]), request_judge, plan_judge) for part in ("learn", "certify", "tell")
     )
     if cost_weight < 1.0:
-        for seen in (learn, certify, tell):
+        for seen in (learn, certify, holdout):
             arms = seen.rows.arms
             busy = seen.rows.latencies(np.ones(len(arms), dtype=bool))
             if np.isnan(arms.large_latency).any() or np.isnan(busy).any():
@@ -157,11 +157,11 @@ def tune_stages(
         single,
         staged_certificate,
         single_certificate,
-        _operating(tell, staged),
-        _operating(tell, single),
-        _saved(tell, single, staged, cost_weight, seed),
+        _operating(holdout, staged),
+        _operating(holdout, single),
+        _saved(holdout, single, staged, cost_weight, seed),
         certify.rows,
-        tell.rows,
+        holdout.rows,
     )
 
 
@@ -209,22 +209,22 @@ def _walked(
     return (None, None) if found is None else (front[found[0]], found[1])
 
 
-def _operating(tell: _Seen, at: Combination | None) -> Operating | None:
+def _operating(holdout: _Seen, at: Combination | None) -> Operating | None:
     if at is None:
         return None
-    return tell.rows.operating(tell.accepted(at), at.draft, tell.drafted(at))
+    return holdout.rows.operating(holdout.accepted(at), at.draft, holdout.drafted(at))
 
 
 def _saved(
-    tell: _Seen, single: Combination | None, staged: Combination | None, weight: float, seed: int
+    holdout: _Seen, single: Combination | None, staged: Combination | None, weight: float, seed: int
 ) -> Estimate | None:
     """What the single threshold takes more than the stages: paired, whole clusters drawn."""
     if single is None or staged is None or single == staged:
         return None
-    difference = tell.weighed(single, weight) - tell.weighed(staged, weight)
+    difference = holdout.weighed(single, weight) - holdout.weighed(staged, weight)
     rng = np.random.default_rng(seed)
     drawn = np.concatenate(
-        [weighted_means(difference, weights) for weights in cluster_weights(tell.rows.arms.clusters, DRAWS, rng)]
+        [weighted_means(difference, weights) for weights in cluster_weights(holdout.rows.arms.clusters, DRAWS, rng)]
     )
     low, high = percentile_interval(drawn)
     return Estimate(float(difference.mean()), float(low), float(high))

@@ -15,7 +15,7 @@ from router.settings import Settings, SettingsError, load_settings
 from slm.weights.folders import WeightsError
 from slm.weights.registry import resolve_model
 
-Tell = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 console = Console()
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
@@ -33,23 +33,23 @@ def settings_or_exit(config: Path | None) -> Settings:
 def model_or_exit(settings: Settings) -> Path:
     """The small model's folder, pulled if need be, or exit code 1 and why it cannot be had."""
     try:
-        with progress_bar(console) as tell:
-            return resolve_model(settings.small.model, settings.cache_folder, tell).path
+        with progress_bar(console) as on_progress:
+            return resolve_model(settings.small.model, settings.cache_folder, on_progress).path
     except WeightsError as error:
         console.print(f"[red]weights:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
 
 
 @contextlib.contextmanager
-def progress_bar(console: Console) -> Iterator[Tell]:
-    """Yields `tell(stage, done, total)`: one bar a stage; a total of None only pulses."""
+def progress_bar(console: Console) -> Iterator[OnProgress]:
+    """Yields `on_progress(stage, done, total)`: one bar a stage; a total of None only pulses."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         bars: dict[str, TaskID] = {}
 
-        def tell(stage: str, done: int, total: int | None) -> None:
+        def on_progress(stage: str, done: int, total: int | None) -> None:
             if stage not in bars:
                 bars[stage] = progress.add_task(stage, total=total)
             progress.update(bars[stage], completed=done, total=total)
 
-        yield tell
+        yield on_progress

@@ -186,14 +186,14 @@ class _Unrecorded(Recorder):
 
 
 def drafted_rows(
-    engine: Engine, small: Small, cases: Sequence[Case], tell: Callable[[int, int], None]
+    engine: Engine, small: Small, cases: Sequence[Case], on_progress: Callable[[int, int], None]
 ) -> list[TraceRow]:
     """What the small model answers to the cases, by the gateway's own path."""
     rows: list[TraceRow] = []
 
     def keep(row: TraceRow) -> None:
         rows.append(row)
-        tell(len(rows), len(cases))
+        on_progress(len(rows), len(cases))
 
     asyncio.run(Batch(engine, small).ask(cases, cases, keep))
     return rows

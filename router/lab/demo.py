@@ -33,7 +33,7 @@ GPT_4O = TokenPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
 """Of gpt-4o-2024-08-06, as in litellm's price map; a test holds the two together."""
 CONCURRENCY = 2
 
-Tell = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class DemoResult:
 
 
 async def run_demo(
-    settings: Settings, model_folder: Path, folder: Path, tell: Tell, *, requests: int = 60
+    settings: Settings, model_folder: Path, folder: Path, on_progress: OnProgress, *, requests: int = 60
 ) -> DemoResult:
     """Run it; the report goes into `folder`, which exists. Raises RuntimeError where the gateway does not come up."""
     rows = load_demo()[:requests]
@@ -87,10 +87,10 @@ async def run_demo(
         RecordedServer(answers, cases) as upstream,
         gateway_process(settings, model_folder, folder, large=(f"openai/{served_name(MODEL)}", upstream.url)) as url,
     ):
-        asked = await _ask(url, rows, tell)
+        asked = await _ask(url, rows, on_progress)
 
         def told(progress: Progress) -> None:
-            tell("drafting with the small side pinned", progress.done, progress.total)
+            on_progress("drafting with the small side pinned", progress.done, progress.total)
 
         endpoint = Endpoint(url, "smallcall/small", include_signals=True)
         small = await collect(
@@ -107,7 +107,7 @@ async def run_demo(
     return DemoResult(asked, write_report(report, folder), summary_table(report))
 
 
-async def _ask(url: str, rows: Sequence[DemoRow], tell: Tell) -> list[Asked]:
+async def _ask(url: str, rows: Sequence[DemoRow], on_progress: OnProgress) -> list[Asked]:
     limit = asyncio.Semaphore(CONCURRENCY)
     done = 0
     async with openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0, timeout=120) as client:
@@ -122,7 +122,7 @@ async def _ask(url: str, rows: Sequence[DemoRow], tell: Tell) -> list[Asked]:
                     extra_body={"smallcall": {"include": ["decision"]}},
                 )
             done += 1
-            tell("asking through the gateway", done, len(rows))
+            on_progress("asking through the gateway", done, len(rows))
             told: dict[str, Any] = completion.model_extra["smallcall"] if completion.model_extra else {}
             answer = Answer.from_message(completion.choices[0].message.model_dump())
             recorded = row.recorded

@@ -50,7 +50,7 @@ COMMAND = "smallcall study slm"
 CHUNK = 64
 """Cases that are drafted together."""
 
-Tell = Callable[[str, int, int | None], None]
+OnProgress = Callable[[str, int, int | None], None]
 Sets = Mapping[str, int | None]
 """Set → cases a group, None for all."""
 
@@ -130,14 +130,14 @@ def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
     return Arm(name, small.model_copy(update={"dtype": "float32", **variant.small}), model, variant.grammar)
 
 
-async def collect_arm(arm: Arm, sets: Sets, folder: Path, tell: Tell, *, threads: int) -> dict[str, Trace]:
+async def collect_arm(arm: Arm, sets: Sets, folder: Path, on_progress: OnProgress, *, threads: int) -> dict[str, Trace]:
     """Traces of one arm by set; see `draft_tables`."""
     tables = {name: sample(name, case_set(name), per_group) for name, per_group in sets.items()}
-    return await draft_tables(arm, tables, folder, tell, threads=threads, command=COMMAND)
+    return await draft_tables(arm, tables, folder, on_progress, threads=threads, command=COMMAND)
 
 
 async def draft_tables(
-    arm: Arm, tables: Mapping[str, Sequence[Case]], folder: Path, tell: Tell, *, threads: int, command: str
+    arm: Arm, tables: Mapping[str, Sequence[Case]], folder: Path, on_progress: OnProgress, *, threads: int, command: str
 ) -> dict[str, Trace]:
     """One arm's traces of lists of cases by name, read from `folder` where they stand, with all token signals. The
     model is loaded only if something is to be drafted.
@@ -160,7 +160,7 @@ async def draft_tables(
                 await batch.ask(cases, todo, keep, chunk=CHUNK)
 
         def told(progress: Progress, label: str = f"{arm.name}: {name}") -> None:
-            tell(label, progress.done, progress.total)
+            on_progress(label, progress.done, progress.total)
 
         out = arm.table(folder, name)
         out.parent.mkdir(parents=True, exist_ok=True)

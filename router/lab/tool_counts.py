@@ -10,7 +10,7 @@ from evaluation.cases.case import Case
 from evaluation.cases.sets import case_set, sample
 from evaluation.studies.small_model.tool_counts import RECALL_AT, Rate, Recall, crowded, pool_of
 from evaluation.traces.collect import INVALID_DRAFT
-from router.lab.score_small import Arm, Tell, draft_tables
+from router.lab.score_small import Arm, OnProgress, draft_tables
 
 if TYPE_CHECKING:
     from slm.engine.model import Loaded
@@ -40,10 +40,12 @@ def crowded_cases(rows: int, counts: Sequence[int]) -> dict[int, list[Case]]:
     return made
 
 
-async def tool_rates(arm: Arm, cases: dict[int, list[Case]], folder: Path, tell: Tell, *, threads: int) -> list[Rate]:
+async def tool_rates(
+    arm: Arm, cases: dict[int, list[Case]], folder: Path, on_progress: OnProgress, *, threads: int
+) -> list[Rate]:
     """One arm among each number of tools; what was drafted before is read from `folder`."""
     tables = {f"tools-{count}": chosen for count, chosen in cases.items()}
-    traces = await draft_tables(arm, tables, folder, tell, threads=threads, command=COMMAND)
+    traces = await draft_tables(arm, tables, folder, on_progress, threads=threads, command=COMMAND)
     rates = []
     for (count, chosen), trace in zip(cases.items(), traces.values(), strict=True):
         asked = {case.id for case in chosen}
@@ -54,7 +56,7 @@ async def tool_rates(arm: Arm, cases: dict[int, list[Case]], folder: Path, tell:
     return rates
 
 
-def recalls(loaded: Loaded, cases: dict[int, list[Case]], tell: Tell) -> list[Recall]:
+def recalls(loaded: Loaded, cases: dict[int, list[Case]], on_progress: OnProgress) -> list[Recall]:
     """Both rankings over every list of more than one tool."""
     from slm.engine.shortlist import BM25, Embedding
 
@@ -63,22 +65,22 @@ def recalls(loaded: Loaded, cases: dict[int, list[Case]], tell: Tell) -> list[Re
     for name, ranking in rankings.items():
         for count, chosen in cases.items():
             if count > 1:
-                made.append(_recall(name, ranking, count, chosen, tell))
+                made.append(_recall(name, ranking, count, chosen, on_progress))
     return made
 
 
-def _recall(name: str, ranking: Ranking, count: int, cases: Sequence[Case], tell: Tell) -> Recall:
+def _recall(name: str, ranking: Ranking, count: int, cases: Sequence[Case], on_progress: OnProgress) -> Recall:
     from slm.engine.shortlist import query_of, text_of
 
     at = dict.fromkeys((k for k in RECALL_AT if k < count), 0)
     for done, case in enumerate(cases):
-        tell(f"{name}, {count} tools", done, len(cases))
+        on_progress(f"{name}, {count} tools", done, len(cases))
         scores = ranking.scores(query_of(case.messages), [text_of(tool) for tool in case.tools])
         order = [case.tool_names[place] for place in (-scores).argsort(kind="stable")]
         last = max(order.index(gold) for gold in case.gold_names)
         for k in at:
             at[k] += last < k
-    tell(f"{name}, {count} tools", len(cases), len(cases))
+    on_progress(f"{name}, {count} tools", len(cases), len(cases))
     return Recall(ranking=name, tools=count, n=len(cases), at=at)
 
 

@@ -57,7 +57,7 @@ def score_run(
     cases: Sequence[Case],
     trained: Path,
     small: Small,
-    tell: Callable[[int, int], None],
+    on_progress: Callable[[int, int], None],
 ) -> int:
     """Draft validation rows, one or more, with what was trained, and add `pass_rate` to `scores.json` beside it.
 
@@ -68,7 +68,7 @@ def score_run(
     from slm.engine.engine import Engine
 
     engine = Engine.load(base, trained) if recipe.lora is not None else Engine.load(trained)
-    passed = sum(row.passed is True for row in drafted_rows(engine, small, cases, tell))
+    passed = sum(row.passed is True for row in drafted_rows(engine, small, cases, on_progress))
     low, high = wilson(passed, len(cases))
     path = trained.parent / "scores.json"
     scores = json.loads(path.read_text(encoding="utf-8"))

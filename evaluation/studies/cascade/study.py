@@ -116,7 +116,7 @@ def tables_of(
     judges: Sequence[Judge],
     *,
     options: Options,
-    tell: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Table], list[str]]:
     """All tables, and a sentence for each that could not be made.
 
@@ -133,7 +133,7 @@ def tables_of(
         whole = parts.of(target.cases, target.large)
         for protocol in ("split", "cold"):
             place = f"{target.set_name}, {target.large.info.arm}, {protocol}"
-            tell(place)
+            on_progress(place)
             try:
                 if protocol == "split":
                     by_part = _split(target.cases, SPLIT, target.by)

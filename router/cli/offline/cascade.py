@@ -62,7 +62,7 @@ def cascade(
             material.sources_large,
             study_judges(),
             options=options,
-            tell=lambda place: console.print(f"… {place}", highlight=False),
+            on_progress=lambda place: console.print(f"… {place}", highlight=False),
         )
     except (OSError, TraceError, ReplayError, LookupError, ValueError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)

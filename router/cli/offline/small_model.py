@@ -54,9 +54,9 @@ def slm(
     arms = [arm_of(name, small, base) for name in ARMS]
     chosen = [one for one in arms if arm is None or one.name in arm]
     sets = dict.fromkeys(only or SETS, per_group or None)
-    with _tables(), progress_bar(console) as tell:
+    with _tables(), progress_bar(console) as on_progress:
         for one in chosen:
-            asyncio.run(collect_arm(one, sets, folder, tell, threads=threads))
+            asyncio.run(collect_arm(one, sets, folder, on_progress, threads=threads))
     options = [
         f"--per-group {per_group}",
         *(f"--only {name}" for name in only or ()),
@@ -165,12 +165,12 @@ def tools(
     base = resolve_model(small.model, settings.cache_folder)
     cases = crowded_cases(rows, tuple(count or COUNTS))
     rates = []
-    with _tables(), progress_bar(console) as tell:
+    with _tables(), progress_bar(console) as on_progress:
         for kind in kinds if drafts else ():
             own = small.model_copy(update={"shortlist": Shortlist.model_validate({"kind": kind})})
             arm = Arm("all shown" if kind == "none" else kind, own, base)
-            rates += asyncio.run(tool_rates(arm, cases, folder, tell, threads=threads))
-        found = recalls(load(base.path, small.adapter_folder), cases, tell)
+            rates += asyncio.run(tool_rates(arm, cases, folder, on_progress, threads=threads))
+        found = recalls(load(base.path, small.adapter_folder), cases, on_progress)
     options = [*given("--rows", rows), *given("--count", *(count or ())), *given("--shortlist", *(shortlist or ()))]
     options += given("--adapter", adapter if adapter != "shipped" else None)
     options += [] if drafts else ["--no-drafts"]

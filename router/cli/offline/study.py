@@ -73,7 +73,7 @@ def collect(
             Endpoint(url, model, key, include_signals=signals, stream=stream, prices=prices)
             for url in endpoint or ["http://127.0.0.1:8080/v1"]
         ]
-        with progress_bar(console) as tell:
+        with progress_bar(console) as on_progress:
             if ray:
                 trace = sharded.collect_sharded(
                     chosen,
@@ -83,7 +83,7 @@ def collect(
                     shard_size=shard_size,
                     executor=sharded.with_ray,
                     concurrency=concurrency,
-                    on_done=lambda done, total: tell("asking", done, total),
+                    on_done=lambda done, total: on_progress("asking", done, total),
                 )
             else:
                 trace = asyncio.run(
@@ -93,7 +93,7 @@ def collect(
                         out,
                         command=command,
                         concurrency=concurrency,
-                        on_progress=lambda progress: tell("asking", progress.done, progress.total),
+                        on_progress=lambda progress: on_progress("asking", progress.done, progress.total),
                     )
                 )
     except (TraceError, ValueError, sharded.RayUnavailableError) as error:

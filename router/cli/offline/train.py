@@ -93,9 +93,9 @@ def _score(recipe: Recipe, base: Path, files: list[Path], trained: Path, rows: i
     if not drawn.cases:
         errors.print(str(drawn), highlight=False, soft_wrap=True)
         return
-    with progress_bar(errors) as tell:
+    with progress_bar(errors) as on_progress:
         small = load_settings().small
-        passed = score_run(recipe, base, drawn.cases, trained, small, partial(tell, "validation rows"))
+        passed = score_run(recipe, base, drawn.cases, trained, small, partial(on_progress, "validation rows"))
     errors.print(f"{passed} of {drawn} right", highlight=False)
 
 
