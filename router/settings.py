@@ -294,8 +294,8 @@ def checked_policy(value: dict[str, Any]) -> dict[str, Any]:
         BundlePolicy.model_validate(value)
     except ValidationError as error:
         found = error.errors(include_input=False, include_url=False, include_context=False)
-        told = (f"policy.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
-        raise ValueError("; ".join(told)) from None
+        problems = (f"policy.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in found)
+        raise ValueError("; ".join(problems)) from None
     return value
 
 

@@ -140,7 +140,7 @@ def state(units: Units, plan: Plan) -> State:
 
 def _arm(units: Units, name: str) -> ArmState:
     mine = units.arm[units.of_request] == name
-    told = units.requests
+    requests = units.requests
 
     def mean(values: Floats) -> float | None:
         known = values[mine & ~np.isnan(values)]
@@ -150,13 +150,13 @@ def _arm(units: Units, name: str) -> ArmState:
         name=name,
         units=int((units.arm == name).sum()),
         requests=int(mine.sum()),
-        judged=int((mine & ~np.isnan(told.passed)).sum()),
-        pass_rate=mean(told.passed),
-        cost_usd=mean(told.cost_usd),
-        latency_s=mean(told.latency_s),
-        p95_latency_s=float(np.quantile(told.latency_s[mine], 1 - P95_SHARE)) if mine.any() else None,
-        invalid_calls=mean(told.invalid),
-        tool_errors=mean(told.tool_error),
+        judged=int((mine & ~np.isnan(requests.passed)).sum()),
+        pass_rate=mean(requests.passed),
+        cost_usd=mean(requests.cost_usd),
+        latency_s=mean(requests.latency_s),
+        p95_latency_s=float(np.quantile(requests.latency_s[mine], 1 - P95_SHARE)) if mine.any() else None,
+        invalid_calls=mean(requests.invalid),
+        tool_errors=mean(requests.tool_error),
     )
 
 
@@ -172,11 +172,11 @@ def _treatment(units: Units, plan: Plan, control: str, name: str, ratio: SampleR
         samples = [Sample(numerator[arm], denominator[arm], x[arm] if x.shape[1] else None) for arm in arms]
         return compare(*samples, rho=rho, alpha=alpha)
 
-    told = units.requests
+    requests = units.requests
     rails = _guardrails(units, plan.guardrails, arms, alpha=alpha, planned=plan.planned_units * share)
-    passed, cost = difference(told.passed), difference(told.cost_usd)
+    passed, cost = difference(requests.passed), difference(requests.cost_usd)
     advice = advise(passed, cost, plan.margin, sound=not ratio.mismatch, safe=all(r.tripped_at is None for r in rails))
-    return Treatment(name, passed, cost, difference(told.latency_s), rails, advice)
+    return Treatment(name, passed, cost, difference(requests.latency_s), rails, advice)
 
 
 def advise(passed: Difference | None, cost: Difference | None, margin: float, *, sound: bool, safe: bool) -> Advice:
@@ -214,10 +214,10 @@ def _guardrails(
         numerator, denominator = (column[arms[1]] for column in units.sums(slow))
         lower, _ = level_path(path(numerator, denominator, np.ones_like(numerator)), rho=rho, alpha=alpha)
         rails.append(_rail("p95_latency_s", limits.p95_latency_s, lower, P95_SHARE))
-    told = units.requests
+    requests = units.requests
     for name, limit, values in (
-        ("invalid_calls", limits.invalid_calls, told.invalid),
-        ("tool_errors", limits.tool_errors, told.tool_error),
+        ("invalid_calls", limits.invalid_calls, requests.invalid),
+        ("tool_errors", limits.tool_errors, requests.tool_error),
     ):
         if limit is not None:
             numerator, denominator = (column[either] for column in units.sums(values))

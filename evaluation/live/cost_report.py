@@ -47,7 +47,7 @@ class CostReport:
     def remarks(self) -> tuple[str, ...]:
         """What a reader must know, in sentences."""
         whole = self.total
-        told = [
+        notes = [
             "* An estimate where the small model answered: the request's own size, and the length of the tenant's "
             "large answers with a call of the same day, at the prices that stood then.",
             f"Policy: {self.judged_by}; certificate in force: {self.certificate or 'none'}."
@@ -55,15 +55,15 @@ class CostReport:
             else "No policy has judged a request yet.",
         ]
         if not self.small_usd_per_hour:
-            told.append("The small model's machine counts as free now: see small.usd_per_hour.")
+            notes.append("The small model's machine counts as free now: see small.usd_per_hour.")
         if whole.unpriced:
-            told.append(f"{whole.unpriced} requests have no known cost and count as nothing: see large.price.")
+            notes.append(f"{whole.unpriced} requests have no known cost and count as nothing: see large.price.")
         if whole.estimated:
-            told.append(
+            notes.append(
                 f"{whole.estimated} answers were cut short: ${dollars(whole.large_estimate_nusd)} of what was spent "
                 "is an estimate."
             )
-        return tuple(told)
+        return tuple(notes)
 
 
 def cost_report(

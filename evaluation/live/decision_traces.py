@@ -65,14 +65,14 @@ class ObservedTraces:
     def score(self) -> Judge:
         """The gateway's own score as a judge of a report; its probability is the one of the time, else a logistic curve
         of the score."""
-        told = self.probabilities
+        known = self.probabilities
 
         def fit(part: Part) -> Scorer:
-            curve = None if told else platt(_scores(part), part.arms.small_pass)
+            curve = None if known else platt(_scores(part), part.arms.small_pass)
 
             def scores(other: Part) -> Score:
                 values = _scores(other)
-                given = np.array([told.get(case.id, np.nan) for case in other.arms.cases])
+                given = np.array([known.get(case.id, np.nan) for case in other.arms.cases])
                 probability = given if curve is None else curve(values)
                 return Score(SCORE, f"score of {self.judge}", values, probability=probability)
 
@@ -82,8 +82,8 @@ class ObservedTraces:
 
 
 def _scores(part: Part) -> Floats:
-    told = [row.score for row in part.arms.small_rows]
-    scores = np.array([-np.inf if score is None else score for score in told], dtype=np.float64)
+    given = [row.score for row in part.arms.small_rows]
+    scores = np.array([-np.inf if score is None else score for score in given], dtype=np.float64)
     return np.where(part.servable, scores, -np.inf)
 
 
@@ -93,11 +93,11 @@ def traces_of(chosen: Chosen, kept: Mapping[str, Kept], labels: Labels, *, comma
         raise ValueError("no decision is known to be right or wrong: " + (_left_out(chosen) or "the ledger has none"))
     cases, small, large, run = [], [], [], []
     for row in chosen.rows:
-        told = kept.get(row.decision_id, Kept())
-        case = _case(row, told)
+        stored = kept.get(row.decision_id, Kept())
+        case = _case(row, stored)
         cases.append(case)
-        small.append(_small(case, row, told))
-        large.append(_large(case, row, told))
+        small.append(_small(case, row, stored))
+        large.append(_large(case, row, stored))
         run.append(_run(case, row))
     digest = data_hash(cases)
 
@@ -215,35 +215,35 @@ def _name(names: Any, otherwise: str) -> str:
 
 
 def _remarks(chosen: Chosen, kept: Mapping[str, Kept], labels: Labels) -> list[str]:
-    told = [
+    notes = [
         f"Decisions that are in no figure, neither as passed nor as failed: {text}."
         for text in [_left_out(chosen)]
         if text
     ]
     if labels == "told":
-        told.append(
+        notes.append(
             "The rows are answers that somebody or a tool spoke of. Those are unlike the others, so the figures are "
             "theirs and not the traffic's."
         )
     else:
         rows, seen = len(chosen.rows), f"Every decision had the same chance, {chosen.share:.3%}, to be among the "
         others = f", which stand for {rows + chosen.unseen:,}" if chosen.unseen else ""
-        told.append(f"{seen}{rows:,} rows{others} (docs/study.md).")
-    told.append(
+        notes.append(f"{seen}{rows:,} rows{others} (docs/study.md).")
+    notes.append(
         "The large model's answer is taken to be right where nobody said otherwise: audits hold drafts against it, and "
         "agreement is not correctness."
     )
     if all(row.small for row in chosen.rows):
-        told.append(
+        notes.append(
             "All rows were answered small: the curve tells of thresholds that are stricter than those of the time, and "
             "of no looser ones."
         )
     if not any(one.conversation for one in kept.values()):
-        told.append(
+        notes.append(
             "Nothing says which decisions are of one conversation (ledger.store_content keeps that): where agents ask "
             "often in one, intervals are too narrow."
         )
-    return told
+    return notes
 
 
 def _left_out(chosen: Chosen) -> str:

@@ -33,14 +33,14 @@ class TokenRates:
     def of(cls, cases: Sequence[Case], answers: Sequence[RecordedAnswer]) -> TokenRates:
         """Ratios of sums over the answers with tokens. Raises ValueError where there are none of a kind."""
         by_id = {case.id: case for case in cases}
-        told = [a for a in answers if a.id in by_id and a.input_tokens is not None and a.output_tokens is not None]
-        calling, silent = [a for a in told if a.calls], [a for a in told if not a.calls]
+        counted = [a for a in answers if a.id in by_id and a.input_tokens is not None and a.output_tokens is not None]
+        calling, silent = [a for a in counted if a.calls], [a for a in counted if not a.calls]
         if not calling or not silent:
             raise ValueError("token rates need recorded answers with calls and without, tokens known")
-        shown = sum(_input_chars(by_id[a.id]) for a in told)
+        shown = sum(_input_chars(by_id[a.id]) for a in counted)
         written = sum(len(call.name) + len(call.arguments_text) for a in calling for call in a.calls or ())
         return cls(
-            input_chars=shown / sum(a.input_tokens or 0 for a in told),
+            input_chars=shown / sum(a.input_tokens or 0 for a in counted),
             output_chars=written / sum(a.output_tokens or 0 for a in calling),
             no_call_tokens=sum(a.output_tokens or 0 for a in silent) / len(silent),
         )

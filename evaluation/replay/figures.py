@@ -263,8 +263,8 @@ def calibration(arms: Arms, score: Score) -> tuple[float | None, float | None]:
     """ECE and Brier score of the score's probability, over the drafts that may be served; None without one."""
     if score.probability is None:
         return None, None
-    told = np.isfinite(score.values) & ~np.isnan(score.probability)
-    if not told.any():
+    known = np.isfinite(score.values) & ~np.isnan(score.probability)
+    if not known.any():
         return None, None
-    p, passed = score.probability[told], arms.small_pass[told]
+    p, passed = score.probability[known], arms.small_pass[known]
     return metrics.ece(p, passed), metrics.brier(p, passed)

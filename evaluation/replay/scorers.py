@@ -120,10 +120,10 @@ def oracle() -> Judge:
 
 def platt(values: Floats, passed: BoolArray) -> Callable[[Floats], Floats] | None:
     """P(pass) as a logistic curve of the score's logit; None where the rows allow no fit. −inf gives NaN."""
-    told = np.isfinite(values)
-    if told.sum() < LEAST_ROWS or len(set(passed[told].tolist())) < 2:
+    known = np.isfinite(values)
+    if known.sum() < LEAST_ROWS or len(set(passed[known].tolist())) < 2:
         return None
-    model = LogisticRegression(C=1e3, max_iter=1000).fit(_logit(values[told])[:, None], passed[told])
+    model = LogisticRegression(C=1e3, max_iter=1000).fit(_logit(values[known])[:, None], passed[known])
 
     def probability(scores: Floats) -> Floats:
         given = np.full(len(scores), np.nan)
@@ -170,17 +170,17 @@ def crossfit(judge: Judge, part: Part, *, folds: int = FOLDS) -> Score:
     fold_of = {case.id: name for name, cases in parts.items() for case in cases}
     place = np.array([fold_of[case.id] for case in part.arms.cases])
     values, probability = np.full(len(part), -np.inf), np.full(len(part), np.nan)
-    told: Score | None = None
+    scored: Score | None = None
     for name in names:
         here = np.flatnonzero(place == name)
         if not len(here):
             continue
-        told = judge.fit(part.take(np.flatnonzero(place != name)))(part.take(here))
-        values[here] = told.values
-        if told.probability is not None:
-            probability[here] = told.probability
-    assert told is not None, "a part has rows"
-    return require_scores(replace(told, values=values, probability=_known(probability)))
+        scored = judge.fit(part.take(np.flatnonzero(place != name)))(part.take(here))
+        values[here] = scored.values
+        if scored.probability is not None:
+            probability[here] = scored.probability
+    assert scored is not None, "a part has rows"
+    return require_scores(replace(scored, values=values, probability=_known(probability)))
 
 
 def _known(probability: Floats) -> Floats | None:

@@ -53,10 +53,10 @@ def reliability(arms: Arms, scores: Sequence[Score], *, bins: int = BINS) -> lis
     for score in scores:
         if score.probability is None:
             continue
-        told = np.isfinite(score.values) & ~np.isnan(score.probability)
-        if not told.any():
+        known = np.isfinite(score.values) & ~np.isnan(score.probability)
+        if not known.any():
             continue
-        p, passed = score.probability[told], arms.small_pass[told]
+        p, passed = score.probability[known], arms.small_pass[known]
         _, inverse, counts = np.unique(p, return_inverse=True, return_counts=True)
         middle = np.cumsum(counts) - counts / 2.0
         place = np.minimum((middle * bins / len(p)).astype(np.int64), bins - 1)[inverse]

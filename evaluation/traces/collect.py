@@ -150,10 +150,10 @@ async def served_by(endpoints: Sequence[Endpoint]) -> Serving | None:
     if not asked:
         return None
     async with aiohttp.ClientSession() as session:
-        told = [await serving_of(session, each.base_url, each.api_key) for each in asked]
-    if any(each != told[0] for each in told):
+        servings = [await serving_of(session, each.base_url, each.api_key) for each in asked]
+    if any(each != servings[0] for each in servings):
         raise TraceError("the endpoints draft with other weights, another adapter or other settings than one another")
-    return told[0]
+    return servings[0]
 
 
 def standing_rows(cases: Sequence[Case], endpoint: Endpoint, out: Path, serving: Serving | None) -> dict[str, TraceRow]:

@@ -65,8 +65,8 @@ def collect_sharded(
         endpoint=told_of(endpoints),
         serving=serving,
     )
-    for told in executor(work, shards):
-        rows |= {row.case_id: row for row in msgspec.json.decode(told, type=list[TraceRow])}
+    for encoded in executor(work, shards):
+        rows |= {row.case_id: row for row in msgspec.json.decode(encoded, type=list[TraceRow])}
         on_done(len(rows), len(cases))
         write_trace(out, Trace(info, [rows[case.id] for case in cases if case.id in rows]))
     trace = Trace(info, [rows[case.id] for case in cases])

@@ -56,7 +56,7 @@ async def serving_of(session: aiohttp.ClientSession, base_url: str, api_key: str
                 raw += piece
                 if len(raw) > MAX_BYTES:
                     return None
-        told = msgspec.json.decode(raw, type=_Models) if response.status == 200 else _Models()
+        models = msgspec.json.decode(raw, type=_Models) if response.status == 200 else _Models()
     except (aiohttp.ClientError, TimeoutError, msgspec.DecodeError):
         return None
-    return told.smallcall.small if told.smallcall is not None else None
+    return models.smallcall.small if models.smallcall is not None else None

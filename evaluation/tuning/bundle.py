@@ -181,6 +181,6 @@ def _tools(rows: Rows) -> dict[str, str]:
     found: dict[str, str | None] = {}
     for request in rows.arms.requests:
         for tool in request.tools:
-            told = tool_sha256(tool)
-            found[tool.name] = told if found.get(tool.name, told) == told else None
-    return {name: told for name, told in found.items() if told is not None}
+            digest = tool_sha256(tool)
+            found[tool.name] = digest if found.get(tool.name, digest) == digest else None
+    return {name: digest for name, digest in found.items() if digest is not None}

@@ -68,9 +68,9 @@ def tune_classes(selection: Rows, holdout: Rows, alphas: Mapping[str, float], *,
             accepted |= holdout.accepted(certificate.threshold) & (of_holdout == pattern)
     made = []
     for pattern in strictest_first(alphas.items()):
-        told, certificate = of_holdout == pattern, certificates[pattern]
+        within, certificate = of_holdout == pattern, certificates[pattern]
         threshold = certificate.threshold if certificate else None
-        operating = holdout.operating(accepted, threshold, within=told) if told.any() else None
+        operating = holdout.operating(accepted, threshold, within=within) if within.any() else None
         rows = int((of_selection[each] == pattern).sum())
         made.append(ClassChoice(pattern, alphas[pattern], delta / len(alphas), certificate, rows, operating))
     return ClassTuning(made, holdout.operating(accepted, None))

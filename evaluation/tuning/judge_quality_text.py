@@ -106,9 +106,9 @@ def _reliability(protocol: Protocol) -> str:
 
 
 def _importance(report: FitReport) -> str:
-    told = "AUROC lost on held-out rows where a signal, or all of a family, is shuffled among them.\n\n"
+    heading = "AUROC lost on held-out rows where a signal, or all of a family, is shuffled among them.\n\n"
     return (
-        told
+        heading
         + _lost("family", report.families, len(report.families))
         + "\n\n"
         + _lost("signal", report.importance, SHOWN)

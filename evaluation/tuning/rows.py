@@ -146,7 +146,7 @@ class Rows:
         here = np.ones(len(arms), dtype=bool) if within is None else within
         each = self.one_each[here[self.one_each]]
         large_latency_s = _mean(arms.large_latency[here])
-        told = large_latency_s is not None or bool(accepted[here].all())
+        known = large_latency_s is not None or bool(accepted[here].all())
         return Operating(
             threshold=threshold,
             share_small=float(accepted[here].mean()),
@@ -154,7 +154,7 @@ class Rows:
             large_passed=float(arms.large_pass[here].mean()),
             cost=float(self.costs(accepted, drafted)[here].sum() / arms.large_cost[here].sum()),
             harmed=rate(harmed[here]),
-            latency_s=_mean(self.latencies(accepted, drafted)[here]) if told else None,
+            latency_s=_mean(self.latencies(accepted, drafted)[here]) if known else None,
             large_latency_s=large_latency_s,
             harmed_one_each=(int(harmed[each].sum()), len(each)),
         )

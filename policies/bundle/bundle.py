@@ -115,10 +115,10 @@ class Bundle:
         assert prices is not None
         if self.judge.probability(0.0) is None:
             raise ValueError("kind: reckoning with money needs a judge with probabilities")
-        told = LargePrices(prices.usd_per_character, prices.usd_of_answer, prices.latency_s)
+        large_prices = LargePrices(prices.usd_per_character, prices.usd_of_answer, prices.latency_s)
         passes = {str(kind): rate for kind, rate in prices.large_passes.items()}
         others = (manifest.on_no_call, manifest.on_ask, certificate)
-        return Gain(self.judge, floor, passes, told, per_usd, per_second, *others)
+        return Gain(self.judge, floor, passes, large_prices, per_usd, per_second, *others)
 
     def summary(self) -> dict[str, object]:
         """What a list of models shows: digest, policy, judge, certificates as sentences, what is expected."""
@@ -212,9 +212,9 @@ def load(folder: Path, digest: str | None = None) -> Bundle:
 
 def _load(folder: Path, digest: str | None) -> Bundle:
     text = _bounded(folder / MANIFEST, MAX_MANIFEST_BYTES)
-    found, told = hashlib.sha256(text).hexdigest(), _bounded(folder / DIGEST, 100).decode("ascii", "replace").strip()
-    if found != told:
-        raise BundleError(f"{folder / MANIFEST}: was changed: it has digest {found[:16]}…, not {told[:16]}…")
+    found, named = hashlib.sha256(text).hexdigest(), _bounded(folder / DIGEST, 100).decode("ascii", "replace").strip()
+    if found != named:
+        raise BundleError(f"{folder / MANIFEST}: was changed: it has digest {found[:16]}…, not {named[:16]}…")
     if digest is not None and digest != found:
         raise BundleError(f"{folder}: has digest {found[:16]}…, not {digest[:16]}… as asked for")
     try:

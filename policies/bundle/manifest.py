@@ -122,10 +122,10 @@ class Shown(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def sentence(self) -> str:
         """What it says."""
         of = {"harm": "of all requests are made worse", "joint": "of all requests are made worse"}
-        told = of.get(self.kind, "of the answers accepted small are wrong")
+        promise = of.get(self.kind, "of the answers accepted small are wrong")
         where = "" if self.scope == "*" else f" among calls of {self.scope}"
         counted = f"{self.errors} of {self.rows}" if self.kind != "risk" else f"{self.errors} of {self.accepted}"
-        return f"with {1 - self.delta:.4g} confidence, at most {self.alpha:.2%} {told}{where} ({counted})"
+        return f"with {1 - self.delta:.4g} confidence, at most {self.alpha:.2%} {promise}{where} ({counted})"
 
 
 class MadeFor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

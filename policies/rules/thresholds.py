@@ -86,8 +86,8 @@ class StagedPolicy:
     @property
     def name(self) -> str:
         gates = [("request", self.request_gate), ("plan", self.plan_gate)]
-        told = [f"{where} {gate.judge.name}>={gate.threshold:.6g}" for where, gate in gates if gate is not None]
-        return ", ".join([*told, self.last.name])
+        names = [f"{where} {gate.judge.name}>={gate.threshold:.6g}" for where, gate in gates if gate is not None]
+        return ", ".join([*names, self.last.name])
 
     def before(self, request: Request) -> Verdict:
         return _gated(self.last.before(request), self.request_gate, "unsure_request", request, NOT_DRAFTED)

@@ -93,13 +93,13 @@ class PerToolClass:
     def during(self, request: Request, draft: Draft) -> Verdict:
         """The plan names the tools, and so the class."""
         of = self.class_of(draft.plan)
-        told = Verdict(Action.CONTINUE, Stage.DURING, "drafting", None, of.threshold, certificate=of.certificate)
+        verdict = Verdict(Action.CONTINUE, Stage.DURING, "drafting", None, of.threshold, certificate=of.certificate)
         if of.threshold is None:
-            return replace(told, action=Action.ESCALATE, reason="nothing_certified")
+            return replace(verdict, action=Action.ESCALATE, reason="nothing_certified")
         best = self.judge.at_most(draft.signals) if draft.signals is not None else float("inf")
         if best < of.threshold:
-            return replace(told, action=Action.ESCALATE, reason="low_confidence", score=best)
-        return told
+            return replace(verdict, action=Action.ESCALATE, reason="low_confidence", score=best)
+        return verdict
 
     def after(self, request: Request, draft: Draft) -> Verdict:
         of = self.class_of(call.name for call in draft.calls)

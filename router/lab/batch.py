@@ -168,11 +168,11 @@ class _Seat:
     async def _events(self, command: DraftCommand) -> AsyncIterator[AsyncIterator[Event]]:
         drafted = await self._table.sit(self._index, command)
 
-        async def told() -> AsyncIterator[Event]:
+        async def events() -> AsyncIterator[Event]:
             for event in drafted:
                 yield event
 
-        yield told()
+        yield events()
 
 
 class _Unrecorded(Recorder):

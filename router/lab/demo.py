@@ -89,7 +89,7 @@ async def run_demo(
     ):
         asked = await _ask(url, rows, on_progress)
 
-        def told(progress: Progress) -> None:
+        def show(progress: Progress) -> None:
             on_progress("drafting with the small side pinned", progress.done, progress.total)
 
         endpoint = Endpoint(url, "smallcall/small", include_signals=True)
@@ -99,7 +99,7 @@ async def run_demo(
             folder / "small.parquet",
             command="smallcall demo",
             concurrency=CONCURRENCY,
-            on_progress=told,
+            on_progress=show,
         )
     large = trace_of_recording(cases, answers, arm=served_name(MODEL), prices=GPT_4O, command="smallcall demo")
     options = Options(command="smallcall demo", commit=None, version="0.1.0")
@@ -123,16 +123,16 @@ async def _ask(url: str, rows: Sequence[DemoRow], on_progress: OnProgress) -> li
                 )
             done += 1
             on_progress("asking through the gateway", done, len(rows))
-            told: dict[str, Any] = completion.model_extra["smallcall"] if completion.model_extra else {}
+            extras: dict[str, Any] = completion.model_extra["smallcall"] if completion.model_extra else {}
             answer = Answer.from_message(completion.choices[0].message.model_dump())
             recorded = row.recorded
             return Asked(
                 passed=score(row.case, answer).passed,
                 large_passed=score(row.case, recorded.answer).passed,
-                side=told["side"],
-                cost_usd=told["cost_usd"] or 0.0,
+                side=extras["side"],
+                cost_usd=extras["cost_usd"] or 0.0,
                 large_cost_usd=GPT_4O.cost_usd(recorded.input_tokens or 0, recorded.output_tokens or 0),
-                latency_s=told["latency_s"],
+                latency_s=extras["latency_s"],
             )
 
         return list(await asyncio.gather(*(one(row) for row in rows)))

@@ -159,14 +159,14 @@ async def draft_tables(
                 batch = batch or Batch(arm.engine(), arm.small, grammar=arm.grammar)
                 await batch.ask(cases, todo, keep, chunk=CHUNK)
 
-        def told(progress: Progress, label: str = f"{arm.name}: {name}") -> None:
+        def report(progress: Progress, label: str = f"{arm.name}: {name}") -> None:
             on_progress(label, progress.done, progress.total)
 
         out = arm.table(folder, name)
         out.parent.mkdir(parents=True, exist_ok=True)
         endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
         traces[name] = await collect_by(
-            ask, cases, [endpoint], out, command=command, serving=arm.serving, on_progress=told
+            ask, cases, [endpoint], out, command=command, serving=arm.serving, on_progress=report
         )
     return traces
 

@@ -82,8 +82,8 @@ class Harvest:
         for part in written:
             part.replace(part.with_suffix(""))
         for tenant, tally in self.tallies.items():
-            told = {"tenant": tenant, **asdict(tally), "since": since.isoformat(), "until": until.isoformat()}
-            _private(self._folder / tally.folder / "harvest.json").write_text(json.dumps(told, indent=1) + "\n")
+            summary = {"tenant": tenant, **asdict(tally), "since": since.isoformat(), "until": until.isoformat()}
+            _private(self._folder / tally.folder / "harvest.json").write_text(json.dumps(summary, indent=1) + "\n")
         return self.tallies
 
     def _take(self, row: Mapping[str, Any], outcome: Known | None) -> None:
@@ -164,8 +164,8 @@ def folder_of(tenant: str) -> str:
 
 def opening_digest(messages: Sequence[Mapping[str, Any]]) -> str:
     """Of what was said in a conversation's opening, in hexadecimal digits."""
-    told = [{key: turn.get(key) for key in ("role", "content")} for turn in opening(messages)]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+    turns = [{key: turn.get(key) for key in ("role", "content")} for turn in opening(messages)]
+    return hashlib.sha256(json.dumps(turns, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def share_of(conversation: str) -> float:

@@ -43,8 +43,8 @@ async def observed(engine: AsyncEngine, first: date, last: date) -> list[Observe
     after = ""
     while page := await _page(engine, first, last, after):
         after = page[-1]["decision_id"]
-        told = await _known(engine, page)
-        found += [_observed(row, told.get(row["decision_id"]), typical) for row in page]
+        known = await _known(engine, page)
+        found += [_observed(row, known.get(row["decision_id"]), typical) for row in page]
     return found
 
 
@@ -110,7 +110,7 @@ async def _known(engine: AsyncEngine, page: Sequence[Mapping[str, Any]]) -> dict
     return {decision_id: known(outcomes) for decision_id, outcomes in found.items()}
 
 
-def _observed(row: Mapping[str, Any], told: Known | None, typical: Means) -> Observed:
+def _observed(row: Mapping[str, Any], known: Known | None, typical: Means) -> Observed:
     small = row["side"] == "small"
     return Observed(
         decision_id=row["decision_id"],
@@ -123,7 +123,7 @@ def _observed(row: Mapping[str, Any], told: Known | None, typical: Means) -> Obs
         score=row["score"],
         probability=row["probability"],
         tool=row["tool"],
-        told=_told(told),
+        told=_feedback_of(known),
         propensity=row["audit_propensity"] if small else row["compared_with"],
         compared=bool(row["compared"]),
         agreed=row["agreed"],
@@ -147,7 +147,7 @@ def _judge(row: Mapping[str, Any]) -> str:
     return name or str(row["policy"])
 
 
-def _told(found: Known | None) -> bool | None:
+def _feedback_of(found: Known | None) -> bool | None:
     """What somebody said, else a tool's refusal for what was asked of it; a tool that did something shows nothing."""
     if found is None:
         return None
@@ -183,8 +183,8 @@ def _usd(nano: int | None) -> float | None:
 def _kept(content: Mapping[str, Any], owner: str, audit: Mapping[str, Any] | None) -> Kept:
     request = content.get("request")
     request = request if isinstance(request, dict) else {}
-    told = request.get("messages")
-    messages = [turn for turn in told if isinstance(turn, dict)] if isinstance(told, list) else []
+    turns = request.get("messages")
+    messages = [turn for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
     tools = request.get("tools")
     functions = [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
     names = [function.get("name") for function in functions if isinstance(function, dict)]

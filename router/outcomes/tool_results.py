@@ -73,8 +73,8 @@ def read_result(text: str, *, flagged: bool = False) -> Result:
     seen = text[:MAX_CHARS]
     error_like = flagged or (_failed(body) if body else bool(_ERROR_LIKE.match(seen)))
     if code is None and error_like:
-        told = _STATUS.search(seen)
-        code = int(told[1]) if told else None
+        status = _STATUS.search(seen)
+        code = int(status[1]) if status else None
     if code is not None:
         by_code = _by_code(code)
         if by_code is not None:

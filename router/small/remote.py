@@ -26,7 +26,7 @@ import aiohttp
 import orjson
 import structlog
 
-from router.small.remote_stream import told
+from router.small.remote_stream import parse_stream
 from router.small.worker_client import CONNECT_TIMEOUT_S, SmallModelError
 from slm import protocol
 from slm.format import gbnf, pattern
@@ -99,7 +99,7 @@ class RemoteModel:
                 async with session.post(url, data=body, headers=headers) as response:
                     if response.status != 200:
                         raise await _refusal(response)
-                    yield told(response.content, command.max_tokens)
+                    yield parse_stream(response.content, command.max_tokens)
         except TimeoutError as error:
             raise SmallModelError("draft_timeout", "the completion server took too long") from error
         except aiohttp.ClientConnectorError as error:

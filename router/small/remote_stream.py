@@ -32,7 +32,7 @@ _ANSWER_CHARS_A_TOKEN = 64
 """More text than this for each token that was asked for is not a draft."""
 
 
-async def told(stream: aiohttp.StreamReader, max_tokens: int) -> AsyncIterator[protocol.Event]:
+async def parse_stream(stream: aiohttp.StreamReader, max_tokens: int) -> AsyncIterator[protocol.Event]:
     """The events of a stream of completion chunks. Raises SmallModelError."""
     telling = _Telling(max_tokens)
     try:
@@ -180,11 +180,11 @@ class _Piece:
 
 def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
     """A chunk's tokens, in either of the two forms in which servers tell log-probabilities of completions."""
-    told = choice.get("logprobs") or {}
-    if told.get("content"):  # llama.cpp: as chat completions tell them
-        return [_chat_piece(one) for one in told["content"]]
-    if told.get("tokens"):  # OpenAI's own form and vLLM's
-        return _our_pieces(told, choice["smallcall"]) if choice.get("smallcall") else _plain_pieces(told)
+    logprobs = choice.get("logprobs") or {}
+    if logprobs.get("content"):  # llama.cpp: as chat completions tell them
+        return [_chat_piece(one) for one in logprobs["content"]]
+    if logprobs.get("tokens"):  # OpenAI's own form and vLLM's
+        return _our_pieces(logprobs, choice["smallcall"]) if choice.get("smallcall") else _plain_pieces(logprobs)
     return []
 
 
@@ -193,18 +193,18 @@ def _chat_piece(one: Mapping[str, Any]) -> _Piece:
     return _Piece(str(one["token"]), float(one["logprob"]), margin, raw=None if raw is None else bytes(raw))
 
 
-def _plain_pieces(told: Mapping[str, Any]) -> list[_Piece]:
-    tops = told.get("top_logprobs") or [None] * len(told["tokens"])
+def _plain_pieces(logprobs: Mapping[str, Any]) -> list[_Piece]:
+    tops = logprobs.get("top_logprobs") or [None] * len(logprobs["tokens"])
     return [
         _Piece(str(token), float(logprob), _margin(_alternatives(logprob, top or {})), exact=False)
-        for token, logprob, top in zip(told["tokens"], told["token_logprobs"], tops, strict=True)
+        for token, logprob, top in zip(logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True)
     ]
 
 
-def _our_pieces(told: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece]:
+def _our_pieces(logprobs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece]:
     """What our own endpoint tells beside the log-probabilities."""
     names = ("margin", "entropy", "feasible_mass", "forced", "layer_agreement")
-    rows = zip(told["tokens"], told["token_logprobs"], *(ours[name] for name in names), strict=True)
+    rows = zip(logprobs["tokens"], logprobs["token_logprobs"], *(ours[name] for name in names), strict=True)
     return [
         _Piece(
             str(token), float(logprob), float(margin), float(entropy), float(mass), bool(forced),
@@ -216,8 +216,8 @@ def _our_pieces(told: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece
 
 def _alternatives(logprob: float, top: Mapping[str, float]) -> list[float]:
     """Log-probabilities, the chosen token's among them: another one of the same text may stand in its place."""
-    told = list(top.values())
-    return told if logprob in told else [*told, logprob]
+    shown = list(top.values())
+    return shown if logprob in shown else [*shown, logprob]
 
 
 def _margin(logprobs: Sequence[float]) -> float:

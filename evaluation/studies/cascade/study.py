@@ -228,7 +228,7 @@ def _table(
             remarks.append(str(error))
     plans = baselines(report.arms)
     point, drawn = figures_drawn(
-        report.arms, plans, [told for _, _, told in scores], draws=options.draws, seed=options.seed
+        report.arms, plans, [holdout_score for _, _, holdout_score in scores], draws=options.draws, seed=options.seed
     )
     clusters = len(set(report.arms.clusters))
     return Table(
@@ -245,7 +245,8 @@ def _table(
         oracle_passed=_estimate("oracle/quality", point, drawn),
         schema_valid_passed=_estimate("schema_valid/quality", point, drawn),
         judges=[
-            _judged(judge, (certify, chooser), (report, told), point, drawn, options) for judge, chooser, told in scores
+            _judged(judge, (certify, chooser), (report, holdout_score), point, drawn, options)
+            for judge, chooser, holdout_score in scores
         ],
         against=_against([judge for judge, _, _ in scores], point, drawn),
         remarks=[*remarks, *_remarks(report.arms, clusters)],

@@ -169,8 +169,8 @@ def _validity(cell: Cell) -> str:
 
 def _failures(scores: SetScores) -> str:
     whole = [cell for cell in scores.cells if cell.group == ALL]
-    told = []
+    lines = []
     for cell in whole:
         kinds = ", ".join(f"{reason} {count}" for reason, count in cell.reasons.items())
-        told.append(f"- {cell.arm}: {_validity(cell)}{kinds}")
-    return f"What came of the answers to `{scores.name}`:\n\n" + "\n".join(told)
+        lines.append(f"- {cell.arm}: {_validity(cell)}{kinds}")
+    return f"What came of the answers to `{scores.name}`:\n\n" + "\n".join(lines)

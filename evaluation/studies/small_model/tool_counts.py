@@ -95,16 +95,16 @@ def render_tool_counts(rates: Sequence[Rate], recalls: Sequence[Recall], facts: 
     lines += ["| ranking | tools | n | " + " | ".join(f"k = {k}" for k in ks) + " |"]
     lines += ["| --- | --- | --- |" + " --- |" * len(ks)]
     for recall in recalls:
-        told = [_share(recall.at[k], recall.n) if k in recall.at else "–" for k in ks]
-        lines.append(f"| {recall.ranking} | {recall.tools} | {recall.n} | " + " | ".join(told) + " |")
+        shares = [_share(recall.at[k], recall.n) if k in recall.at else "–" for k in ks]
+        lines.append(f"| {recall.ranking} | {recall.tools} | {recall.n} | " + " | ".join(shares) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _rate(rate: Rate | None) -> str:
     if rate is None or not rate.n:
         return "–"
-    told = f"{_share(rate.passed, rate.n)} of {rate.n}"
-    return told if not rate.failed else f"{told}, {rate.failed} not drafted"
+    text = f"{_share(rate.passed, rate.n)} of {rate.n}"
+    return text if not rate.failed else f"{text}, {rate.failed} not drafted"
 
 
 def _share(hits: int, n: int) -> str:
