@@ -16,7 +16,7 @@ import msgspec
 
 from evaluation.cases.answers import Answer, Call
 from evaluation.cases.case import CallsGold, Case, GoldCall, canonical_json, data_hash
-from evaluation.cases.scoring import Reason, Score, score
+from evaluation.cases.scoring import CaseScore, Reason, score
 from evaluation.cases.study_data import RecordedAnswer, StudyData
 
 
@@ -158,7 +158,7 @@ class _Tally:
             )
 
 
-def _cause(case: Case, recorded: RecordedAnswer, ours: Score, of_day: Score, published: bool) -> Cause:
+def _cause(case: Case, recorded: RecordedAnswer, ours: CaseScore, of_day: CaseScore, published: bool) -> Cause:
     if of_day.passed == published:
         return Cause.GOLD_CORRECTED
     if published and ours.reason is Reason.WRONG_VALUE and score(case, _without_empty_lists(case, recorded)).passed:
@@ -168,7 +168,7 @@ def _cause(case: Case, recorded: RecordedAnswer, ours: Score, of_day: Score, pub
     return Cause.UNEXPLAINED
 
 
-def _decoding_cause(case: Case, recorded: RecordedAnswer, text: str, ours: Score, published: bool) -> Cause:
+def _decoding_cause(case: Case, recorded: RecordedAnswer, text: str, ours: CaseScore, published: bool) -> Cause:
     """For an answer that was written as Python text."""
     if published and ours.reason is Reason.MISSING_CALL and text.startswith("[") and not text.endswith("]"):
         return Cause.UNCLOSED_LIST

@@ -22,7 +22,7 @@ T = TypeVar("T")
 _log = structlog.get_logger("redis")
 
 
-class Answer(Generic[T]):
+class RedisAnswer(Generic[T]):
     """What Redis answered; the absence of one means that it is down."""
 
     __slots__ = ("value",)
@@ -55,7 +55,7 @@ class RedisLink:
         self._down_until: float | None = None
         self._behind: set[asyncio.Task[object]] = set()
 
-    async def ask(self, work: Callable[[], Awaitable[T]]) -> Answer[T] | None:
+    async def ask(self, work: Callable[[], Awaitable[T]]) -> RedisAnswer[T] | None:
         """What `work` gets from `client`; None where Redis is down."""
         if self._down_until is not None:
             if self._clock() < self._down_until:
@@ -63,7 +63,7 @@ class RedisLink:
             self._down_until = self._clock() + PAUSE_S  # this one tries; the others do not wait for it
         try:
             async with asyncio.timeout(self._timeout_s):
-                answer = Answer(await work())
+                answer = RedisAnswer(await work())
         except (RedisError, OSError, TimeoutError) as error:
             self._down_until = self._clock() + PAUSE_S
             self._failed()

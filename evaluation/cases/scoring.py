@@ -59,17 +59,17 @@ _NEARNESS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
+class CaseScore:
     """Whether an answer is right, and the one word that says why (not)."""
 
     passed: bool
     reason: Reason
 
 
-_MATCHED = Score(True, Reason.MATCHED)
+_MATCHED = CaseScore(True, Reason.MATCHED)
 
 
-def score(case: Case, answer: Answer) -> Score:
+def score(case: Case, answer: Answer) -> CaseScore:
     """Score one answer. Raises ValueError for a case whose gold says nothing of answers (unknown, told)."""
     undecodable = any(call.arguments is None for call in answer.calls)
     match case.gold:
@@ -77,20 +77,20 @@ def score(case: Case, answer: Answer) -> Score:
             raise ValueError(f"case {case.id!r} has no gold to score against")
         case NoCallGold():
             if not answer.calls:
-                return Score(True, Reason.NO_CALL)
+                return CaseScore(True, Reason.NO_CALL)
             if undecodable:
-                return Score(True, Reason.UNDECODABLE_AS_NO_CALL)
-            return Score(False, Reason.UNEXPECTED_CALL)
+                return CaseScore(True, Reason.UNDECODABLE_AS_NO_CALL)
+            return CaseScore(False, Reason.UNEXPECTED_CALL)
         case _ if not answer.calls:
-            return Score(False, Reason.MISSING_CALL)
+            return CaseScore(False, Reason.MISSING_CALL)
         case _ if undecodable:
-            return Score(False, Reason.UNDECODABLE_CALL)
+            return CaseScore(False, Reason.UNDECODABLE_CALL)
         case AnyCallGold():
             return _MATCHED
         case ToolNamesGold(names=names):
             relevant = {_plain_name(name) for name in names}
             known = all(_plain_name(call.name) in relevant for call in answer.calls)
-            return _MATCHED if known else Score(False, Reason.WRONG_NAME)
+            return _MATCHED if known else CaseScore(False, Reason.WRONG_NAME)
         case CallsGold() as gold:
             return _score_calls(case, gold, answer.calls)
 
@@ -119,17 +119,17 @@ def mismatch(case: Case, gold: GoldCall, call: Call) -> Reason | None:
     return None
 
 
-def _score_calls(case: Case, gold: CallsGold, calls: Sequence[Call]) -> Score:
+def _score_calls(case: Case, gold: CallsGold, calls: Sequence[Call]) -> CaseScore:
     if len(calls) != len(gold.calls):
-        return Score(False, Reason.WRONG_COUNT)
+        return CaseScore(False, Reason.WRONG_COUNT)
     if gold.ordered:
         in_order = [mismatch(case, wanted, call) for wanted, call in zip(gold.calls, calls, strict=True)]
         missed = next((reason for reason in in_order if reason is not None), None)
-        return Score(False, missed) if missed else _MATCHED
+        return CaseScore(False, missed) if missed else _MATCHED
     misses = [[mismatch(case, wanted, call) for call in calls] for wanted in gold.calls]
     gold_of = _matching([[miss is None for miss in row] for row in misses])
     left = [miss for index, row in enumerate(misses) if index not in gold_of.values() for miss in _others(row, gold_of)]
-    return Score(False, max(left, key=_NEARNESS.index)) if left else _MATCHED
+    return CaseScore(False, max(left, key=_NEARNESS.index)) if left else _MATCHED
 
 
 def _matching(fits: Sequence[Sequence[bool]]) -> dict[int, int]:

@@ -44,7 +44,7 @@ class Guardrails:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class ExperimentPlan:
     """What was fixed before the experiment began."""
 
     weights: Mapping[str, float]
@@ -122,7 +122,7 @@ class State:
         return any(rail.tripped_at is not None for one in self.treatments for rail in one.guardrails)
 
 
-def state(units: Units, plan: Plan) -> State:
+def state(units: Units, plan: ExperimentPlan) -> State:
     """Judge an experiment. Units of arms that the plan does not know are an error: it is another experiment's."""
     unknown = set(units.exposed) - set(plan.weights)
     if unknown:
@@ -160,7 +160,7 @@ def _arm(units: Units, name: str) -> ArmState:
     )
 
 
-def _treatment(units: Units, plan: Plan, control: str, name: str, ratio: SampleRatio) -> Treatment:
+def _treatment(units: Units, plan: ExperimentPlan, control: str, name: str, ratio: SampleRatio) -> Treatment:
     alpha = plan.alpha / (len(plan.weights) - 1)
     share = (plan.weights[control] + plan.weights[name]) / sum(plan.weights.values())
     rho = optimal_rho(plan.planned_units * share, alpha)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from evaluation.cases.answers import Answer
 from evaluation.cases.case import CallsGold, Case, Gold, GoldCall, NoCallGold
-from evaluation.cases.scoring import Score, score
-from evaluation.live.offpolicy import Estimate, doubly_robust, importance_weights, ips, snips
+from evaluation.cases.scoring import CaseScore, score
+from evaluation.live.offpolicy import PolicyEstimate, doubly_robust, importance_weights, ips, snips
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class AuditEstimates:
     audited: int
     """With a comparison; audits that failed or could not be compared are among the eligible only."""
     agreed: int
-    estimates: tuple[Estimate, ...]
+    estimates: tuple[PolicyEstimate, ...]
     """IPS, SNIPS and doubly robust; empty where nothing was eligible."""
 
     @property
@@ -58,7 +58,7 @@ def audit_estimates(
     return AuditEstimates(len(e), int(seen.sum()), int(same.sum()), found)
 
 
-def agreement(tools: Sequence[Mapping[str, Any]], reference: Answer, other: Answer) -> Score | None:
+def agreement(tools: Sequence[Mapping[str, Any]], reference: Answer, other: Answer) -> CaseScore | None:
     """How `other` scores by BFCL's rules where `reference` is right; None where they cannot be compared: the
     reference's arguments cannot be decoded, or the tools are none.
 

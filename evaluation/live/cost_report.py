@@ -20,7 +20,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evaluation.live.costs import By, Line, Total, total, totals
+from evaluation.live.costs import By, CostLine, Total, total, totals
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -67,7 +67,7 @@ class CostReport:
 
 
 def cost_report(
-    lines: Sequence[Line],
+    lines: Sequence[CostLine],
     by: By,
     first: date,
     last: date,

@@ -33,7 +33,7 @@ _NANO_PER_USD_PER_MTOK = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class CostLine:
     """Decisions of one day that agree in all of this, summed. Empty text: none."""
 
     day: date
@@ -63,7 +63,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Priced:
+class PricedLine:
     """Sums over requests that the small model answered while the large one's price was known."""
 
     bytes_by_input: float = 0.0
@@ -76,13 +76,13 @@ class Priced:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group(Priced):
+class Group(PricedLine):
     """One line before its alternative is reckoned, and the sums from which that is done."""
 
-    line: Line
+    line: CostLine
     """`always_large_nusd` is what the large model was paid."""
     priced_small: int = 0
-    """How many requests the sums of `Priced` are over."""
+    """How many requests the sums of `PricedLine` are over."""
     told: int = 0
     """Requests that the large model answered and told usage of; the sums below are theirs."""
     told_bytes: int = 0
@@ -146,7 +146,7 @@ class Total:
 _SUMMED = [field.name for field in fields(Total) if field.name not in ("label", "small", "large")]
 
 
-def lines(groups: Sequence[Group]) -> list[Line]:
+def lines(groups: Sequence[Group]) -> list[CostLine]:
     """The groups of one or more whole days, each with what always asking the large model would have cost."""
     own: dict[tuple[date, str], list[Group]] = {}
     all_of: dict[date, list[Group]] = {}
@@ -179,7 +179,7 @@ def means(groups: Iterable[Group], *, minimum: int) -> Means | None:
     return Means(prompt / told_bytes, cached / prompt, tokens / called)
 
 
-def alternative_nusd(group: Priced, typical: Means) -> int:
+def alternative_nusd(group: PricedLine, typical: Means) -> int:
     """What the large model would have charged for what the small one answered. See the module."""
     share = typical.cached_share
     prompt = typical.tokens_per_byte * ((1 - share) * group.bytes_by_input + share * group.bytes_by_cached)
@@ -188,7 +188,7 @@ def alternative_nusd(group: Priced, typical: Means) -> int:
     return round((prompt + answer) * _NANO_PER_USD_PER_MTOK)
 
 
-def totals(found: Iterable[Line], by: By) -> list[Total]:
+def totals(found: Iterable[CostLine], by: By) -> list[Total]:
     """Sums by label, in the order of the labels."""
     sums: dict[str, dict[str, int]] = {}
     for line in found:
@@ -208,7 +208,7 @@ def total(parts: Iterable[Total]) -> Total:
     return Total("total", **into)
 
 
-def _label(line: Line, by: By) -> str:
+def _label(line: CostLine, by: By) -> str:
     match by:
         case "day":
             return line.day.isoformat()

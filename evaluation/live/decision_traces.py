@@ -19,7 +19,7 @@ from evaluation.cases.case import Case, ToldGold, data_hash
 from evaluation.live.decisions import NO_TOOL, Chosen, Labels, Observed
 from evaluation.metrics import Floats
 from evaluation.replay.plans import Score
-from evaluation.replay.scorers import Judge, Part, Scorer, platt
+from evaluation.replay.scorers import Part, Scorer, TrainableJudge, platt
 from evaluation.traces.table import Trace, TraceInfo, TraceRow, calls_text
 from evaluation.traces.wire import TextCall
 from policies.rules.single import OnOther
@@ -62,7 +62,7 @@ class ObservedTraces:
     """What became of drafts without a call, and of those that ask back."""
     remarks: Sequence[str]
 
-    def score(self) -> Judge:
+    def score(self) -> TrainableJudge:
         """The gateway's own score as a judge of a report; its probability is the one of the time, else a logistic curve
         of the score."""
         known = self.probabilities
@@ -78,7 +78,7 @@ class ObservedTraces:
 
             return scores
 
-        return Judge(SCORE, f"score of {self.judge}", fit, ours=True)
+        return TrainableJudge(SCORE, f"score of {self.judge}", fit, ours=True)
 
 
 def _scores(part: Part) -> Floats:

@@ -24,7 +24,7 @@ MIN_ESS = 30.0
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class PolicyEstimate:
     """A target policy's value a request, in the rewards' unit."""
 
     method: Method
@@ -68,7 +68,7 @@ def effective_rows(weights: npt.ArrayLike) -> float:
     return float(w.sum()) ** 2 / squares if squares > 0 else 0.0
 
 
-def ips(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> Estimate:
+def ips(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> PolicyEstimate:
     """Mean of w·r (Horvitz and Thompson 1952): unbiased, of large variance where weights are large.
 
     Args:
@@ -78,18 +78,18 @@ def ips(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> Estimate:
     return _estimate("ips", w * r, float((w * r).mean()), w)
 
 
-def snips(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> Estimate:
+def snips(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> PolicyEstimate:
     """Σ w·r/Σ w (Swaminathan and Joachims 2015): a little biased, never outside the rewards' range, steadier."""
     r, w = _pair(rewards, weights)
     if not w.sum() > 0:
-        return Estimate("snips", float("nan"), float("nan"), len(r), 0.0)
+        return PolicyEstimate("snips", float("nan"), float("nan"), len(r), 0.0)
     value = float((w * r).sum() / w.sum())
     return _estimate("snips", value + w * (r - value) / w.mean(), value, w)
 
 
 def doubly_robust(
     rewards: npt.ArrayLike, weights: npt.ArrayLike, predicted: npt.ArrayLike, predicted_target: npt.ArrayLike
-) -> Estimate:
+) -> PolicyEstimate:
     """Mean of q̂(x, π) + w·(r − q̂(x, a)) (Dudík, Langford and Li 2011, arXiv 1103.4601).
 
     Right in the limit where either the logged probabilities or the reward model is. The reward model must not have been
@@ -106,10 +106,10 @@ def doubly_robust(
     return _estimate("dr", terms, float(terms.mean()), w)
 
 
-def _estimate(method: Method, terms: Floats, value: float, weights: Floats) -> Estimate:
+def _estimate(method: Method, terms: Floats, value: float, weights: Floats) -> PolicyEstimate:
     n = len(terms)
     error = float(terms.std(ddof=1) / np.sqrt(n)) if n > 1 else float("inf")
-    return Estimate(method, value, error, n, effective_rows(weights))
+    return PolicyEstimate(method, value, error, n, effective_rows(weights))
 
 
 def _pair(rewards: npt.ArrayLike, weights: npt.ArrayLike) -> tuple[Floats, Floats]:

@@ -17,17 +17,17 @@ from evaluation.cases.case import Case
 from evaluation.cases.study_data import RecordedAnswer, StudyData
 from evaluation.recorded.index import served_name
 from evaluation.recorded.trace import trace_of_recording
-from evaluation.traces.client import TokenPrices
+from evaluation.traces.client import ClientPrices
 from evaluation.traces.table import Trace
 
 
 @dataclass(frozen=True, slots=True)
-class LargeModel:
+class RecordedModel:
     """A recorded model with its prices."""
 
     recording: str
     """Its name among the recordings."""
-    prices: TokenPrices
+    prices: ClientPrices
     tokens_of: str | None = None
     """The recording whose tokens are charged; its own for None."""
     assumption: str = ""
@@ -39,15 +39,15 @@ class LargeModel:
         return served_name(self.recording)
 
 
-GPT_4O = LargeModel("gpt-4o-2024-08-06-FC", TokenPrices(2.5, 10.0))
-LARGE_MODELS: Sequence[LargeModel] = (
+GPT_4O = RecordedModel("gpt-4o-2024-08-06-FC", ClientPrices(2.5, 10.0))
+LARGE_MODELS: Sequence[RecordedModel] = (
     GPT_4O,
-    LargeModel("gpt-4o-mini-2024-07-18-FC", TokenPrices(0.15, 0.6)),
-    LargeModel("gpt-4-turbo-2024-04-09-FC", TokenPrices(10.0, 30.0)),
-    LargeModel("claude-3-5-sonnet-20240620-FC", TokenPrices(3.0, 15.0)),
-    LargeModel(
+    RecordedModel("gpt-4o-mini-2024-07-18-FC", ClientPrices(0.15, 0.6)),
+    RecordedModel("gpt-4-turbo-2024-04-09-FC", ClientPrices(10.0, 30.0)),
+    RecordedModel("claude-3-5-sonnet-20240620-FC", ClientPrices(3.0, 15.0)),
+    RecordedModel(
         "Salesforce_xLAM-7b-fc-r",
-        TokenPrices(0.2, 0.2),
+        ClientPrices(0.2, 0.2),
         tokens_of="gpt-4o-mini-2024-07-18-FC",
         assumption=(
             "xLAM-7b recorded neither tokens nor cost: assumed are GPT-4o-mini's tokens of the same case at 0.20 USD "
@@ -57,7 +57,7 @@ LARGE_MODELS: Sequence[LargeModel] = (
 )
 
 
-def trace_of(model: LargeModel, cases: Sequence[Case], data: StudyData, *, command: str) -> Trace:
+def trace_of(model: RecordedModel, cases: Sequence[Case], data: StudyData, *, command: str) -> Trace:
     """The model's recorded answers to those of the cases that it answered, priced."""
     answers = data.recording(model.recording)
     if model.tokens_of is not None:

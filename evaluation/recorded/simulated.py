@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from evaluation.cases.case import CallsGold, Case, data_hash
 from evaluation.cases.study_data import RecordedAnswer
-from evaluation.traces.client import TokenPrices
+from evaluation.traces.client import ClientPrices
 from evaluation.traces.table import Trace, TraceInfo, TraceRow
 
 
@@ -46,7 +46,7 @@ class TokenRates:
         )
 
 
-def simulated_large(cases: Sequence[Case], *, pass_rate: float, rates: TokenRates, prices: TokenPrices) -> Trace:
+def simulated_large(cases: Sequence[Case], *, pass_rate: float, rates: TokenRates, prices: ClientPrices) -> Trace:
     """One row a case. `pass_rate` is P(the large model passes), in (0, 1]."""
     if not 0.0 < pass_rate <= 1.0:
         raise ValueError(f"pass_rate: {pass_rate} is not in (0, 1]")
@@ -66,7 +66,7 @@ def simulated_large(cases: Sequence[Case], *, pass_rate: float, rates: TokenRate
     return Trace(TraceInfo(arm=arm, command="simulated", data_sha256=data_hash(cases)), rows)
 
 
-def _cost_usd(case: Case, rates: TokenRates, prices: TokenPrices) -> float:
+def _cost_usd(case: Case, rates: TokenRates, prices: ClientPrices) -> float:
     written = rates.no_call_tokens
     if isinstance(case.gold, CallsGold):
         first = [{name: values[0] for name, values in call.arguments.items() if values} for call in case.gold.calls]

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from evaluation.cases.case import Case, data_hash
 from evaluation.cases.study_data import RecordedAnswer
-from evaluation.traces.client import TokenPrices
+from evaluation.traces.client import ClientPrices
 from evaluation.traces.collect import scored
 from evaluation.traces.table import Trace, TraceInfo, TraceRow, calls_text
 from evaluation.traces.wire import TextCall
 
 
 def trace_of_recording(
-    cases: Sequence[Case], answers: Iterable[RecordedAnswer], *, arm: str, prices: TokenPrices | None, command: str
+    cases: Sequence[Case], answers: Iterable[RecordedAnswer], *, arm: str, prices: ClientPrices | None, command: str
 ) -> Trace:
     """One row for every case that has a recorded answer, in the cases' order, scored by today's rules."""
     by_id = {answer.id: answer for answer in answers}
@@ -25,7 +25,7 @@ def trace_of_recording(
     return Trace(TraceInfo(arm=arm, command=command, data_sha256=data_hash(recorded)), rows)
 
 
-def _row(case: Case, answer: RecordedAnswer, arm: str, prices: TokenPrices | None) -> TraceRow:
+def _row(case: Case, answer: RecordedAnswer, arm: str, prices: ClientPrices | None) -> TraceRow:
     cost_usd = None
     if prices is not None and answer.input_tokens is not None and answer.output_tokens is not None:
         cost_usd = prices.cost_usd(answer.input_tokens, answer.output_tokens)

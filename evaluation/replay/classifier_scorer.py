@@ -10,7 +10,7 @@ import numpy as np
 
 from evaluation.replay.feature_table import feature_table
 from evaluation.replay.plans import Score
-from evaluation.replay.scorers import CannotJudge, Judge, Part, Scorer
+from evaluation.replay.scorers import CannotJudge, Part, Scorer, TrainableJudge
 from policies.classifier.classifier import Classifier
 from policies.classifier.context import with_context
 from policies.classifier.dataset import FeatureTable, FitError
@@ -29,14 +29,14 @@ class ClassifierJudges:
         self._tables: dict[str, FeatureTable] = {}
         self._fitted: dict[tuple[str, ...], Classifier] = {}
 
-    def judges(self) -> list[Judge]:
+    def judges(self) -> list[TrainableJudge]:
         """Both."""
         return [
             self._judge("classifier", "classifier", serve_silent=False),
             self._judge("classifier_silent", "classifier, no-call served", serve_silent=True),
         ]
 
-    def _judge(self, key: str, label: str, *, serve_silent: bool) -> Judge:
+    def _judge(self, key: str, label: str, *, serve_silent: bool) -> TrainableJudge:
         def fitted(part: Part) -> Scorer:
             classifier = self._fit(part, label)
 
@@ -48,7 +48,7 @@ class ClassifierJudges:
 
             return scores
 
-        return Judge(key, label, fitted, ours=True)
+        return TrainableJudge(key, label, fitted, ours=True)
 
     def _fit(self, part: Part, label: str) -> Classifier:
         rows = np.flatnonzero(part.arms.draftable)

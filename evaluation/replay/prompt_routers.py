@@ -16,7 +16,7 @@ from sklearn.preprocessing import Normalizer
 
 from evaluation.cases.case import Case
 from evaluation.replay.plans import Score
-from evaluation.replay.scorers import CannotJudge, Judge, Part, Scorer, two_classes
+from evaluation.replay.scorers import CannotJudge, Part, Scorer, TrainableJudge, two_classes
 from policies.types import BoolArray
 
 MAX_CHARS = 20_000
@@ -24,7 +24,7 @@ MAX_CHARS = 20_000
 MAX_DIMENSIONS = 64
 
 
-def prompt_logistic() -> Judge:
+def prompt_logistic() -> TrainableJudge:
     """P(the small model passes) by logistic regression on word n-grams of conversation and tools."""
     label = "prompt-only logistic"
 
@@ -40,10 +40,10 @@ def prompt_logistic() -> Judge:
 
         return scores
 
-    return Judge("prompt_logistic", label, fit)
+    return TrainableJudge("prompt_logistic", label, fit)
 
 
-def matrix_factorisation() -> Judge:
+def matrix_factorisation() -> TrainableJudge:
     """RouteLLM's matrix factorisation (arXiv 2406.18665) on embeddings of the last user message.
 
     RouteLLM scores a model m on a prompt q by δ(m, q) = w₂ᵀ(v_m ⊙ (W₁ᵀ v_q + b)) and sends the prompt to the large
@@ -76,7 +76,7 @@ def matrix_factorisation() -> Judge:
 
         return scores
 
-    return Judge("prompt_mf", label, fit, needs_large=True)
+    return TrainableJudge("prompt_mf", label, fit, needs_large=True)
 
 
 def _ngrams() -> TfidfVectorizer:

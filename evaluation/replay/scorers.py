@@ -49,7 +49,7 @@ Scorer = Callable[[Part], Score]
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class TrainableJudge:
     """A way to order drafts by how safe they are to serve."""
 
     key: str
@@ -60,17 +60,19 @@ class Judge:
     ours: bool = False
 
 
-def schema_valid() -> Judge:
+def schema_valid() -> TrainableJudge:
     """Serve every valid draft of calls: form alone."""
 
     def scores(part: Part) -> Score:
         calls = np.array([draft.outcome is Outcome.CALLS for draft in part.arms.drafts])
         return Score("schema_valid", "schema-valid only", np.where(part.servable & calls, 1.0, -np.inf))
 
-    return Judge("schema_valid", "schema-valid only", lambda _: scores)
+    return TrainableJudge("schema_valid", "schema-valid only", lambda _: scores)
 
 
-def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool = False, key: str = "") -> Judge:
+def of_signals(
+    name: str, label: str, *, ours: bool = False, serve_silent: bool = False, key: str = ""
+) -> TrainableJudge:
     """A score of `policies.rules.scores`, its probability a logistic curve fitted on the part (Platt 1999).
 
     With `serve_silent` drafts without a call are served too.
@@ -90,7 +92,7 @@ def of_signals(name: str, label: str, *, ours: bool = False, serve_silent: bool 
 
         return scores
 
-    return Judge(key, label, fit, ours=ours)
+    return TrainableJudge(key, label, fit, ours=ours)
 
 
 def require_scores(score: Score) -> Score:
@@ -100,22 +102,22 @@ def require_scores(score: Score) -> Score:
     return score
 
 
-def random_mix() -> Judge:
+def random_mix() -> TrainableJudge:
     """A coin before anything is drafted."""
 
     def scores(part: Part) -> Score:
         return Score("random_mix", "random mix", np.zeros(len(part)), routes=True)
 
-    return Judge("random_mix", "random mix", lambda _: scores)
+    return TrainableJudge("random_mix", "random mix", lambda _: scores)
 
 
-def oracle() -> Judge:
+def oracle() -> TrainableJudge:
     """Escalates exactly where only the large model is right; nobody can build it."""
 
     def scores(part: Part) -> Score:
         return Score("oracle", "oracle", part.arms.small_pass.astype(np.float64) - part.arms.large_pass)
 
-    return Judge("oracle", "oracle", lambda _: scores)
+    return TrainableJudge("oracle", "oracle", lambda _: scores)
 
 
 def platt(values: Floats, passed: BoolArray) -> Callable[[Floats], Floats] | None:
@@ -148,7 +150,7 @@ def two_classes(labels: BoolArray, judge: str) -> None:
         raise CannotJudge(f"{judge}: all rows to fit on came to the same")
 
 
-def fit_all(judges: Sequence[Judge], part: Part) -> tuple[dict[str, Scorer], list[str]]:
+def fit_all(judges: Sequence[TrainableJudge], part: Part) -> tuple[dict[str, Scorer], list[str]]:
     """Judge's key → its scorer, and a sentence for each that refused."""
     fitted: dict[str, Scorer] = {}
     refused = []
@@ -163,7 +165,7 @@ def fit_all(judges: Sequence[Judge], part: Part) -> tuple[dict[str, Scorer], lis
 FOLDS = 5
 
 
-def crossfit(judge: Judge, part: Part, *, folds: int = FOLDS) -> Score:
+def crossfit(judge: TrainableJudge, part: Part, *, folds: int = FOLDS) -> Score:
     """One score of all rows. Raises CannotJudge where a fold allows none, or no draft is told of."""
     names = [f"fold{i}" for i in range(folds)]
     parts = split(part.arms.cases, dict.fromkeys(names, 1.0 / folds), salt="crossfit")

@@ -25,7 +25,7 @@ MAX_TOOLS = 30
 _NO_CALL = "no call"
 
 
-class Rate(msgspec.Struct, frozen=True):
+class GroupRate(msgspec.Struct, frozen=True):
     """What one plan does in one category."""
 
     quality: Estimate
@@ -39,7 +39,7 @@ class CategoryRow(msgspec.Struct, frozen=True):
 
     category: str
     n: int
-    rates: list[Rate]
+    rates: list[GroupRate]
 
 
 class OutcomeRow(msgspec.Struct, frozen=True):
@@ -95,7 +95,7 @@ def _rates(name: str, here: BoolArray, arms: Arms, plans: Sequence[Plan]) -> Cat
         cost = float(plan.cost_usd[here].sum())
         low, high = wilson(round(passes), n)
         escalated = float(plan.escalated[here].mean())
-        rates.append(Rate(Estimate(passes / n, low, high), escalated, cost / large if large > 0 else 0.0))
+        rates.append(GroupRate(Estimate(passes / n, low, high), escalated, cost / large if large > 0 else 0.0))
     return CategoryRow(name, n, rates)
 
 

@@ -43,7 +43,7 @@ class Tick:
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class ChartLine:
     """A series: the part a gateway can be set to, the rest of the way to the small model alone, its band if drawn."""
 
     key: str
@@ -83,7 +83,7 @@ class Chart:
     size: Size
     x_ticks: Sequence[Tick]
     y_ticks: Sequence[Tick]
-    lines: Sequence[Line]
+    lines: Sequence[ChartLine]
     markers: Sequence[Marker]
     stops: Sequence[Stop]
 
@@ -116,7 +116,7 @@ def chart(points: Sequence[Point], curves: Sequence[CurveFigures], size: Size) -
     lines = [_line(curve, x, y, banded=curve.key == lead) for curve in curves]
     if {"small_only", "large_only"} <= by_key.keys():
         ends = [(_x(by_key[key], x), _y(by_key[key], y)) for key in ("small_only", "large_only")]
-        lines.insert(0, Line("random_mix", _path(ends), "", ""))
+        lines.insert(0, ChartLine("random_mix", _path(ends), "", ""))
     shown = [point for point in points if point.key != "random_mix" and "@" not in point.key]
     stops = [stop for curve in curves for stop in _stops(curve, x, y)]
     stops += [Stop(point.key, _x(point, x), _y(point, y), point_text(point)) for point in shown]
@@ -163,13 +163,13 @@ def _path(places: Sequence[tuple[float, float]]) -> str:
     return "M" + "L".join(f"{px:g} {py:g}" for px, py in places) if places else ""
 
 
-def _line(curve: CurveFigures, x: _Scale, y: _Scale, *, banded: bool) -> Line:
+def _line(curve: CurveFigures, x: _Scale, y: _Scale, *, banded: bool) -> ChartLine:
     places = [(x(c), y(q)) for c, q in zip(curve.cost, curve.quality, strict=True)]
     reach = sum(curve.reachable)
     low = [(x(c), y(q)) for c, q in zip(curve.grid_cost, curve.band_low, strict=True)]
     high = [(x(c), y(q)) for c, q in zip(curve.grid_cost, curve.band_high, strict=True)]
     band = _path([*low, *reversed(high)]) + "Z" if banded else ""
-    return Line(curve.key, _path(places[:reach]), _path(places[reach - 1 :]), band)
+    return ChartLine(curve.key, _path(places[:reach]), _path(places[reach - 1 :]), band)
 
 
 def _stops(curve: CurveFigures, x: _Scale, y: _Scale) -> list[Stop]:

@@ -19,7 +19,7 @@ from evaluation.replay.figures import CurveFigures, Point, study
 from evaluation.replay.plans import Plan, Score, baselines, plan_of, plan_of_run, plans_at_shares
 from evaluation.replay.prompt_routers import matrix_factorisation, prompt_logistic
 from evaluation.replay.replay import Arms, join, replay, servable_drafts
-from evaluation.replay.scorers import CannotJudge, Judge, Part, crossfit, of_signals
+from evaluation.replay.scorers import CannotJudge, Part, TrainableJudge, crossfit, of_signals
 from evaluation.report.breakdown import (
     CategoryRow,
     Mistake,
@@ -51,7 +51,7 @@ class Options:
     on_ask: OnOther = "escalate"
     scores: Sequence[str] = ("weakest_token", "mean_logprob")
     """Names of `policies.rules.scores.SCORES`; the first one leads."""
-    judges: Sequence[Judge] = ()
+    judges: Sequence[TrainableJudge] = ()
     """More judges, such as a fitted classifier; they lead. Each is fitted on folds and told on the others."""
     routers: bool = True
     """Whether routers that see only the prompt are fitted and shown."""

@@ -1,7 +1,7 @@
 """One chat completion from any OpenAI-compatible endpoint, whole or streamed, and what it took.
 
-A reply is data whatever happens: a refused connection, a time-out or nonsense becomes a `Reply` with an error word.
-Retried are connection errors, 429 and 5xx, with `Retry-After` honoured; a time-out is not, since the request may have
+A reply is data whatever happens: a refused connection, a time-out or nonsense becomes a `ClientReply` with an error
+word. Retried are connection errors, 429 and 5xx, with `Retry-After` honoured; a time-out is not, since the request may have
 cost its full price. Bodies are bounded. Nothing is logged.
 """
 
@@ -20,17 +20,17 @@ import aiohttp
 import msgspec
 from yarl import URL
 
-from evaluation.traces.wire import Assembly, Chunk, Completion, ErrorBody, Extras, TextCall, Usage, texts
+from evaluation.traces.wire import Assembly, Completion, ErrorBody, Extras, TextCall, WireChunk, WireUsage, texts
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 _DETAIL_CHARS = 500
 _LONGEST_WAIT_S = 60.0
 _WORD = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_Wire = TypeVar("_Wire", Completion, Chunk)
+_Wire = TypeVar("_Wire", Completion, WireChunk)
 
 
 @dataclass(frozen=True, slots=True)
-class TokenPrices:
+class ClientPrices:
     """USD for a million tokens."""
 
     input_usd_per_mtok: float
@@ -53,7 +53,7 @@ class Endpoint:
     """Ask a smallcall gateway for its decision and the draft's token signals. Other servers may refuse the field."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further fields of the body, such as `temperature`."""
-    prices: TokenPrices | None = None
+    prices: ClientPrices | None = None
     """Used where the endpoint itself does not say what a request cost."""
 
     def __post_init__(self) -> None:
@@ -102,7 +102,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ClientReply:
     """What came back. `answered` is False where there is no assistant message."""
 
     started_at: datetime
@@ -116,7 +116,7 @@ class Reply:
     calls: tuple[TextCall, ...] = ()
     text: str | None = None
     finish_reason: str | None = None
-    usage: Usage | None = None
+    usage: WireUsage | None = None
     extras: Extras | None = None
 
 
@@ -128,7 +128,7 @@ class _BadResponseError(ValueError):
 class _Attempt:
     """What one attempt gave, and whether another may give more."""
 
-    reply: Reply
+    reply: ClientReply
     retry: bool = False
     wait_s: float | None = None
 
@@ -153,7 +153,7 @@ class ChatClient:
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
         self._headers = {} if endpoint.api_key is None else {"authorization": f"Bearer {endpoint.api_key}"}
 
-    async def ask(self, body: Mapping[str, Any]) -> Reply:
+    async def ask(self, body: Mapping[str, Any]) -> ClientReply:
         """Send one request, with at most `retries` more attempts. Never raises for what the endpoint does."""
         attempt = await self._attempt(body, 1)
         while attempt.retry and attempt.reply.attempts <= self._retries:
@@ -165,9 +165,11 @@ class ChatClient:
     async def _attempt(self, body: Mapping[str, Any], number: int) -> _Attempt:
         started_at, started = self._timing.now(), self._timing.monotonic()
 
-        def failed(error: str, detail: str, *, status: int | None = None) -> Reply:
+        def failed(error: str, detail: str, *, status: int | None = None) -> ClientReply:
             latency_s = self._timing.monotonic() - started
-            return Reply(started_at, number, latency_s, status=status, error=error, error_detail=detail[:_DETAIL_CHARS])
+            return ClientReply(
+                started_at, number, latency_s, status=status, error=error, error_detail=detail[:_DETAIL_CHARS]
+            )
 
         status: int | None = None
         try:
@@ -192,7 +194,7 @@ class ChatClient:
             return _Attempt(failed("bad_response", f"{type(error).__name__}: {error}", status=status))
         latency_s = self._timing.monotonic() - started
         ttft_s = None if first_s is None else first_s - started
-        reply = reply_of(completion, Reply(started_at, number, latency_s, ttft_s, status))
+        reply = reply_of(completion, ClientReply(started_at, number, latency_s, ttft_s, status))
         return _Attempt(reply, retry=status == 429 or status >= 500, wait_s=wait_s)
 
     async def _streamed(self, response: aiohttp.ClientResponse) -> tuple[Completion, float | None]:
@@ -207,7 +209,7 @@ class ChatClient:
 
 
 _COMPLETION = msgspec.json.Decoder(Completion)
-_CHUNK = msgspec.json.Decoder(Chunk)
+_CHUNK = msgspec.json.Decoder(WireChunk)
 
 
 def _decoded(decoder: msgspec.json.Decoder[_Wire], raw: bytes) -> _Wire:
@@ -252,7 +254,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
                 data = []
 
 
-def reply_of(completion: Completion, reply: Reply) -> Reply:
+def reply_of(completion: Completion, reply: ClientReply) -> ClientReply:
     """The reply with what the completion says; its status is known already."""
     reply = replace(reply, usage=completion.usage, extras=completion.smallcall)
     error = completion.error

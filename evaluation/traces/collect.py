@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from evaluation.cases.case import Case, canonical_json, data_hash
 from evaluation.cases.scoring import score
-from evaluation.traces.client import ChatClient, Endpoint, Reply, Timing
+from evaluation.traces.client import ChatClient, ClientReply, Endpoint, Timing
 from evaluation.traces.journal import Journal
 from evaluation.traces.small_side import Serving, serving_of
 from evaluation.traces.table import (
@@ -35,7 +35,7 @@ from evaluation.traces.table import (
     read_trace,
     write_trace,
 )
-from evaluation.traces.wire import Extras, Signals, SmallDraft
+from evaluation.traces.wire import Extras, SmallDraft, WireSignals
 
 INVALID_DRAFT = "small_draft_invalid"
 """The gateway's error code for a pinned small model whose draft is no valid answer: an answer that failed."""
@@ -162,7 +162,7 @@ def standing_rows(cases: Sequence[Case], endpoint: Endpoint, out: Path, serving:
     return {case.id: found[case.id] for case in cases if _stands(found.get(case.id), _request_hash(case, endpoint))}
 
 
-def row_of(case: Case, endpoint: Endpoint, reply: Reply) -> TraceRow:
+def row_of(case: Case, endpoint: Endpoint, reply: ClientReply) -> TraceRow:
     """The table's row of a reply, scored."""
     extras, usage = reply.extras or Extras(), reply.usage
     cost_usd = extras.cost_usd
@@ -229,7 +229,7 @@ def _with_draft(row: TraceRow, draft: SmallDraft | None) -> TraceRow:
     )
     if draft.signals is None:
         return row
-    return replace(row, **{name: getattr(draft.signals, name) for name in Signals.__struct_fields__})
+    return replace(row, **{name: getattr(draft.signals, name) for name in WireSignals.__struct_fields__})
 
 
 def _request_hash(case: Case, endpoint: Endpoint) -> str:
@@ -311,7 +311,7 @@ async def ask_all(
     cases: Sequence[Case],
     clients: Sequence[tuple[Endpoint, ChatClient]],
     concurrency: int,
-    keep: Callable[[Case, Reply], None],
+    keep: Callable[[Case, ClientReply], None],
 ) -> None:
     """Ask every case once; `keep` is called with each reply, in no set order. Raises what `keep` or a client raises."""
     waiting = deque(cases)

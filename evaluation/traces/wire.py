@@ -17,7 +17,7 @@ class TextCall(msgspec.Struct, frozen=True):
     arguments: str = ""
 
 
-class Signals(msgspec.Struct, frozen=True):
+class WireSignals(msgspec.Struct, frozen=True):
     """Token signals as the gateway tells them; see `policies.types.TokenSignals`."""
 
     logprob: list[float]
@@ -45,7 +45,7 @@ class SmallDraft(msgspec.Struct, frozen=True):
     prefill_s: float | None = None
     decode_s: float | None = None
     steps: int | None = None
-    signals: Signals | None = None
+    signals: WireSignals | None = None
 
 
 class Extras(msgspec.Struct, frozen=True):
@@ -63,7 +63,7 @@ class Extras(msgspec.Struct, frozen=True):
     small: SmallDraft | None = None
 
 
-class Usage(msgspec.Struct, frozen=True):
+class WireUsage(msgspec.Struct, frozen=True):
     """Tokens as the endpoint counts them."""
 
     prompt_tokens: int = 0
@@ -83,7 +83,7 @@ class Message(msgspec.Struct):
     tool_calls: list[ToolCall] | None = None
 
 
-class Choice(msgspec.Struct):
+class WireChoice(msgspec.Struct):
     """One answer of a completion."""
 
     message: Message
@@ -101,8 +101,8 @@ class ErrorBody(msgspec.Struct):
 class Completion(msgspec.Struct):
     """A whole response, or an error's."""
 
-    choices: list[Choice] = []
-    usage: Usage | None = None
+    choices: list[WireChoice] = []
+    usage: WireUsage | None = None
     error: ErrorBody | None = None
     smallcall: Extras | None = None
 
@@ -135,11 +135,11 @@ class ChunkChoice(msgspec.Struct):
     finish_reason: str | None = None
 
 
-class Chunk(msgspec.Struct):
+class WireChunk(msgspec.Struct):
     """One event of a stream."""
 
     choices: list[ChunkChoice] = []
-    usage: Usage | None = None
+    usage: WireUsage | None = None
     error: ErrorBody | None = None
     smallcall: Extras | None = None
 
@@ -149,7 +149,7 @@ class Assembly:
 
     def __init__(self) -> None:
         self.extras: Extras | None = None
-        self.usage: Usage | None = None
+        self.usage: WireUsage | None = None
         self.error: ErrorBody | None = None
         self.finish_reason: str | None = None
         self._text: list[str] = []
@@ -157,7 +157,7 @@ class Assembly:
         self._arguments: dict[int, list[str]] = {}
         self._chose = False
 
-    def add(self, chunk: Chunk) -> bool:
+    def add(self, chunk: WireChunk) -> bool:
         """Take one chunk in; True if it brought text or a piece of a call."""
         self.extras = chunk.smallcall or self.extras
         self.usage = chunk.usage or self.usage
@@ -187,7 +187,7 @@ class Assembly:
             if self._names[i]
         ]
         message = Message("".join(self._text) or None, calls or None)
-        choices = [Choice(message, self.finish_reason)] if self._chose else []
+        choices = [WireChoice(message, self.finish_reason)] if self._chose else []
         return Completion(choices, self.usage, self.error, self.extras)
 
 

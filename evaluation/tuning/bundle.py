@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from evaluation.traces.small_side import Serving
 from evaluation.tuning.by_stage import NONE, StagedTuning
 from evaluation.tuning.by_tool_class import ClassTuning
-from evaluation.tuning.rows import Operating, Rows, calibration_of, prices_of
+from evaluation.tuning.rows import Operating, TuningRows, calibration_of, prices_of
 from evaluation.tuning.tune import Tuning
 from policies.bundle.manifest import (
     Budget,
     Classes,
     Expected,
     GainRule,
-    Gate,
+    GateEntry,
     JudgeSpec,
     MadeFor,
     Manifest,
     OneClass,
     PolicySpec,
-    Prices,
-    ScoreJudge,
+    ScoreEntry,
+    ServingPrices,
     Shown,
     Stages,
     Threshold,
@@ -116,8 +116,8 @@ def staged_manifest(staged: StagedTuning, origin: Origin, request_judge: JudgeSp
     threshold = chosen.draft if chosen is not None else None
     spec: PolicySpec = Threshold(threshold=threshold, certificate=given)
     if chosen is not None and chosen.gated:
-        request = Gate(judge=request_judge, threshold=chosen.request) if chosen.request > NONE else None
-        plan = Gate(judge=plan_judge, threshold=chosen.plan) if chosen.plan > NONE else None
+        request = GateEntry(judge=request_judge, threshold=chosen.request) if chosen.request > NONE else None
+        plan = GateEntry(judge=plan_judge, threshold=chosen.plan) if chosen.plan > NONE else None
         spec = Stages(threshold=threshold, request_gate=request, plan_gate=plan, certificate=given)
     expected = None if at is None else _expected(at, staged.holdout)
     return _manifest(origin, spec, [shown], staged.certifying, expected, None)
@@ -127,17 +127,17 @@ def _manifest(
     origin: Origin,
     policy: PolicySpec,
     certificates: Sequence[Shown | None],
-    selection: Rows,
+    selection: TuningRows,
     expected: Expected | None,
     tools: Mapping[str, str] | None,
 ) -> Manifest:
     judge = origin.judge
-    if isinstance(judge, ScoreJudge):
-        judge = ScoreJudge(score=judge.score, calibration=list(calibration_of(selection)))
+    if isinstance(judge, ScoreEntry):
+        judge = ScoreEntry(score=judge.score, calibration=list(calibration_of(selection)))
     made_for: MadeFor | None = None
     if origin.serving is not None:
         made_for = origin.serving.made_for(origin.large_model, None if tools is None else dict(tools))
-    prices: Prices = prices_of(selection, origin.small_usd_per_hour)
+    prices: ServingPrices = prices_of(selection, origin.small_usd_per_hour)
     return Manifest(
         judge=judge,
         policy=policy,
@@ -149,7 +149,7 @@ def _manifest(
     )
 
 
-def _shown(certificate: Certificate, rows: Rows, *, scope: str = "*", kind: str | None = None) -> Shown:
+def _shown(certificate: Certificate, rows: TuningRows, *, scope: str = "*", kind: str | None = None) -> Shown:
     return Shown(
         kind=kind or certificate.kind,  # type: ignore[arg-type]  # one of the three
         scope=scope,
@@ -164,7 +164,7 @@ def _shown(certificate: Certificate, rows: Rows, *, scope: str = "*", kind: str 
     )
 
 
-def _expected(at: Operating, holdout: Rows) -> Expected:
+def _expected(at: Operating, holdout: TuningRows) -> Expected:
     return Expected(
         rows=len(holdout),
         share_small=at.share_small,
@@ -176,7 +176,7 @@ def _expected(at: Operating, holdout: Rows) -> Expected:
     )
 
 
-def _tools(rows: Rows) -> dict[str, str]:
+def _tools(rows: TuningRows) -> dict[str, str]:
     """Tools by name; a name that stood for several tools stands for none."""
     found: dict[str, str | None] = {}
     for request in rows.arms.requests:

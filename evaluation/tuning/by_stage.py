@@ -25,7 +25,7 @@ from evaluation.intervals import cluster_weights, percentile_interval, weighted_
 from evaluation.metrics import Floats
 from evaluation.replay.figures import Estimate
 from evaluation.replay.replay import ReplayError
-from evaluation.tuning.rows import Operating, Rows
+from evaluation.tuning.rows import Operating, TuningRows
 from policies.rules.certificate import Certificate, certify_along
 from policies.rules.judge import Judge
 from policies.types import BoolArray
@@ -68,8 +68,8 @@ class StagedTuning:
     saved: Estimate | None
     """Of the weighed cost and time, by the gates: what the single threshold takes more, with its 95 % interval by
     clusters; None where one of them is missing or they are the same."""
-    certifying: Rows
-    holdout: Rows
+    certifying: TuningRows
+    holdout: TuningRows
 
     @property
     def pays(self) -> bool:
@@ -82,14 +82,14 @@ class StagedTuning:
 class _Seen:
     """One part, with the scores of all stages."""
 
-    rows: Rows
+    rows: TuningRows
     request: Floats
     plan: Floats
     drafted_at_plan: Floats
     """Share of each draft's work that is done when its plan stands."""
 
     @classmethod
-    def of(cls, rows: Rows, request_judge: Judge, plan_judge: Judge) -> _Seen:
+    def of(cls, rows: TuningRows, request_judge: Judge, plan_judge: Judge) -> _Seen:
         return cls(
             rows,
             rows.stage_scores(request_judge, "request"),
@@ -117,7 +117,7 @@ class _Seen:
 
 def tune_stages(
     cases: Sequence[Case],
-    rows_of: Callable[[Sequence[Case]], Rows],
+    rows_of: Callable[[Sequence[Case]], TuningRows],
     request_judge: Judge,
     plan_judge: Judge,
     *,
@@ -129,7 +129,7 @@ def tune_stages(
     """Choose all thresholds together.
 
     Args:
-        rows_of: makes `Rows` of some cases.
+        rows_of: makes `TuningRows` of some cases.
         alpha: of the harm.
         cost_weight: w, in [0, 1]; below 1 both traces must tell latencies.
 
@@ -230,7 +230,7 @@ def _saved(
     return Estimate(float(difference.mean()), float(low), float(high))
 
 
-def _share_at_plan(rows: Rows, index: int) -> float:
+def _share_at_plan(rows: TuningRows, index: int) -> float:
     """Prefill and the plan's chosen tokens, over the whole draft's work; 1 where that is not told."""
     row, signals = rows.arms.small_rows[index], rows.arms.drafts[index].signals
     busy = row.small_busy_s

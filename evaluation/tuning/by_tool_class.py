@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.tuning.rows import Operating, Rows
+from evaluation.tuning.rows import Operating, TuningRows
 from policies.rules.certificate import Certificate, certify_classes
 from policies.rules.tool_classes import ToolClass, check_classes, class_of, strictest_first
 
@@ -44,7 +44,9 @@ class ClassTuning:
         return {one.pattern: one.certificate for one in self.classes}
 
 
-def tune_classes(selection: Rows, holdout: Rows, alphas: Mapping[str, float], *, delta: float) -> ClassTuning:
+def tune_classes(
+    selection: TuningRows, holdout: TuningRows, alphas: Mapping[str, float], *, delta: float
+) -> ClassTuning:
     """Thresholds for classes by the rate of harm that each may have at most; `alphas` names the class `REST` too.
 
     Raises:
@@ -76,6 +78,6 @@ def tune_classes(selection: Rows, holdout: Rows, alphas: Mapping[str, float], *,
     return ClassTuning(made, holdout.operating(accepted, None))
 
 
-def _classes_of(rows: Rows, classes: Sequence[ToolClass]) -> np.ndarray:
+def _classes_of(rows: TuningRows, classes: Sequence[ToolClass]) -> np.ndarray:
     drafts = rows.arms.drafts
     return np.array([class_of(classes, [call.name for call in draft.calls]).pattern for draft in drafts])

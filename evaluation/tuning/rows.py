@@ -16,7 +16,7 @@ from evaluation.metrics import Floats
 from evaluation.replay.figures import Estimate
 from evaluation.replay.replay import Arms, ReplayError, join, servable_drafts
 from evaluation.traces.table import Trace
-from policies.bundle.manifest import Prices
+from policies.bundle.manifest import ServingPrices
 from policies.rules.certificate import one_of_each
 from policies.rules.judge import Judge
 from policies.rules.price_aware import LargePrices, kind_of
@@ -62,7 +62,7 @@ Scoring = Judge | AsDecided
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TuningRows:
     """n cases of one part, judged."""
 
     arms: Arms
@@ -83,7 +83,7 @@ class Rows:
         on_ask: OnOther,
         small_usd_per_hour: float,
         seed: int,
-    ) -> Rows:
+    ) -> TuningRows:
         """Join and judge. Raises ReplayError where no draft has a score."""
         arms = join(cases, small, large, small_usd_per_hour=small_usd_per_hour)
         servable = servable_drafts(arms, on_no_call, on_ask)
@@ -183,7 +183,7 @@ def rate(hits: npt.ArrayLike) -> Estimate:
     return Estimate(float(found.mean()), *wilson(int(found.sum()), len(found)))
 
 
-def calibration_of(rows: Rows) -> tuple[tuple[float, float], ...]:
+def calibration_of(rows: TuningRows) -> tuple[tuple[float, float], ...]:
     """Knots (score, P(right)) of an isotonic regression on the rows that may be served; at most `MAX_KNOTS`."""
     fit = np.isfinite(rows.scores)
     scores, passed = rows.scores[fit], rows.arms.small_pass[fit].astype(np.float64)
@@ -195,7 +195,7 @@ def calibration_of(rows: Rows) -> tuple[tuple[float, float], ...]:
     return tuple((float(levels[i]), float(p)) for i, p in zip(keep, risen, strict=True))
 
 
-def prices_of(rows: Rows, small_usd_per_hour: float) -> Prices:
+def prices_of(rows: TuningRows, small_usd_per_hour: float) -> ServingPrices:
     """What the large model takes: a line through its costs by the requests' length, and its pass rates by kind of
     draft."""
     arms = rows.arms
@@ -205,7 +205,7 @@ def prices_of(rows: Rows, small_usd_per_hour: float) -> Prices:
     slope = float(np.cov(characters, arms.large_cost, bias=True)[0, 1] / spread) if spread > 0 else 0.0
     slope = max(0.0, slope)
     mean = float(arms.large_cost.mean())
-    return Prices(
+    return ServingPrices(
         usd_per_character=slope,
         usd_of_answer=max(0.0, mean - slope * float(characters.mean())),
         usd_a_request=mean,

@@ -18,7 +18,7 @@ import numpy as np
 from evaluation.cases.case import Case
 from evaluation.cases.splits import split
 from evaluation.traces.table import Trace, TraceInfo, TraceRow
-from evaluation.tuning.rows import Operating, Rows, Scoring
+from evaluation.tuning.rows import Operating, Scoring, TuningRows
 from policies.rules.certificate import Certificate, certify_harm, upper_bound
 from policies.rules.judge import NamedScore
 from policies.rules.single import OnOther
@@ -50,11 +50,11 @@ class Tuning:
     choices: Sequence[Choice]
     """From the next better one, which answers less small, to the next worse."""
     chosen: Choice
-    selection: Rows
-    holdout: Rows
+    selection: TuningRows
+    holdout: TuningRows
 
     @property
-    def certifying(self) -> Rows:
+    def certifying(self) -> TuningRows:
         """The part that certificates of this tuning were counted on, one row a conversation."""
         return self.selection if self.chosen.goal == "max_harm" else self.holdout
 
@@ -87,7 +87,7 @@ def tune(
     judging = judge or NamedScore("weakest_token")
     parts = split(cases, SHARES, salt=SALT)
     selection, holdout = (
-        Rows.of(
+        TuningRows.of(
             parts[part],
             small,
             large,
@@ -135,7 +135,7 @@ def _targets(goal: Goal, target: float) -> list[float]:
     return sorted(around, reverse=True)
 
 
-def _choice(selection: Rows, holdout: Rows, goal: Goal, target: float, delta: float) -> Choice:
+def _choice(selection: TuningRows, holdout: TuningRows, goal: Goal, target: float, delta: float) -> Choice:
     if goal == "max_harm":
         each, arms = selection.one_each, selection.arms
         certificate = certify_harm(
@@ -149,7 +149,7 @@ def _choice(selection: Rows, holdout: Rows, goal: Goal, target: float, delta: fl
     return Choice(goal, target, _counted(holdout, accepted, operating, delta), operating)
 
 
-def _counted(holdout: Rows, accepted: np.ndarray, operating: Operating, delta: float) -> Certificate | None:
+def _counted(holdout: TuningRows, accepted: np.ndarray, operating: Operating, delta: float) -> Certificate | None:
     """The bound on the harm of a threshold that was chosen on other rows."""
     if operating.threshold is None:
         return None
@@ -161,7 +161,7 @@ def _counted(holdout: Rows, accepted: np.ndarray, operating: Operating, delta: f
     return Certificate("harm", operating.threshold, bound, delta, rows, taken, errors, bound)
 
 
-def _observed(part: Rows, goal: Goal, target: float) -> float | None:
+def _observed(part: TuningRows, goal: Goal, target: float) -> float | None:
     """The loosest threshold that keeps the pass rate, or the strictest that keeps the cost, on this part."""
     thresholds = np.unique(part.scores[np.isfinite(part.scores)])
     arms = part.arms

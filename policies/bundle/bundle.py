@@ -22,14 +22,14 @@ import msgspec
 from policies.bundle.manifest import (
     Budget,
     Classes,
-    ClassifierJudge,
+    ClassifierEntry,
     GainRule,
-    Gate,
+    GateEntry,
     JudgeSpec,
     KeptFile,
     MadeFor,
     Manifest,
-    ScoreJudge,
+    ScoreEntry,
     Stages,
     Threshold,
     ToolsJudge,
@@ -51,7 +51,7 @@ class BundleError(ValueError):
     """A bundle that cannot be made or loaded; the message names the file or the field."""
 
 
-class Loaded(Protocol):
+class LoadedBundle(Protocol):
     """What a worker says of itself: `slm.protocol.Info` has it."""
 
     @property
@@ -135,7 +135,7 @@ class Bundle:
         }
 
 
-def differences(made_for: MadeFor, loaded: Loaded, *, grammar: bool, large_model: str | None) -> tuple[str, ...]:
+def differences(made_for: MadeFor, loaded: LoadedBundle, *, grammar: bool, large_model: str | None) -> tuple[str, ...]:
     """The fields in which what is loaded is not what a bundle was made for; empty where its certificates hold."""
     pairs: Mapping[str, tuple[object, object]] = {
         "weights_sha256": (made_for.weights_sha256, loaded.weights_sha256),
@@ -170,7 +170,7 @@ def save(folder: Path, manifest: Manifest, classifiers: Mapping[str, Path] | Non
     if folder.exists():
         raise BundleError(f"{folder}: exists; a bundle is never changed")
     given = classifiers or {}
-    if given.keys() != {judge.folder for judge in manifest.judges() if isinstance(judge, ClassifierJudge)}:
+    if given.keys() != {judge.folder for judge in manifest.judges() if isinstance(judge, ClassifierEntry)}:
         raise BundleError("judge: each judge of kind classifier needs its folder, and no other does")
     folder.parent.mkdir(parents=True, exist_ok=True)
     making = Path(tempfile.mkdtemp(prefix=".bundle-", dir=folder.parent))
@@ -236,7 +236,7 @@ def _load(folder: Path, digest: str | None) -> Bundle:
     return Bundle(manifest, found, _judge(manifest.judge, folder, Stage.AFTER), *gates)
 
 
-def _gate(spec: Gate | None, folder: Path, stage: Stage) -> StageGate | None:
+def _gate(spec: GateEntry | None, folder: Path, stage: Stage) -> StageGate | None:
     return None if spec is None else StageGate(_judge(spec.judge, folder, stage), spec.threshold)
 
 
@@ -244,7 +244,7 @@ def _judge(spec: JudgeSpec, folder: Path, stage: Stage) -> Judge:
     if isinstance(spec, ToolsJudge):
         return FewTools()
     try:
-        if isinstance(spec, ScoreJudge):
+        if isinstance(spec, ScoreEntry):
             return NamedScore(spec.score, tuple(spec.calibration))
         # A bundle of a named score needs no classifier.
         from policies.classifier.classifier import load_judge

@@ -15,14 +15,14 @@ Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 OnOther = Literal["escalate", "answer"]
 
 
-class ScoreJudge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="score"):
+class ScoreEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="score"):
     """`policies.rules.judge.NamedScore`."""
 
     score: Text
     calibration: Annotated[list[tuple[float, float]], Meta(max_length=256)] = []
 
 
-class ClassifierJudge(
+class ClassifierEntry(
     Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="classifier"
 ):
     """`policies.classifier.classifier`, kept in a folder of the bundle."""
@@ -35,10 +35,10 @@ class ToolsJudge(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, 
     """`policies.rules.judge.FewTools`."""
 
 
-JudgeSpec = ScoreJudge | ClassifierJudge | ToolsJudge
+JudgeSpec = ScoreEntry | ClassifierEntry | ToolsJudge
 
 
-class Gate(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class GateEntry(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`policies.rules.thresholds.StageGate`."""
 
     judge: JudgeSpec
@@ -56,8 +56,8 @@ class Stages(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_
     """`policies.rules.thresholds.StagedPolicy`."""
 
     threshold: float | None
-    request_gate: Gate | None = None
-    plan_gate: Gate | None = None
+    request_gate: GateEntry | None = None
+    plan_gate: GateEntry | None = None
     certificate: Text | None = None
 
 
@@ -145,7 +145,7 @@ class MadeFor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Name → `policies.texts.tool_sha256` of the definition, where the policy goes by tool; None where it does not."""
 
 
-class Prices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ServingPrices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What was paid on the traces, and what a request to the large model is reckoned at."""
 
     usd_per_character: Annotated[float, Meta(ge=0.0)]
@@ -189,7 +189,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     on_ask: OnOther = "escalate"
     certificates: Annotated[list[Shown], Meta(max_length=64)] = []
     made_for: MadeFor | None = None
-    prices: Prices | None = None
+    prices: ServingPrices | None = None
     expected: Expected | None = None
     made_by: Annotated[str, Meta(max_length=2000)] = ""
     """The command."""

@@ -17,7 +17,7 @@ from typing import Literal, cast
 
 from router.access.keys import VirtualKey, period_of, window_left_s
 from router.access.limits import CountersDownError, Limit, LimitStatus, LocalCounters, Reservation
-from router.redis_link import Answer, RedisLink
+from router.redis_link import RedisAnswer, RedisLink
 
 HELD_S = 900
 _RATE_S = 120
@@ -145,7 +145,7 @@ class RedisCounters:
             turn,
         )
         holding.nusd += asked.cost_nusd
-        answer: Answer[object] | None = None
+        answer: RedisAnswer[object] | None = None
         let_in = False
         try:
             answer = await self._link.ask(lambda: self._take(keys=_names(key, period), args=arguments))

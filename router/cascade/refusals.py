@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from policies.types import Stage, Verdict
 from router.dialects.errors import ClientError
-from router.dialects.request import ChatRequest, LargeOnly
+from router.dialects.request import ChatRequest, LargeOnlyRequest
 
 _PARAMS = {"no_tools": "tools", "tool_choice_none": "tool_choice"}
 
@@ -32,7 +32,7 @@ def no_large_model(verdict: Verdict) -> ClientError:
     return ClientError(503, message, "large_not_configured")
 
 
-def not_translatable(native_only: LargeOnly) -> ClientError:
+def not_translatable(native_only: LargeOnlyRequest) -> ClientError:
     """400: only a large model that speaks the client's own dialect could do this, and the configured one does not."""
     param = native_only.param
     why = "the large model does not speak this dialect itself, and cannot be told this in its own"

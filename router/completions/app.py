@@ -74,7 +74,7 @@ def create_engine_app(
         code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         return _error_response(ClientError(error.status_code, str(error.detail), code))
 
-    endpoint = Endpoint(completing, terms or Terms())
+    endpoint = CompletionsApp(completing, terms or Terms())
     app = FastAPI(lifespan=lifespan, openapi_url=None, exception_handlers={HTTPException: failed})
     app.router.routes.append(Route("/v1/completions", endpoint, methods=["POST"]))
     app.add_api_route("/v1/models", endpoint.models, methods=["GET"])
@@ -82,7 +82,7 @@ def create_engine_app(
     return app
 
 
-class Endpoint:
+class CompletionsApp:
     """The routes. As an ASGI application it is `/v1/completions`."""
 
     def __init__(self, completing: Completing, terms: Terms) -> None:

@@ -24,7 +24,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
-from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.small_side_limits import unseen
 
 _LARGE_ONLY = {
@@ -131,11 +131,11 @@ def _past_call(call: Any, path: str) -> None:
         raise wrong(f"{path}.function.arguments", "must be JSON as text")
 
 
-def _tools(raw: Any) -> tuple[tuple[Tool, ...], LargeOnly | None]:
+def _tools(raw: Any) -> tuple[tuple[Tool, ...], LargeOnlyRequest | None]:
     tools: dict[str, Tool] = {}
     for index, tool in enumerate(listed_tools(raw)):
         if tool.get("type") != "function":
-            return (), LargeOnly("tool_type", f"tools[{index}].type")
+            return (), LargeOnlyRequest("tool_type", f"tools[{index}].type")
         path = f"tools[{index}].function"
         given = obj(tool.get("function"), path)
         put_tool(tools, function(given.get("name"), given.get("description"), given.get("parameters"), path), path)
@@ -143,8 +143,8 @@ def _tools(raw: Any) -> tuple[tuple[Tool, ...], LargeOnly | None]:
 
 
 def _tool_choice(
-    choice: Any, tools: Sequence[Tool], unreadable: LargeOnly | None
-) -> tuple[ToolChoice, str | None, LargeOnly | None]:
+    choice: Any, tools: Sequence[Tool], unreadable: LargeOnlyRequest | None
+) -> tuple[ToolChoice, str | None, LargeOnlyRequest | None]:
     if choice is None:
         return "auto", None, None
     if choice in ("auto", "none", "required"):
@@ -152,7 +152,7 @@ def _tool_choice(
     if not isinstance(choice, dict):
         raise wrong("tool_choice", "must be auto, none, required, or an object that names a function")
     if choice.get("type", "function") != "function":
-        return "auto", None, LargeOnly("tool_choice_type", "tool_choice.type")
+        return "auto", None, LargeOnlyRequest("tool_choice_type", "tool_choice.type")
     function = choice.get("function")
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
@@ -170,17 +170,17 @@ def _include_usage(options: Any) -> bool:
     return flag(options, "include_usage", default=False)
 
 
-def _asks_for_more(body: Mapping[str, Any]) -> LargeOnly | None:
+def _asks_for_more(body: Mapping[str, Any]) -> LargeOnlyRequest | None:
     for field, reason in _LARGE_ONLY.items():
         if body.get(field):
-            return LargeOnly(reason, field)
+            return LargeOnlyRequest(reason, field)
     if _choices(body.get("n")) > 1:
-        return LargeOnly("several_choices", "n")
+        return LargeOnlyRequest("several_choices", "n")
     if body.get("modalities") not in (None, ["text"]):
-        return LargeOnly("modalities", "modalities")
+        return LargeOnlyRequest("modalities", "modalities")
     response_format = body.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
-        return LargeOnly("response_format", "response_format")
+        return LargeOnlyRequest("response_format", "response_format")
     return None
 
 
@@ -192,17 +192,17 @@ def _choices(n: Any) -> int:
     return n
 
 
-def _unreadable_message(messages: Sequence[Mapping[str, Any]]) -> LargeOnly | None:
+def _unreadable_message(messages: Sequence[Mapping[str, Any]]) -> LargeOnlyRequest | None:
     for index, message in enumerate(messages):
         path = f"messages[{index}]"
         if message["role"] not in _READABLE_ROLES:
-            return LargeOnly("message_role", f"{path}.role")
+            return LargeOnlyRequest("message_role", f"{path}.role")
         if message.get("function_call"):
-            return LargeOnly("legacy_functions", f"{path}.function_call")
+            return LargeOnlyRequest("legacy_functions", f"{path}.function_call")
         if any(call.get("type", "function") != "function" for call in message.get("tool_calls") or ()):
-            return LargeOnly("tool_type", f"{path}.tool_calls")
+            return LargeOnlyRequest("tool_type", f"{path}.tool_calls")
         if any(not _is_text(part) for part in _parts(message.get("content"))):
-            return LargeOnly("content_not_text", f"{path}.content")
+            return LargeOnlyRequest("content_not_text", f"{path}.content")
     return None
 
 

@@ -29,7 +29,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
-from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.small_side_limits import unseen
 
 _NATIVE_FIELDS = ("mcp_servers", "container", "context_management")
@@ -124,8 +124,8 @@ class _Turns:
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.large_only: LargeOnly | None = None
-        self.native_only: LargeOnly | None = None
+        self.large_only: LargeOnlyRequest | None = None
+        self.native_only: LargeOnlyRequest | None = None
 
     def system(self, given: Any) -> None:
         """The field `system`: text, or text blocks."""
@@ -193,7 +193,7 @@ class _Turns:
         if kind == "text":
             return [self._text(block, path)]
         if kind in ("thinking", "redacted_thinking"):
-            self.large_only = self.large_only or LargeOnly("reasoning_unseen", f"{path}.type")
+            self.large_only = self.large_only or LargeOnlyRequest("reasoning_unseen", f"{path}.type")
             return []
         plain = _plain_document(block) if kind == "document" else None
         if plain is not None:
@@ -201,9 +201,9 @@ class _Turns:
         part = _image(block) if kind == "image" else _document(block) if kind == "document" else None
         if part is None:
             text(kind, f"{path}.type")
-            self.native_only = self.native_only or LargeOnly("content_not_text", f"{path}.type")
+            self.native_only = self.native_only or LargeOnlyRequest("content_not_text", f"{path}.type")
             return []
-        self.large_only = self.large_only or LargeOnly("content_not_text", f"{path}.type")
+        self.large_only = self.large_only or LargeOnlyRequest("content_not_text", f"{path}.type")
         return [part]
 
     def _text(self, block: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -252,14 +252,14 @@ def _document(block: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"type": "file", "file": {"filename": block.get("title") or "document.pdf", "file_data": data}}
 
 
-def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnly | None]:
+def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnlyRequest | None]:
     """The tools by name, the same as chat completions have them, and the first that only its provider knows."""
     tools: dict[str, Tool] = {}
     made: list[dict[str, Any]] = []
     for index, tool in enumerate(listed_tools(given)):
         path = f"tools[{index}]"
         if tool.get("type") not in (None, "custom"):
-            return {}, [], LargeOnly("tool_type", f"{path}.type")
+            return {}, [], LargeOnlyRequest("tool_type", f"{path}.type")
         read = function(tool.get("name"), tool.get("description"), tool.get("input_schema"), path, "input_schema")
         put_tool(tools, read, path)
         told = {"name": read.name, "description": read.description, "parameters": tool.get("input_schema") or {}}
@@ -273,8 +273,8 @@ def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnly
 
 
 def _tool_choice(
-    given: Any, tools: Mapping[str, Tool], foreign: LargeOnly | None
-) -> tuple[Any, str | None, bool, LargeOnly | None]:
+    given: Any, tools: Mapping[str, Tool], foreign: LargeOnlyRequest | None
+) -> tuple[Any, str | None, bool, LargeOnlyRequest | None]:
     """The choice in chat completions' words, the one tool that must be called, whether several calls may be made, and
     why it cannot be read."""
     if given is None:
@@ -287,17 +287,17 @@ def _tool_choice(
     if kind in _CHOICES:
         return _CHOICES[kind], None, parallel, None
     if kind != "tool":
-        return "auto", None, parallel, LargeOnly("tool_choice_type", "tool_choice.type")
+        return "auto", None, parallel, LargeOnlyRequest("tool_choice_type", "tool_choice.type")
     name = text(choice.get("name"), "tool_choice.name")
     if foreign is None and name not in tools:
         raise wrong("tool_choice.name", "names a tool that is not offered")
     return "named", name, parallel, None
 
 
-def _native_field(native: Mapping[str, Any]) -> LargeOnly | None:
+def _native_field(native: Mapping[str, Any]) -> LargeOnlyRequest | None:
     for field in _NATIVE_FIELDS:
         if native.get(field):
-            return LargeOnly(field, field)
+            return LargeOnlyRequest(field, field)
     return None
 
 
@@ -338,8 +338,10 @@ def _thinking(native: Mapping[str, Any]) -> str | None:
     return None if kind == "disabled" else kind
 
 
-def _asks_for_more(native: Mapping[str, Any], body: Mapping[str, Any]) -> LargeOnly | None:
+def _asks_for_more(native: Mapping[str, Any], body: Mapping[str, Any]) -> LargeOnlyRequest | None:
     if "response_format" in body:
-        return LargeOnly("response_format", "output_format" if native.get("output_format") else "output_config.format")
+        return LargeOnlyRequest(
+            "response_format", "output_format" if native.get("output_format") else "output_config.format"
+        )
     # With thinking on, the provider wants its own thinking before every call of the turn: a small call has none.
-    return LargeOnly("thinking", "thinking") if _thinking(native) else None
+    return LargeOnlyRequest("thinking", "thinking") if _thinking(native) else None

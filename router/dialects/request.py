@@ -17,7 +17,7 @@ DialectName = Literal["chat_completions", "messages", "responses"]
 
 
 @dataclass(frozen=True, slots=True)
-class LargeOnly:
+class LargeOnlyRequest:
     """Why only the large model can answer: a stable reason, and the field of the request that makes it so."""
 
     reason: str
@@ -42,8 +42,8 @@ class ChatRequest:
     include_signals: bool = False
     include_explain: bool = False
     pin: Pin | None = None
-    large_only: LargeOnly | None = None
-    native_only: LargeOnly | None = None
+    large_only: LargeOnlyRequest | None = None
+    native_only: LargeOnlyRequest | None = None
     """Why only a large model that speaks the client's own dialect can answer."""
     raw: bytes = b""
     """The body as it came."""

@@ -27,7 +27,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
-from router.dialects.request import ChatRequest, DialectName, LargeOnly, Writer
+from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.responses_answers import ResponseWriter, error_body, response
 from router.dialects.small_side_limits import unseen
 
@@ -108,7 +108,7 @@ def read_request(raw: bytes) -> ChatRequest:
     )
 
 
-def _stored(native: Mapping[str, Any]) -> LargeOnly | None:
+def _stored(native: Mapping[str, Any]) -> LargeOnlyRequest | None:
     """The first field that refers to what a provider has stored."""
     if native.get("background"):
         raise wrong("background", "the gateway gives no answers later: ask without it")
@@ -118,10 +118,10 @@ def _stored(native: Mapping[str, Any]) -> LargeOnly | None:
     return None
 
 
-def _kept_elsewhere(stored_id: Any, path: str) -> LargeOnly:
+def _kept_elsewhere(stored_id: Any, path: str) -> LargeOnlyRequest:
     if isinstance(stored_id, str) and _OWN_ID.fullmatch(stored_id):
         raise wrong(path, "this answer was not stored: send the whole conversation in input")
-    return LargeOnly("stored_state", path)
+    return LargeOnlyRequest("stored_state", path)
 
 
 def _read_input(given: Any, turns: _Turns) -> None:
@@ -140,8 +140,8 @@ class _Turns:
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
-        self.large_only: LargeOnly | None = None
-        self.native_only: LargeOnly | None = None
+        self.large_only: LargeOnlyRequest | None = None
+        self.native_only: LargeOnlyRequest | None = None
         self._shown: list[dict[str, Any]] = []
         """What of the last outputs is not text. The results of parallel calls must stand together, so it follows them
         as the user's."""
@@ -165,12 +165,12 @@ class _Turns:
             case "function_call_output":
                 self._output(item, path)
             case "reasoning":
-                self.large_only = self.large_only or LargeOnly("reasoning_unseen", f"{path}.type")
+                self.large_only = self.large_only or LargeOnlyRequest("reasoning_unseen", f"{path}.type")
             case "item_reference":
                 self.native_only = self.native_only or _kept_elsewhere(item.get("id"), path)
             case other:
                 text(other, f"{path}.type")
-                self.native_only = self.native_only or LargeOnly("item_type", f"{path}.type")
+                self.native_only = self.native_only or LargeOnlyRequest("item_type", f"{path}.type")
 
     def _message(self, item: Mapping[str, Any], path: str) -> None:
         role, content = item.get("role"), item.get("content")
@@ -224,9 +224,9 @@ class _Turns:
         made = _image(part) if kind == "input_image" else _file(part) if kind == "input_file" else None
         if made is None:
             text(kind, f"{path}.type")
-            self.native_only = self.native_only or LargeOnly("content_not_text", f"{path}.type")
+            self.native_only = self.native_only or LargeOnlyRequest("content_not_text", f"{path}.type")
             return []
-        self.large_only = self.large_only or LargeOnly("content_not_text", f"{path}.type")
+        self.large_only = self.large_only or LargeOnlyRequest("content_not_text", f"{path}.type")
         return [made]
 
 
@@ -243,14 +243,14 @@ def _file(part: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"type": "file", "file": {"filename": part.get("filename") or "file", "file_data": part["file_data"]}}
 
 
-def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnly | None]:
+def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnlyRequest | None]:
     """The tools by name, the same as chat completions have them, and the first that only its provider knows."""
     tools: dict[str, Tool] = {}
     made: list[dict[str, Any]] = []
     for index, tool in enumerate(listed_tools(given)):
         path = f"tools[{index}]"
         if tool.get("type") != "function":
-            return {}, [], LargeOnly("tool_type", f"{path}.type")
+            return {}, [], LargeOnlyRequest("tool_type", f"{path}.type")
         read = function(tool.get("name"), tool.get("description"), tool.get("parameters"), path)
         put_tool(tools, read, path)
         told = {key: tool[key] for key in ("name", "description", "parameters", "strict") if tool.get(key) is not None}
@@ -259,15 +259,15 @@ def _tools(given: Any) -> tuple[dict[str, Tool], list[dict[str, Any]], LargeOnly
 
 
 def _tool_choice(
-    given: Any, tools: Mapping[str, Tool], foreign: LargeOnly | None
-) -> tuple[Any, str | None, LargeOnly | None]:
+    given: Any, tools: Mapping[str, Tool], foreign: LargeOnlyRequest | None
+) -> tuple[Any, str | None, LargeOnlyRequest | None]:
     if given is None:
         return "auto", None, None
     if given in ("auto", "none", "required"):
         return given, None, None
     choice = obj(given, "tool_choice")
     if choice.get("type") != "function":
-        return "auto", None, LargeOnly("tool_choice_type", "tool_choice.type")
+        return "auto", None, LargeOnlyRequest("tool_choice_type", "tool_choice.type")
     name = text(choice.get("name"), "tool_choice.name")
     if foreign is None and name not in tools:
         raise wrong("tool_choice.name", "names a tool that is not offered")
@@ -304,11 +304,11 @@ def _response_format(wanted: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": schema}
 
 
-def _asks_for_more(native: Mapping[str, Any], body: Mapping[str, Any]) -> LargeOnly | None:
+def _asks_for_more(native: Mapping[str, Any], body: Mapping[str, Any]) -> LargeOnlyRequest | None:
     if "response_format" in body:
-        return LargeOnly("response_format", "text.format")
+        return LargeOnlyRequest("response_format", "text.format")
     included = native.get("include")
     logprobs = isinstance(included, list) and "message.output_text.logprobs" in included
     if native.get("top_logprobs") or logprobs:
-        return LargeOnly("logprobs", "top_logprobs" if native.get("top_logprobs") else "include")
+        return LargeOnlyRequest("logprobs", "top_logprobs" if native.get("top_logprobs") else "include")
     return None

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.texts import texts
-from router.dialects.request import LargeOnly
+from router.dialects.request import LargeOnlyRequest
 from slm.format.pattern import TOOL_RESULT_CHARS
 
 OF_EARLIER_TURNS = frozenset({"reasoning_unseen", "audio", "tool_result_unmatched", "tool_result_cut"})
@@ -18,7 +18,7 @@ OF_EARLIER_TURNS = frozenset({"reasoning_unseen", "audio", "tool_result_unmatche
 _REASONING_FIELDS = ("reasoning", "reasoning_content", "reasoning_details", "thinking_blocks")
 
 
-def unseen(messages: Sequence[Mapping[str, Any]], param: str | None = None) -> LargeOnly | None:
+def unseen(messages: Sequence[Mapping[str, Any]], param: str | None = None) -> LargeOnlyRequest | None:
     """The first thing in the conversation that the small model cannot know, or None.
 
     - `reasoning_unseen`: an assistant's turn rests on reasoning that only its author can read, or go on from.
@@ -30,23 +30,23 @@ def unseen(messages: Sequence[Mapping[str, Any]], param: str | None = None) -> L
         param: the field to name, where the client's messages are not these; None: the message itself.
     """
     found = _unseen(messages)
-    return found if found is None or param is None else LargeOnly(found.reason, param)
+    return found if found is None or param is None else LargeOnlyRequest(found.reason, param)
 
 
-def _unseen(messages: Sequence[Mapping[str, Any]]) -> LargeOnly | None:
+def _unseen(messages: Sequence[Mapping[str, Any]]) -> LargeOnlyRequest | None:
     called: set[Any] = set()
     for index, message in enumerate(messages):
         role = message.get("role")
         if role == "assistant":
             for field in _REASONING_FIELDS:
                 if message.get(field):
-                    return LargeOnly("reasoning_unseen", f"messages[{index}].{field}")
+                    return LargeOnlyRequest("reasoning_unseen", f"messages[{index}].{field}")
             if message.get("audio"):
-                return LargeOnly("audio", f"messages[{index}].audio")
+                return LargeOnlyRequest("audio", f"messages[{index}].audio")
             called.update(call.get("id") for call in message.get("tool_calls") or ())
         elif role == "tool":
             if message.get("tool_call_id") not in called:
-                return LargeOnly("tool_result_unmatched", f"messages[{index}].tool_call_id")
+                return LargeOnlyRequest("tool_result_unmatched", f"messages[{index}].tool_call_id")
             if sum(map(len, texts(message.get("content")))) > TOOL_RESULT_CHARS:
-                return LargeOnly("tool_result_cut", f"messages[{index}].content")
+                return LargeOnlyRequest("tool_result_cut", f"messages[{index}].content")
     return None

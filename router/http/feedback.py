@@ -24,7 +24,7 @@ from router.http.services import services_of
 from router.ledger.outcomes import (
     MAX_COMMENT_CHARS,
     WHOLE_ANSWER,
-    Outcome,
+    OutcomeLabel,
     Place,
     known_decision,
     now,
@@ -77,7 +77,7 @@ async def _recorded(engine: AsyncEngine, fields: dict[str, Any], owner: str | No
     try:
         place = await _place(engine, fields, owner)
         score = float(fields["score"]) if "score" in fields else None
-        outcome = Outcome(
+        outcome = OutcomeLabel(
             decision_id=place.decision_id,
             source="feedback",
             call_index=place.call_index,

@@ -21,7 +21,7 @@ import msgspec
 import orjson
 
 from evaluation.cases.case import Case
-from evaluation.traces.client import Endpoint, Reply, reply_of
+from evaluation.traces.client import ClientReply, Endpoint, reply_of
 from evaluation.traces.collect import Keep, row_of
 from evaluation.traces.table import TraceRow
 from evaluation.traces.wire import Completion
@@ -73,7 +73,7 @@ class Batch:
                     if case.id in wanted:
                         keep(row_of(case, self.endpoint, reply))
 
-    async def replies(self, bodies: Sequence[dict[str, Any]]) -> list[Reply]:
+    async def replies(self, bodies: Sequence[dict[str, Any]]) -> list[ClientReply]:
         """The answers to one chunk of requests, in order."""
         self._engine.forget()
         table = _Table(self._engine.info, len(bodies))
@@ -92,7 +92,7 @@ class Batch:
             for task in tasks:
                 task.cancel()
 
-    async def _reply(self, body: dict[str, Any], seat: _Seat) -> Reply:
+    async def _reply(self, body: dict[str, Any], seat: _Seat) -> ClientReply:
         dialect, started_at = ChatCompletions(), datetime.now(UTC)
         try:
             chat = dialect.read(orjson.dumps(body), {})
@@ -110,7 +110,7 @@ class Batch:
         completion = msgspec.json.decode(orjson.dumps(body_sent), type=Completion)
         small = completion.smallcall.small if completion.smallcall else None
         busy_s = (small.prefill_s or 0.0) + (small.decode_s or 0.0) if small else 0.0
-        return reply_of(completion, Reply(started_at, 1, busy_s, None, status))
+        return reply_of(completion, ClientReply(started_at, 1, busy_s, None, status))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ class _Table:
         self._count(index)
         return self.drafts[index]
 
-    def ended(self, index: int, task: asyncio.Task[Reply]) -> None:
+    def ended(self, index: int, task: asyncio.Task[ClientReply]) -> None:
         """A request has its answer, with or without a draft."""
         self._count(index)
 

@@ -24,12 +24,12 @@ from evaluation.recorded.server import RecordedServer
 from evaluation.recorded.trace import trace_of_recording
 from evaluation.report.content import Options, report_of
 from evaluation.report.write import ReportPaths, summary_table, write_report
-from evaluation.traces.client import Endpoint, TokenPrices
+from evaluation.traces.client import ClientPrices, Endpoint
 from evaluation.traces.collect import Progress, collect
 from router.lab.gateway_process import gateway_process
 from router.settings import Settings
 
-GPT_4O = TokenPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
+GPT_4O = ClientPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
 """Of gpt-4o-2024-08-06, as in litellm's price map; a test holds the two together."""
 CONCURRENCY = 2
 

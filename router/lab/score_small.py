@@ -71,7 +71,7 @@ class Conditions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class StudyArm:
     """One way to run the small model."""
 
     name: str
@@ -124,20 +124,28 @@ def _plain(shortlist: Shortlist) -> str:
     return "none" if shortlist.kind == "none" else f"{shortlist.kind}, {shortlist.keep}"
 
 
-def arm_of(name: str, small: Small, model: ModelFolder) -> Arm:
+def arm_of(name: str, small: Small, model: ModelFolder) -> StudyArm:
     """An arm of `ARMS` under these settings; float32 unless the arm says otherwise."""
     variant = ARMS[name]
-    return Arm(name, small.model_copy(update={"dtype": "float32", **variant.small}), model, variant.grammar)
+    return StudyArm(name, small.model_copy(update={"dtype": "float32", **variant.small}), model, variant.grammar)
 
 
-async def collect_arm(arm: Arm, sets: Sets, folder: Path, on_progress: OnProgress, *, threads: int) -> dict[str, Trace]:
+async def collect_arm(
+    arm: StudyArm, sets: Sets, folder: Path, on_progress: OnProgress, *, threads: int
+) -> dict[str, Trace]:
     """Traces of one arm by set; see `draft_tables`."""
     tables = {name: sample(name, case_set(name), per_group) for name, per_group in sets.items()}
     return await draft_tables(arm, tables, folder, on_progress, threads=threads, command=COMMAND)
 
 
 async def draft_tables(
-    arm: Arm, tables: Mapping[str, Sequence[Case]], folder: Path, on_progress: OnProgress, *, threads: int, command: str
+    arm: StudyArm,
+    tables: Mapping[str, Sequence[Case]],
+    folder: Path,
+    on_progress: OnProgress,
+    *,
+    threads: int,
+    command: str,
 ) -> dict[str, Trace]:
     """One arm's traces of lists of cases by name, read from `folder` where they stand, with all token signals. The
     model is loaded only if something is to be drafted.
@@ -171,7 +179,7 @@ async def draft_tables(
     return traces
 
 
-def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[str]) -> list[SetScores]:
+def scores_of(arms: Sequence[StudyArm], sets: Sets, folder: Path, models: Sequence[str]) -> list[SetScores]:
     """Figures from the tables in `folder`; `models` are recorded ones to stand beside the arms on BFCL."""
     data = StudyData.of_checkout()
     made = []
@@ -188,7 +196,7 @@ def scores_of(arms: Sequence[Arm], sets: Sets, folder: Path, models: Sequence[st
     return made
 
 
-def _answered(arms: Sequence[Arm], name: str, folder: Path, cases: Sequence[Case]) -> dict[str, Trace]:
+def _answered(arms: Sequence[StudyArm], name: str, folder: Path, cases: Sequence[Case]) -> dict[str, Trace]:
     """The traces that answer all of the cases."""
     traces = {}
     for arm in arms:

@@ -10,7 +10,7 @@ from evaluation.cases.case import Case
 from evaluation.cases.sets import case_set, sample
 from evaluation.studies.small_model.tool_counts import RECALL_AT, Rate, Recall, crowded, pool_of
 from evaluation.traces.collect import INVALID_DRAFT
-from router.lab.score_small import Arm, OnProgress, draft_tables
+from router.lab.score_small import OnProgress, StudyArm, draft_tables
 
 if TYPE_CHECKING:
     from slm.engine.model import Loaded
@@ -41,7 +41,7 @@ def crowded_cases(rows: int, counts: Sequence[int]) -> dict[int, list[Case]]:
 
 
 async def tool_rates(
-    arm: Arm, cases: dict[int, list[Case]], folder: Path, on_progress: OnProgress, *, threads: int
+    arm: StudyArm, cases: dict[int, list[Case]], folder: Path, on_progress: OnProgress, *, threads: int
 ) -> list[Rate]:
     """One arm among each number of tools; what was drafted before is read from `folder`."""
     tables = {f"tools-{count}": chosen for count, chosen in cases.items()}

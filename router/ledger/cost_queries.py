@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Float, and_, case, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.live.costs import Group, Line, Means, lines, means
+from evaluation.live.costs import CostLine, Group, Means, lines, means
 from router.ledger.tables import COUNTED, NANO_USD, audits, decisions, rolled_days, rollups
 
 _D = decisions.c
@@ -34,7 +34,7 @@ _GROUPED = {name: func.coalesce(_D[name], _NONE) for name in _KEYS}
 
 
 def _columns() -> dict[str, ColumnElement[Any]]:
-    """What is summed of each group, by the names of `Line` and `Group`."""
+    """What is summed of each group, by the names of `CostLine` and `Group`."""
     small = and_(_D.side == "small", _D.reason != "upstream_unavailable")
     priced = and_(small, _D.large_input_usd_per_mtok.is_not(None), _D.request_bytes.is_not(None))
     told = and_(_D.side == "large", _D.large_prompt_tokens.is_not(None), _D.request_bytes.is_not(None))
@@ -79,7 +79,7 @@ _FLOATS = frozenset({"bytes_by_input", "bytes_by_cached", "output_prices", "draf
 _OF_LINE = (*COUNTED, *NANO_USD)
 
 
-async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
+async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[CostLine]:
     """The lines of the days from `first` to `last`, by what is left of their rows, rolled up or not."""
     return lines(await _groups(engine, first, last))
 
@@ -107,7 +107,7 @@ def _group(row: dict[str, Any]) -> Group:
     day = row.pop("day")
     keys = {name: row.pop(name) for name in _KEYS}
     whole = {name: float(value) if name in _FLOATS else int(value) for name, value in row.items()}
-    line = Line(day=_day(day), **keys, **{name: whole.pop(name) for name in _OF_LINE})  # type: ignore[arg-type]
+    line = CostLine(day=_day(day), **keys, **{name: whole.pop(name) for name in _OF_LINE})  # type: ignore[arg-type]
     return Group(line=line, **whole)  # type: ignore[arg-type]
 
 
@@ -116,7 +116,7 @@ def _day(value: Any) -> date:
     return value if isinstance(value, date) else date.fromisoformat(value)
 
 
-async def cost_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]:
+async def cost_lines(engine: AsyncEngine, first: date, last: date) -> list[CostLine]:
     """The lines of those days: of a day that was rolled up by its roll-up, else by its rows."""
     gone = await _rolled(engine, first, last)
     while True:
@@ -126,7 +126,7 @@ async def cost_lines(engine: AsyncEngine, first: date, last: date) -> list[Line]
             break  # else a day was rolled up meanwhile, and some of its rows may not have been seen
     async with engine.connect() as connection:
         kept = await connection.execute(select(rollups).where(rollups.c.day.in_(gone)))
-        rolled = [Line(**_plain(row)) for row in kept.mappings()]
+        rolled = [CostLine(**_plain(row)) for row in kept.mappings()]
     return sorted([*rolled, *live], key=lambda line: line.day)
 
 

@@ -27,7 +27,7 @@ _KEY = ("decision_id", "source", "call_index")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class OutcomeLabel:
     """`label`: 1 right, 0 wrong, None: censored, nothing is known of it."""
 
     decision_id: str
@@ -94,7 +94,7 @@ async def _known(connection: AsyncConnection, ids: set[str], owner: str | None) 
     return set(found.scalars())
 
 
-async def record(engine: AsyncEngine, found: Sequence[Outcome]) -> None:
+async def record(engine: AsyncEngine, found: Sequence[OutcomeLabel]) -> None:
     """Write them, each unless a stronger one of its source is there.
 
     Raises:
@@ -116,30 +116,30 @@ async def record(engine: AsyncEngine, found: Sequence[Outcome]) -> None:
             await connection.execute(statement, _values(one))
 
 
-def _values(one: Outcome) -> dict[str, Any]:
+def _values(one: OutcomeLabel) -> dict[str, Any]:
     values = {column.name: getattr(one, column.name) for column in outcomes.c}
     if one.comment is not None:
         values["comment"] = storable(one.comment, MAX_COMMENT_CHARS)
     return values
 
 
-async def of_decision(engine: AsyncEngine, decision_id: str) -> list[Outcome]:
+async def of_decision(engine: AsyncEngine, decision_id: str) -> list[OutcomeLabel]:
     """All that is known of one decision."""
     query = select(outcomes).where(outcomes.c.decision_id == decision_id).order_by(*(outcomes.c[name] for name in _KEY))
     async with engine.connect() as connection:
         return [_outcome(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def of_decisions(engine: AsyncEngine, first: str, last: str) -> list[Outcome]:
+async def of_decisions(engine: AsyncEngine, first: str, last: str) -> list[OutcomeLabel]:
     """Of decisions with ids from `first` to `last`, both included."""
     query = select(outcomes).where(outcomes.c.decision_id.between(first, last)).order_by(outcomes.c.decision_id)
     async with engine.connect() as connection:
         return [_outcome(row) for row in (await connection.execute(query)).mappings()]
 
 
-def _outcome(row: Mapping[Any, Any]) -> Outcome:
+def _outcome(row: Mapping[Any, Any]) -> OutcomeLabel:
     values = {str(name): value for name, value in row.items()}
-    return Outcome(**{**values, "at": zoned(values["at"])})
+    return OutcomeLabel(**{**values, "at": zoned(values["at"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Known:
     """Whether anything, however weak, speaks against it."""
 
 
-def known(found: Sequence[Outcome]) -> Known:
+def known(found: Sequence[OutcomeLabel]) -> Known:
     """Of the outcomes of one decision."""
     told = [one for one in found if one.source == "feedback" and one.label is not None]
     seen = [one for one in found if one.source == "implicit"]

@@ -28,7 +28,7 @@ from sqlalchemy import delete, func, insert, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.live.costs import Line
+from evaluation.live.costs import CostLine
 from router.ledger.cost_queries import day_lines, start_of
 from router.ledger.tables import (
     COUNTED,
@@ -104,14 +104,14 @@ async def _roll_up(engine: AsyncEngine, day: date) -> bool:
     return True
 
 
-def _fewer_tools(lines: Iterable[Line]) -> Iterable[Line]:
+def _fewer_tools(lines: Iterable[CostLine]) -> Iterable[CostLine]:
     """A day's lines, of each key those of its `MAX_TOOLS` tools with the most requests; the others' summed up."""
     lines, requests = list(lines), dict[str, Counter[str]]()
     for line in lines:
         if line.tool:
             requests.setdefault(line.key_id, Counter())[line.tool] += line.requests
     kept = {(key, tool) for key, counts in requests.items() for tool, _ in counts.most_common(MAX_TOOLS)}
-    made: dict[tuple[str, ...], Line] = {}
+    made: dict[tuple[str, ...], CostLine] = {}
     for line in lines:
         told = replace(line, tool=OTHER_TOOLS) if line.tool and (line.key_id, line.tool) not in kept else line
         place = told.key_id, told.tool, told.experiment, told.arm, told.side, told.reason
@@ -119,7 +119,7 @@ def _fewer_tools(lines: Iterable[Line]) -> Iterable[Line]:
     return made.values()
 
 
-def _sum(one: Line, other: Line) -> Line:
+def _sum(one: CostLine, other: CostLine) -> CostLine:
     return replace(one, **{name: getattr(one, name) + getattr(other, name) for name in (*COUNTED, *NANO_USD)})
 
 

@@ -27,7 +27,7 @@ from typing import IO, Any
 from sqlalchemy import or_, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.ledger.outcomes import Known, Outcome, known, of_decisions
+from router.ledger.outcomes import Known, OutcomeLabel, known, of_decisions
 from router.ledger.tables import audits, decisions
 from router.selection.conversation import opening
 from router.upstream.answer_reader import AnswerSummary
@@ -195,7 +195,7 @@ async def _page(engine: AsyncEngine, since: datetime, until: datetime, after: st
 
 
 async def _known(engine: AsyncEngine, page: Sequence[Mapping[str, Any]]) -> dict[str, Known]:
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[OutcomeLabel]] = {}
     for one in await of_decisions(engine, page[0]["decision_id"], page[-1]["decision_id"]):
         found.setdefault(one.decision_id, []).append(one)
     return {decision_id: known(outcomes) for decision_id, outcomes in found.items()}

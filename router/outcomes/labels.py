@@ -27,7 +27,7 @@ from typing import Any, Literal
 import orjson
 
 from policies.texts import texts
-from router.outcomes.tool_results import OK, Fault, Result, read_result
+from router.outcomes.tool_results import OK, Fault, ToolResult, read_result
 
 Strength = Literal["strong", "medium", "weak", "none"]
 MAX_CALLS = 32
@@ -66,7 +66,7 @@ class _Call:
     """Which answer with calls it belongs to."""
     at: int
     """Index of its message."""
-    result: Result | None = None
+    result: ToolResult | None = None
 
 
 @dataclass(slots=True)

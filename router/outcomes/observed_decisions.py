@@ -10,12 +10,12 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from evaluation.live.costs import Means, Priced, alternative_nusd
+from evaluation.live.costs import Means, PricedLine, alternative_nusd
 from evaluation.live.decision_traces import Kept
 from evaluation.live.decisions import Observed
 from evaluation.traces.wire import TextCall
 from router.ledger.cost_queries import start_of, typical_answers
-from router.ledger.outcomes import Known, Outcome, known, of_decisions
+from router.ledger.outcomes import Known, OutcomeLabel, known, of_decisions
 from router.ledger.row import NANO
 from router.ledger.store import zoned
 from router.ledger.tables import audits, decisions
@@ -104,7 +104,7 @@ def _within(first: date, last: date) -> tuple[Any, ...]:
 
 
 async def _known(engine: AsyncEngine, page: Sequence[Mapping[str, Any]]) -> dict[str, Known]:
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[OutcomeLabel]] = {}
     for one in await of_decisions(engine, page[0]["decision_id"], page[-1]["decision_id"]):
         found.setdefault(one.decision_id, []).append(one)
     return {decision_id: known(outcomes) for decision_id, outcomes in found.items()}
@@ -167,7 +167,7 @@ def _alternative_usd(row: Mapping[str, Any], typical: Means) -> float | None:
     if price is None or size is None or written is None:
         return None
     cached = row["large_cached_input_usd_per_mtok"]
-    priced = Priced(
+    priced = PricedLine(
         bytes_by_input=size * price,
         bytes_by_cached=size * (price if cached is None else cached),
         output_prices=written,

@@ -50,17 +50,17 @@ class Fault(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ToolResult:
     """How a tool answered; `reason` is a stable word."""
 
     fault: Fault
     reason: str
 
 
-OK = Result(Fault.NONE, "executed")
+OK = ToolResult(Fault.NONE, "executed")
 
 
-def read_result(text: str, *, flagged: bool = False) -> Result:
+def read_result(text: str, *, flagged: bool = False) -> ToolResult:
     """What a result says.
 
     Args:
@@ -82,17 +82,17 @@ def read_result(text: str, *, flagged: bool = False) -> Result:
     if not error_like:
         return OK
     if _ENVIRONMENT.search(seen):
-        return Result(Fault.ENVIRONMENT, "environment_error")
+        return ToolResult(Fault.ENVIRONMENT, "environment_error")
     if _ARGUMENTS.search(seen):
-        return Result(Fault.CALL, "argument_error")
-    return Result(Fault.CALL, "tool_error") if flagged else Result(Fault.UNKNOWN, "error_without_cause")
+        return ToolResult(Fault.CALL, "argument_error")
+    return ToolResult(Fault.CALL, "tool_error") if flagged else ToolResult(Fault.UNKNOWN, "error_without_cause")
 
 
-def _by_code(code: int) -> Result | None:
+def _by_code(code: int) -> ToolResult | None:
     if code in _CALLS_FAULT or code in _BAD_PARAMS:
-        return Result(Fault.CALL, f"status_{abs(code)}")
+        return ToolResult(Fault.CALL, f"status_{abs(code)}")
     if code in _ENVIRONMENTS_FAULT or 500 <= code <= 599:
-        return Result(Fault.ENVIRONMENT, f"status_{code}")
+        return ToolResult(Fault.ENVIRONMENT, f"status_{code}")
     return None
 
 

@@ -16,7 +16,7 @@ import structlog
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from router.dialects.request import ChatRequest
-from router.ledger.outcomes import Outcome, now, places, record
+from router.ledger.outcomes import OutcomeLabel, now, places, record
 from router.outcomes.labels import Observation, brings_results, error_flags, observations
 from router.settings import OFFLOAD_BYTES
 from router.telemetry import Metrics, where
@@ -88,7 +88,7 @@ class OutcomeWatch:
             return
         at = await places(self._engine, {one.call_id for one in found}, waiting.owner)
         made = {
-            at[one.call_id]: Outcome(
+            at[one.call_id]: OutcomeLabel(
                 decision_id=at[one.call_id].decision_id,
                 source="implicit",
                 call_index=at[one.call_id].call_index,

@@ -14,9 +14,9 @@ import numpy as np
 import structlog
 
 from evaluation.experiments.units import Requests, gather
-from evaluation.experiments.verdict import Guardrails, Plan, State, state
+from evaluation.experiments.verdict import ExperimentPlan, Guardrails, State, state
 from router.constants import Constants
-from router.ledger.outcomes import Known, Outcome, known, of_decisions
+from router.ledger.outcomes import Known, OutcomeLabel, known, of_decisions
 from router.ledger.row import NANO
 from router.ledger.store import ExposedRequest, Ledger
 from router.selection.assignment import Assignment
@@ -86,7 +86,7 @@ async def experiment_state(
         rows = await ledger.exposures(name, after=rows[-1].decision_id)
     units = gather(columns.requests(), window_s=window_s, now_s=now_s)
     rails = experiment.guardrails
-    plan = Plan(
+    plan = ExperimentPlan(
         {arm_name: arm.weight for arm_name, arm in experiment.arms.items()},
         planned_units=experiment.planned_units,
         alpha=experiment.alpha,
@@ -98,7 +98,7 @@ async def experiment_state(
 
 async def _known(ledger: Ledger, rows: Sequence[ExposedRequest]) -> dict[str, Known]:
     """What the ledger knows of these decisions: feedback, and what their tools answered."""
-    found: dict[str, list[Outcome]] = {}
+    found: dict[str, list[OutcomeLabel]] = {}
     for one in await of_decisions(ledger.engine, rows[0].decision_id, rows[-1].decision_id):
         found.setdefault(one.decision_id, []).append(one)
     return {decision_id: known(outcomes) for decision_id, outcomes in found.items()}

@@ -16,7 +16,7 @@ import pytest
 from evaluation.demo.rows import load_demo
 from evaluation.recorded.server import RecordedServer
 from policies.bundle.bundle import save
-from policies.bundle.manifest import Gate, Manifest, ScoreJudge, Stages
+from policies.bundle.manifest import GateEntry, Manifest, ScoreEntry, Stages
 from router.constants import Constants
 from router.lab.gateway_process import free_port
 from router.ledger.store import Ledger
@@ -187,8 +187,8 @@ def test_the_gateway_imports_neither_torch_nor_litellm_to_start() -> None:
 async def test_a_draft_given_up_at_its_plan_frees_its_slot_at_once(tmp_path: Path, llama_folder: Path) -> None:
     """Thirty drafts of up to 1,500 tokens, escalated when their plan stands: one may wait and none is refused, none
     waits for another's arguments, and no row has tokens beyond a plan's."""
-    policy = Stages(threshold=0.0, plan_gate=Gate(judge=ScoreJudge(score="weakest_token"), threshold=2.0))
-    save(tmp_path / "bundle", Manifest(judge=ScoreJudge(score="weakest_token"), policy=policy))
+    policy = Stages(threshold=0.0, plan_gate=GateEntry(judge=ScoreEntry(score="weakest_token"), threshold=2.0))
+    save(tmp_path / "bundle", Manifest(judge=ScoreEntry(score="weakest_token"), policy=policy))
     base = settings(tmp_path, "http://127.0.0.1:9").model_dump(mode="json", exclude={"large", "policy"})
     small = {**base["small"], "max_tokens": 1500, "deadline_s": 120.0}
     policy_section = {"kind": "bundle", "path": str(tmp_path / "bundle")}

@@ -10,7 +10,7 @@ import msgspec
 from evaluation.replay.figures import Estimate
 from evaluation.report.text import number, percent
 from evaluation.studies.cascade.procedure import OperatingPoint
-from evaluation.studies.cascade.study import JudgeFigures, Options, Table
+from evaluation.studies.cascade.study import JudgeFigures, StudyOptions, Table
 
 _SETS = {
     "bfcl": "BFCL, cases with recorded answers",
@@ -47,7 +47,7 @@ def study_of(
     facts: Mapping[str, str],
     small: Sequence[dict[str, str]],
     asked: Mapping[str, int],
-    options: Options,
+    options: StudyOptions,
     median_busy_s: float | None,
     assumptions: Sequence[str],
     missing: Sequence[str],

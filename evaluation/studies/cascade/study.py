@@ -24,7 +24,7 @@ from evaluation.metrics import Floats, MetricError
 from evaluation.replay.figures import CURVE_FIGURES, Estimate, calibration, figures_drawn, finite
 from evaluation.replay.plans import Score, baselines
 from evaluation.replay.replay import Arms, join, servable_drafts
-from evaluation.replay.scorers import CannotJudge, Judge, Part, Scorer, fit_all, require_scores
+from evaluation.replay.scorers import CannotJudge, Part, Scorer, TrainableJudge, fit_all, require_scores
 from evaluation.studies.cascade.procedure import OperatingPoint, certified, neutral
 from evaluation.traces.table import Trace
 
@@ -37,7 +37,7 @@ LEAST_REPORTED = 30
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class StudyOptions:
     """How the study is made."""
 
     draws: int = 500
@@ -113,9 +113,9 @@ def tables_of(
     targets: Sequence[Target],
     sources: Mapping[str, Sequence[Case]],
     sources_large: Trace | None,
-    judges: Sequence[Judge],
+    judges: Sequence[TrainableJudge],
     *,
-    options: Options,
+    options: StudyOptions,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[Table], list[str]]:
     """All tables, and a sentence for each that could not be made.
@@ -183,7 +183,7 @@ class _Parts:
 class _Fits:
     """Judges as fitted, each once for each part: anew for a large model only where the fit looks at its answers."""
 
-    def __init__(self, judges: Sequence[Judge]) -> None:
+    def __init__(self, judges: Sequence[TrainableJudge]) -> None:
         self._judges = judges
         self._kept: dict[tuple[str, str, str], tuple[dict[str, Scorer], list[str]]] = {}
 
@@ -210,14 +210,14 @@ def _table(
     target: Target,
     protocol: Protocol,
     parts: tuple[Part, Part, Part],
-    judges: Sequence[Judge],
+    judges: Sequence[TrainableJudge],
     fitted: Mapping[str, Scorer],
     refused: Sequence[str],
-    options: Options,
+    options: StudyOptions,
 ) -> Table:
     fit, certify, report = parts
     remarks = list(refused)
-    scores: list[tuple[Judge, Score, Score]] = []
+    scores: list[tuple[TrainableJudge, Score, Score]] = []
     for judge in judges:
         if judge.key not in fitted:
             continue
@@ -254,12 +254,12 @@ def _table(
 
 
 def _judged(
-    judge: Judge,
+    judge: TrainableJudge,
     selection: tuple[Part, Score],
     holdout: tuple[Part, Score],
     point: Mapping[str, Floats],
     drawn: Mapping[str, Floats],
-    options: Options,
+    options: StudyOptions,
 ) -> JudgeFigures:
     figures = {name: _estimate(f"{judge.key}/{name}", point, drawn) for name in CURVE_FIGURES}
     if judge.key == "random_mix":  # a coin reaches every point of the line between the models
@@ -286,7 +286,9 @@ def _judged(
 _COIN = {"cpt50": 0.5, "cpt80": 0.8, "cpt95": 0.95, "cpt100": 1.0}
 
 
-def _against(judges: Sequence[Judge], point: Mapping[str, Floats], drawn: Mapping[str, Floats]) -> list[CostRatio]:
+def _against(
+    judges: Sequence[TrainableJudge], point: Mapping[str, Floats], drawn: Mapping[str, Floats]
+) -> list[CostRatio]:
     ours = [judge.key for judge in judges if judge.ours]
     others = [judge.key for judge in judges if not judge.ours and judge.key not in ("oracle", "random_mix")]
     if not ours or not others:

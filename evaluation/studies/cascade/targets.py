@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from evaluation.cases.case import Case, data_hash
 from evaluation.cases.splits import by_conversation
 from evaluation.cases.study_data import StudyData
-from evaluation.recorded.models import GPT_4O, LargeModel, trace_of
+from evaluation.recorded.models import GPT_4O, RecordedModel, trace_of
 from evaluation.recorded.simulated import TokenRates, simulated_large
 from evaluation.replay.classifier_scorer import ClassifierJudges
 from evaluation.replay.prompt_routers import matrix_factorisation, prompt_logistic
-from evaluation.replay.scorers import Judge, of_signals, oracle, random_mix, schema_valid
+from evaluation.replay.scorers import TrainableJudge, of_signals, oracle, random_mix, schema_valid
 from evaluation.studies.cascade.study import Target
 from evaluation.traces.table import Trace, TraceError, TraceInfo, TraceRow
 
@@ -47,7 +47,7 @@ class Material:
 
 def material_of(
     traces: Sequence[Trace],
-    models: Sequence[LargeModel],
+    models: Sequence[RecordedModel],
     case_set: Callable[[str], Sequence[Case]],
     data: StudyData,
     *,
@@ -114,7 +114,7 @@ def merged(traces: Sequence[Trace], command: str) -> Trace:
     return Trace(TraceInfo(arm=" + ".join(arms), command=command, data_sha256=data_hash(())), list(rows.values()))
 
 
-def _assumptions(models: Sequence[LargeModel]) -> list[str]:
+def _assumptions(models: Sequence[RecordedModel]) -> list[str]:
     prices = [
         f"{model.name} {model.prices.input_usd_per_mtok:g}/{model.prices.output_usd_per_mtok:g}" for model in models
     ]
@@ -135,7 +135,7 @@ def _simulation(rates: TokenRates, qualities: Sequence[float]) -> str:
     )
 
 
-def study_judges() -> list[Judge]:
+def study_judges() -> list[TrainableJudge]:
     """Ours is the fitted classifier; the others are what rivals decide by, or need no fit.
 
     Who serves drafts without a call saves more by that alone: both sides stand in the tables with and without.

@@ -26,7 +26,7 @@ _REQUEST_CHARS, _ANSWER_CHARS = 400, 500
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class FailedCase:
     """One failed case."""
 
     case: Case
@@ -42,7 +42,7 @@ class SetFailures:
     name: str
     answered: int
     """Cases that have a row, failed or not."""
-    failed: Sequence[Failed]
+    failed: Sequence[FailedCase]
 
 
 def set_failures(name: str, cases: Sequence[Case], rows: Sequence[TraceRow]) -> SetFailures:
@@ -53,13 +53,13 @@ def set_failures(name: str, cases: Sequence[Case], rows: Sequence[TraceRow]) -> 
     for case, row in known:
         failure = failure_of(case, row)
         if failure is not None:
-            failed.append(Failed(case, row, group_of(name, case), failure))
+            failed.append(FailedCase(case, row, group_of(name, case), failure))
     return SetFailures(name, len(known), failed)
 
 
-def drawn(failed: Sequence[Failed], count: int) -> list[Failed]:
+def drawn(failed: Sequence[FailedCase], count: int) -> list[FailedCase]:
     """At most so many, drawn by a hash of the case's id, one of each group in turn until there are enough."""
-    groups: dict[str, list[Failed]] = defaultdict(list)
+    groups: dict[str, list[FailedCase]] = defaultdict(list)
     for one in sorted(failed, key=lambda each: hashlib.sha256(f"failure\0{each.case.id}".encode()).digest()):
         groups[one.group].append(one)
     in_turn = zip_longest(*(groups[name] for name in sorted(groups)))
@@ -96,7 +96,7 @@ def _kinds(sets: Sequence[SetFailures]) -> str:
     return "\n".join([*lines, f"| **failed** | {whole} |"])
 
 
-def _told(number: int, one: Failed) -> str:
+def _told(number: int, one: FailedCase) -> str:
     row, failure, last = one.row, one.failure, one.case.messages[-1]
     where = f" (`{failure.parameter}`)" if failure.parameter else ""
     word = row.error or row.fail_reason or "failed"

@@ -37,7 +37,7 @@ def cascade(
     from evaluation.recorded.models import LARGE_MODELS
     from evaluation.replay.replay import ReplayError
     from evaluation.studies.cascade import results as cascade_results
-    from evaluation.studies.cascade.study import Options, tables_of
+    from evaluation.studies.cascade.study import StudyOptions, tables_of
     from evaluation.studies.cascade.targets import material_of, study_judges
     from evaluation.traces.table import TraceError, read_trace
 
@@ -45,7 +45,7 @@ def cascade(
     if any(not 0.0 < quality <= 1.0 for quality in qualities):
         raise typer.BadParameter("a pass rate lies above 0 and is at most 1", param_hint="--quality-of-large")
     command = _command(small, large, quality_of_large, small_usd_per_hour, max_harm, confidence, draws)
-    options = Options(draws=draws, alpha=max_harm, delta=1 - confidence, small_usd_per_hour=small_usd_per_hour)
+    options = StudyOptions(draws=draws, alpha=max_harm, delta=1 - confidence, small_usd_per_hour=small_usd_per_hour)
     models = [model for model in LARGE_MODELS if not large or model.name in large or model.recording in large]
     if not models:
         known = ", ".join(model.name for model in LARGE_MODELS)

@@ -185,8 +185,8 @@ def _large(
 ) -> Trace:
     """A trace as it is, a recording at the prices given or listed, or a model that is always right."""
     from evaluation.cases.study_data import StudyData
-    from evaluation.recorded.models import LARGE_MODELS, LargeModel, trace_of
-    from evaluation.traces.client import TokenPrices
+    from evaluation.recorded.models import LARGE_MODELS, RecordedModel, trace_of
+    from evaluation.traces.client import ClientPrices
     from evaluation.traces.table import read_trace
     from evaluation.tuning.tune import always_right
 
@@ -196,9 +196,9 @@ def _large(
         return read_trace(Path(large))
     listed = next((model for model in LARGE_MODELS if large in (model.name, model.recording)), None)
     if None not in prices:
-        asked = TokenPrices(*(price or 0.0 for price in prices))
+        asked = ClientPrices(*(price or 0.0 for price in prices))
         recording, tokens_of = (listed.recording, listed.tokens_of) if listed else (large, None)
-        listed = LargeModel(recording, asked, tokens_of)
+        listed = RecordedModel(recording, asked, tokens_of)
     if listed is None:
         known = ", ".join(model.name for model in LARGE_MODELS)
         raise ValueError(

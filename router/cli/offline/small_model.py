@@ -153,7 +153,7 @@ def tools(
 
     from evaluation.studies.small_model.tool_counts import COUNTS, render_tool_counts
     from router.cli.common import progress_bar
-    from router.lab.score_small import Arm
+    from router.lab.score_small import StudyArm
     from router.lab.tool_counts import COMMAND, crowded_cases, recalls, tool_rates
     from router.settings import Shortlist, load_settings
     from slm.engine.model import load
@@ -168,7 +168,7 @@ def tools(
     with _tables(), progress_bar(console) as on_progress:
         for kind in kinds if drafts else ():
             own = small.model_copy(update={"shortlist": Shortlist.model_validate({"kind": kind})})
-            arm = Arm("all shown" if kind == "none" else kind, own, base)
+            arm = StudyArm("all shown" if kind == "none" else kind, own, base)
             rates += asyncio.run(tool_rates(arm, cases, folder, on_progress, threads=threads))
         found = recalls(load(base.path, small.adapter_folder), cases, on_progress)
     options = [*given("--rows", rows), *given("--count", *(count or ())), *given("--shortlist", *(shortlist or ()))]

@@ -57,14 +57,14 @@ def collect(
     """Ask OpenAI-compatible endpoints for cases and keep what they answer (default: a gateway at port 8080)."""
     from evaluation.traces import collect as traces
     from evaluation.traces import sharded
-    from evaluation.traces.client import Endpoint, TokenPrices
+    from evaluation.traces.client import ClientPrices, Endpoint
     from evaluation.traces.table import TraceError
     from router.cli.common import progress_bar
 
     command = f"smallcall study collect --cases {cases} --model {model}"
     if (input_price is None) != (output_price is None):
         raise typer.BadParameter("give both or neither", param_hint="--input-price, --output-price")
-    prices = TokenPrices(input_price, output_price) if input_price is not None and output_price is not None else None
+    prices = ClientPrices(input_price, output_price) if input_price is not None and output_price is not None else None
     key = key_file.read_text(encoding="utf-8").strip() if key_file else None
     chosen = _cases(cases, limit, per_group, category)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from evaluation.cases.case import Case
     from evaluation.traces.table import Trace
     from evaluation.tuning.bundle import Money, Origin
-    from evaluation.tuning.rows import Rows
+    from evaluation.tuning.rows import TuningRows
     from evaluation.tuning.tune import Goal, Tuning
     from policies.bundle.manifest import Manifest
     from policies.rules.judge import Judge
@@ -115,7 +115,7 @@ class Gates:
 
 
 @dataclass(frozen=True, slots=True)
-class Prices:
+class PriceOptions:
     """A threshold that follows money."""
 
     usd_per_hour: Annotated[float | None, typer.Option(help="budget of the large model; the threshold follows it")] = (
@@ -153,7 +153,7 @@ def tune(
     scoring: Scoring,
     subject: Subject,
     gates: Gates,
-    prices: Prices,
+    prices: PriceOptions,
     small: Annotated[
         Path | None, typer.Argument(help="trace of the small arm, with signals", exists=True, show_default=False)
     ] = None,
@@ -234,10 +234,10 @@ class _Work:
     small_usd_per_hour: float
     delta: float
 
-    def rows_of(self, cases: Sequence[Case]) -> Rows:
-        from evaluation.tuning.rows import Rows
+    def rows_of(self, cases: Sequence[Case]) -> TuningRows:
+        from evaluation.tuning.rows import TuningRows
 
-        return Rows.of(
+        return TuningRows.of(
             cases,
             self.small,
             self.large,
@@ -265,7 +265,7 @@ class _Work:
 
 def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:
     from evaluation.tuning.bundle import threshold_manifest
-    from policies.bundle.manifest import ScoreJudge
+    from policies.bundle.manifest import ScoreEntry
     from router.cli.offline.tune_tables import choices_table
 
     tuning = work.tuned(goal, target)
@@ -278,7 +278,7 @@ def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Mo
     threshold = tuning.chosen.operating.threshold
     if threshold is None:
         console.print("nothing can be chosen: let everything go large (policy: {kind: large_only})", markup=False)
-    elif isinstance(origin.judge, ScoreJudge) and not money.given:
+    elif isinstance(origin.judge, ScoreEntry) and not money.given:
         console.print("policy for the configuration file, without a certificate:")
         policy = {"policy": {"kind": "threshold", "score": work.judge.name, "threshold": threshold}}
         console.print(yaml.safe_dump(policy, sort_keys=False), markup=False, highlight=False)
@@ -333,13 +333,13 @@ def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given
 
 def _write(out: Path, manifest: Manifest, given: Collection[Judging]) -> None:
     from policies.bundle.bundle import load, save
-    from policies.bundle.manifest import ClassifierJudge
+    from policies.bundle.manifest import ClassifierEntry
 
-    wanted = {spec.folder for spec in manifest.judges() if isinstance(spec, ClassifierJudge)}
+    wanted = {spec.folder for spec in manifest.judges() if isinstance(spec, ClassifierEntry)}
     folders = {
         one.spec.folder: one.folder
         for one in given
-        if isinstance(one.spec, ClassifierJudge) and one.folder is not None and one.spec.folder in wanted
+        if isinstance(one.spec, ClassifierEntry) and one.folder is not None and one.spec.folder in wanted
     }
     digest = save(out, manifest, folders)
     bundle = load(out, digest)

@@ -24,17 +24,17 @@ class Judging:
 
 def judging(folder: Path | None, score: str, kept_in: str = "classifier") -> Judging:
     """A classifier's folder as a judge of the stage that its place in a bundle is for, or a named score."""
-    from policies.bundle.manifest import ClassifierJudge, ScoreJudge
+    from policies.bundle.manifest import ClassifierEntry, ScoreEntry
     from policies.rules.judge import NamedScore
     from policies.types import Stage
 
     if folder is None:
-        return Judging(NamedScore(score), ScoreJudge(score=score))
+        return Judging(NamedScore(score), ScoreEntry(score=score))
     from policies.classifier.classifier import load_judge
     from policies.features.vector import FEATURES_VERSION
 
     stage = {"classifier_request": Stage.BEFORE, "classifier_plan": Stage.DURING}.get(kept_in, Stage.AFTER)
-    spec = ClassifierJudge(folder=kept_in, features_version=FEATURES_VERSION)
+    spec = ClassifierEntry(folder=kept_in, features_version=FEATURES_VERSION)
     return Judging(load_judge(folder, stage), spec, folder)
 
 
@@ -62,11 +62,11 @@ def large_arm(cases: list[Case], large: str, input_price: float, output_price: f
     from evaluation.cases.study_data import StudyData
     from evaluation.recorded.index import served_name
     from evaluation.recorded.trace import trace_of_recording
-    from evaluation.traces.client import TokenPrices
+    from evaluation.traces.client import ClientPrices
     from evaluation.traces.table import read_trace
 
     if large.endswith(".parquet"):
         return read_trace(Path(large))
-    prices = TokenPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
+    prices = ClientPrices(input_usd_per_mtok=input_price, output_usd_per_mtok=output_price)
     answers = StudyData.of_checkout().recording(large)
     return trace_of_recording(cases, answers, arm=served_name(large), prices=prices, command="smallcall tune")

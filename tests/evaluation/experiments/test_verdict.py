@@ -10,10 +10,10 @@ from scipy.stats import binom
 
 from evaluation.experiments.comparison import Difference
 from evaluation.experiments.units import Requests, gather
-from evaluation.experiments.verdict import Guardrails, Plan, State, advise, state
+from evaluation.experiments.verdict import ExperimentPlan, Guardrails, State, advise, state
 from evaluation.metrics import MetricError
 
-EVEN = Plan({"control": 1.0, "cheap": 1.0}, planned_units=1500, margin=0.03)
+EVEN = ExperimentPlan({"control": 1.0, "cheap": 1.0}, planned_units=1500, margin=0.03)
 
 
 def _requests(
@@ -45,7 +45,7 @@ def _requests(
     )
 
 
-def _state(requests: Requests, plan: Plan = EVEN) -> State:
+def _state(requests: Requests, plan: ExperimentPlan = EVEN) -> State:
     return state(gather(requests, window_s=60.0, now_s=1e9), plan)
 
 
@@ -177,10 +177,10 @@ def test_without_labels_nothing_ships_and_the_pass_rate_is_not_made_up() -> None
 
 def test_several_treatments_share_the_error() -> None:
     requests = _requests(np.random.default_rng(9), 3000, rates={"control": 0.8, "cheap": 0.8, "other": 0.8})
-    three = _state(requests, Plan({"control": 1.0, "cheap": 1.0, "other": 1.0}, planned_units=1500))
+    three = _state(requests, ExperimentPlan({"control": 1.0, "cheap": 1.0, "other": 1.0}, planned_units=1500))
     two = _state(
         Requests(**{name: getattr(requests, name)[requests.arm != "other"] for name in Requests.__slots__}),
-        Plan({"control": 1.0, "cheap": 1.0}, planned_units=1000),
+        ExperimentPlan({"control": 1.0, "cheap": 1.0}, planned_units=1000),
     )
     widths = [found.treatments[0].pass_rate for found in (three, two)]
     assert widths[0] is not None

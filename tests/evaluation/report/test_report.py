@@ -26,14 +26,14 @@ from evaluation.report.chart import NARROW, WIDE, Chart, chart
 from evaluation.report.content import Options, Report, report_of
 from evaluation.report.page import page
 from evaluation.report.write import summary_table, write_report
-from evaluation.traces.client import Endpoint, TokenPrices
+from evaluation.traces.client import ClientPrices, Endpoint
 from evaluation.traces.collect import collect
 from evaluation.traces.table import Trace, read_trace
 from policies.rules.single import ValidAndSure
 from policies.types import Span
 
 SMALL, LARGE = "Salesforce_xLAM-1b-fc-r", "gpt-4o-2024-08-06-FC"
-GPT_4O = TokenPrices(2.5, 10.0)
+GPT_4O = ClientPrices(2.5, 10.0)
 OPTIONS = Options(command="smallcall report a b", commit="0123abc", version="0.1.0", draws=100)
 
 
@@ -43,7 +43,7 @@ def _cases() -> list[Case]:
 
 
 @cache
-def _recorded(model: str, prices: TokenPrices | None) -> Trace:
+def _recorded(model: str, prices: ClientPrices | None) -> Trace:
     answers = StudyData.of_checkout().recording(model)
     return trace_of_recording(_cases(), answers, arm=model, prices=prices, command="recorded answers")
 

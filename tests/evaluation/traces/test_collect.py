@@ -23,7 +23,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from evaluation.cases.case import CallsGold, Case, GoldCall, NoCallGold, UnknownGold, data_hash
-from evaluation.traces.client import Endpoint, Timing, TokenPrices
+from evaluation.traces.client import ClientPrices, Endpoint, Timing
 from evaluation.traces.collect import Progress, collect
 from evaluation.traces.sharded import Executor, RayUnavailableError, collect_sharded, locally, with_ray
 from evaluation.traces.table import (
@@ -144,7 +144,9 @@ async def test_rows_hold_what_was_answered_scored_and_priced(upstream: Start, tm
     """One row a case in the cases' order; cost from usage and prices; the table read back is the one returned."""
     server = await upstream(_by_name)
     cases = [_case("right"), _case("wrong"), _case("unknown", UnknownGold()), _case("none", NoCallGold())]
-    endpoint = Endpoint(server.url, "m", api_key="sk-secret", prices=TokenPrices(2.5, 10.0), options={"temperature": 0})
+    endpoint = Endpoint(
+        server.url, "m", api_key="sk-secret", prices=ClientPrices(2.5, 10.0), options={"temperature": 0}
+    )
     out = tmp_path / "t.parquet"
     trace = await collect(cases, endpoint, out, command="test", concurrency=3)
     assert [row.case_id for row in trace.rows] == ["right", "wrong", "unknown", "none"]

@@ -16,15 +16,15 @@ from evaluation.traces.table import Trace, write_trace
 from evaluation.tuning.bundle import Money, Origin, class_manifest, staged_manifest, threshold_manifest
 from evaluation.tuning.by_stage import StagedTuning, tune_stages
 from evaluation.tuning.by_tool_class import tune_classes
-from evaluation.tuning.rows import Rows, calibration_of, prices_of
+from evaluation.tuning.rows import TuningRows, calibration_of, prices_of
 from evaluation.tuning.tune import always_right, tune
 from policies.bundle.bundle import load, save
 from policies.bundle.manifest import (
     Budget,
     Classes,
-    ClassifierJudge,
+    ClassifierEntry,
     GainRule,
-    ScoreJudge,
+    ScoreEntry,
     Stages,
     Threshold,
     ToolsJudge,
@@ -39,11 +39,13 @@ SERVING = Serving(weights_sha256="0" * 64, adapter_sha256=None, pattern_version=
 SERVED = Trace(replace(SMALL.info, serving=SERVING), SMALL.rows)
 LARGE = always_right(SMALL, usd_a_request=0.001, latency_s=2.0)
 SCORE = NamedScore("weakest_token")
-ORIGIN = Origin(ScoreJudge(score="weakest_token"), SERVING, None, 0.1, "test")
+ORIGIN = Origin(ScoreEntry(score="weakest_token"), SERVING, None, 0.1, "test")
 
 
-def rows_of(cases: Sequence = CASES, small: Trace = SMALL, judge: Judge = SCORE) -> Rows:
-    return Rows.of(cases, small, LARGE, judge, on_no_call="escalate", on_ask="escalate", small_usd_per_hour=0.1, seed=0)
+def rows_of(cases: Sequence = CASES, small: Trace = SMALL, judge: Judge = SCORE) -> TuningRows:
+    return TuningRows.of(
+        cases, small, LARGE, judge, on_no_call="escalate", on_ask="escalate", small_usd_per_hour=0.1, seed=0
+    )
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +119,7 @@ def test_gates_that_know_nothing_are_not_kept() -> None:
     made = stages(SMALL, FewTools(), SCORE)
     assert made.single is not None
     assert not made.pays
-    manifest = staged_manifest(made, ORIGIN, ToolsJudge(), ScoreJudge(score="weakest_token"))
+    manifest = staged_manifest(made, ORIGIN, ToolsJudge(), ScoreEntry(score="weakest_token"))
     assert manifest.policy == Threshold(threshold=made.single.draft, certificate=manifest.certificates[0].id)
     assert manifest.certificates[0].kind == "joint"
     assert manifest.certificates[0].delta == 0.05, "two walks share δ"
@@ -142,7 +144,7 @@ def test_a_gate_that_knows_is_kept_and_saves_what_it_says() -> None:
     assert made.staged_operating is not None
     assert made.staged_operating.latency_s < made.single_operating.latency_s  # type: ignore[operator]
     assert made.staged_operating.harmed.value == 0.0
-    manifest = staged_manifest(made, ORIGIN, ToolsJudge(), ScoreJudge(score="weakest_token"))
+    manifest = staged_manifest(made, ORIGIN, ToolsJudge(), ScoreEntry(score="weakest_token"))
     assert isinstance(manifest.policy, Stages)
     assert manifest.policy.request_gate is not None
 
@@ -322,7 +324,7 @@ def test_a_fitted_classifier_is_tuned_and_served_from_its_bundle(tmp_path: Path)
     said = run("--max-harm", "0.2", *judge, trace=rest, folder=tmp_path)
     assert said.startswith("0\n"), said
     bundle = load(tmp_path / "b")
-    assert isinstance(bundle.manifest.judge, ClassifierJudge)
+    assert isinstance(bundle.manifest.judge, ClassifierEntry)
     arms = rows_of(CASES[middle:], rest).arms
     policy = bundle.policy()
     verdicts = [policy.after(request, draft) for request, draft in zip(arms.requests, arms.drafts, strict=True)]

@@ -15,14 +15,14 @@ from policies.bundle.bundle import BundleError, bare_name, differences, load, sa
 from policies.bundle.manifest import (
     Budget,
     Classes,
-    ClassifierJudge,
+    ClassifierEntry,
     GainRule,
-    Gate,
+    GateEntry,
     MadeFor,
     Manifest,
     OneClass,
-    Prices,
-    ScoreJudge,
+    ScoreEntry,
+    ServingPrices,
     Shown,
     Stages,
     Threshold,
@@ -40,11 +40,11 @@ SHOWN = Shown(
     kind="harm", alpha=0.05, delta=0.1, threshold=0.5, rows=400, accepted=200, errors=10, bound=0.04,
     data_sha256="a" * 64,
 )  # fmt: skip
-PRICES = Prices(
+PRICES = ServingPrices(
     usd_per_character=1e-6, usd_of_answer=0.001, usd_a_request=0.002, latency_s=1.0, small_usd_per_hour=0.1,
     large_passes={"single": 0.9, "parallel": 0.9, "no_call": 0.9, "ask": 0.9},
 )  # fmt: skip
-SCORE = ScoreJudge(score="weakest_token", calibration=[(0.0, 0.0), (1.0, 1.0)])
+SCORE = ScoreEntry(score="weakest_token", calibration=[(0.0, 0.0), (1.0, 1.0)])
 
 
 def manifest(policy: Any = None, **changes: Any) -> Manifest:
@@ -66,8 +66,8 @@ def manifest(policy: Any = None, **changes: Any) -> Manifest:
         Threshold(threshold=None),
         Stages(
             threshold=0.5,
-            request_gate=Gate(judge=ToolsJudge(), threshold=-4.0),
-            plan_gate=Gate(judge=ScoreJudge(score="least_margin"), threshold=0.1),
+            request_gate=GateEntry(judge=ToolsJudge(), threshold=-4.0),
+            plan_gate=GateEntry(judge=ScoreEntry(score="least_margin"), threshold=0.1),
             certificate=SHOWN.id,
         ),
         Classes(classes=[OneClass(pattern="*", alpha=0.05, threshold=0.5, certificate=SHOWN.id)]),
@@ -171,7 +171,7 @@ def test_a_classifiers_files_travel_with_the_bundle_and_are_held_by_their_hashes
     source = tmp_path / "classifier"
     (source / "inner").mkdir(parents=True)
     (source / "inner" / "trees.json").write_text("{}")
-    judged = manifest(judge=ClassifierJudge(features_version=10**6))
+    judged = manifest(judge=ClassifierEntry(features_version=10**6))
     with pytest.raises(BundleError, match="needs its folder"):
         save(tmp_path / "b", judged)
     with pytest.raises(BundleError, match="needs its folder"):

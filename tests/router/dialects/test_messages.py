@@ -14,7 +14,7 @@ from evaluation.recorded.faults import Cut, Status, always
 from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.messages import read_request
-from router.dialects.request import LargeOnly
+from router.dialects.request import LargeOnlyRequest
 from tests.router.cascade.test_gateway import CALL, CALLING, CITY, TALKING, TWO, Scripted, recorded, rows_of
 from tests.router.conftest import Make, ScriptedSmall, served
 
@@ -259,7 +259,7 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
         "new_field": "x",
     }
     assert (request.view.tool_choice, request.view.parallel_tool_calls) == ("required", False)
-    reasoned = LargeOnly("reasoning_unseen", "messages[1].content[0].type")
+    reasoned = LargeOnlyRequest("reasoning_unseen", "messages[1].content[0].type")
     assert (request.large_only, request.include_decision) == (reasoned, True)
 
 

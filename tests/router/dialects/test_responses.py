@@ -15,7 +15,7 @@ from evaluation.recorded.faults import Cut, Status, always
 from router.constants import Constants
 from router.dialects.errors import ClientError
 from router.dialects.exchange import new_decision_id
-from router.dialects.request import LargeOnly
+from router.dialects.request import LargeOnlyRequest
 from router.dialects.responses import read_request
 from tests.router.cascade.test_gateway import CALL, CALLING, CITY, TALKING, TWO, Scripted, recorded, rows_of
 from tests.router.conftest import Make, ScriptedSmall, served
@@ -213,7 +213,7 @@ async def test_a_conversation_is_told_in_chat_completions() -> None:
         "service_tier": "flex",
     }
     assert (request.view.tool_choice, request.view.forced_tool) == ("named", "get_weather")
-    assert request.large_only == LargeOnly("reasoning_unseen", "input[1].type")
+    assert request.large_only == LargeOnlyRequest("reasoning_unseen", "input[1].type")
 
 
 IMAGE = {"type": "input_image", "image_url": "data:image/png;base64,AAAA"}

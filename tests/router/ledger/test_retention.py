@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 from typer.testing import CliRunner
 
-from evaluation.live.costs import Line, totals
+from evaluation.live.costs import CostLine, totals
 from router.__main__ import app as cli
 from router.ledger import export as exporting
 from router.ledger import retention
@@ -49,7 +49,7 @@ def _days() -> list[Any]:
     return rows
 
 
-async def _lines(ledger: Ledger) -> list[Line]:
+async def _lines(ledger: Ledger) -> list[CostLine]:
     return await cost_lines(ledger.engine, DAY.date(), DAY.date() + timedelta(days=60))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from router.ledger.outcomes import Outcome, known, of_decision, places, record
+from router.ledger.outcomes import OutcomeLabel, known, of_decision, places, record
 from router.ledger.row import LargeCall
 from router.ledger.store import Ledger
 from router.outcomes.labels import observations
@@ -135,8 +135,8 @@ def test_hostile_conversations_are_read_over(messages: list[dict[str, Any]]) -> 
     assert all(one.label in (None, 1) for one in observations(messages))
 
 
-def outcome(**changes: Any) -> Outcome:
-    made = Outcome(
+def outcome(**changes: Any) -> OutcomeLabel:
+    made = OutcomeLabel(
         decision_id="d", source="implicit", call_index=0, at=AT, label=None, strength="none", reason="r", fault="none"
     )
     return replace(made, **changes)
@@ -226,7 +226,7 @@ async def test_a_refused_call_of_the_small_model_is_labelled_by_the_next_request
     assert found.reason == ("tool_error" if dialect == "messages" else "status_404")
 
 
-async def _until(app: Any, decision_id: str) -> list[Outcome]:
+async def _until(app: Any, decision_id: str) -> list[OutcomeLabel]:
     async with asyncio.timeout(5):
         while not (found := await of_decision(app.services.ledger.engine, decision_id)):  # noqa: ASYNC110
             await asyncio.sleep(0.01)

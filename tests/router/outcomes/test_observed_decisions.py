@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from evaluation.live.decisions import Observed, choose
 from router.__main__ import app as cli
 from router.ledger.audits import Audit, record_audit
-from router.ledger.outcomes import Outcome, of_decision, record
+from router.ledger.outcomes import OutcomeLabel, of_decision, record
 from router.ledger.row import DecisionRow
 from router.ledger.store import Ledger
 from router.server.app import create_app
@@ -105,7 +105,7 @@ def test_a_gateways_own_decisions_are_a_report(ledger_url: str, tmp_path: Path) 
     )
 
 
-def fill(url: str, rows: list[DecisionRow], audits: list[Audit], outcomes: list[Outcome]) -> None:
+def fill(url: str, rows: list[DecisionRow], audits: list[Audit], outcomes: list[OutcomeLabel]) -> None:
     async def run() -> None:
         async with Ledger.open(url) as ledger:
             await write(ledger, rows)
@@ -121,9 +121,9 @@ def judged(name: str, **changes: Any) -> DecisionRow:
     return small(name, DAY, **{**told, "audit_propensity": 0.5, **changes})
 
 
-def said(decision_id: str, label: int | None, **changes: Any) -> Outcome:
+def said(decision_id: str, label: int | None, **changes: Any) -> OutcomeLabel:
     told = {"source": "feedback", "strength": "strong", "reason": "feedback", "fault": "none", **changes}
-    return Outcome(decision_id=decision_id, call_index=-1, at=DAY, label=label, **told)
+    return OutcomeLabel(decision_id=decision_id, call_index=-1, at=DAY, label=label, **told)
 
 
 def test_what_is_not_known_is_neither_right_nor_wrong(ledger_url: str, tmp_path: Path) -> None:

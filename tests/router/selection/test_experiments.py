@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 from policies.types import Request
 from router.__main__ import app as cli
 from router.constants import Constants
-from router.dialects.request import ChatRequest, LargeOnly
+from router.dialects.request import ChatRequest, LargeOnlyRequest
 from router.ledger import store
 from router.ledger.audits import Audit, record_audit
 from router.ledger.outcomes import record
@@ -139,7 +139,7 @@ def test_turns_of_one_conversation_stay_together_and_conversations_and_callers_a
 def test_what_no_policy_is_asked_about_is_not_taken_in() -> None:
     assert _assignment().exposure(_chat(pin="large"), {}) is None
     assert _assignment().exposure(_chat(pin="small"), {}) is None
-    assert _assignment().exposure(_chat(large_only=LargeOnly("no_tools", "tools")), {}) is None
+    assert _assignment().exposure(_chat(large_only=LargeOnlyRequest("no_tools", "tools")), {}) is None
     assert _assignment(unit="key").exposure(_chat(), {}) is None
     assert _assignment(unit="key").exposure(_chat(), {"x-api-key": "k"}) is not None
 

@@ -26,12 +26,12 @@ from evaluation.replay.replay import join, servable_drafts
 from evaluation.replay.scorers import CannotJudge, Part, crossfit, fit_all, of_signals, platt, require_scores
 from evaluation.studies.cascade import procedure
 from evaluation.studies.cascade.results import CascadeStudy, render_markdown, study_of, write
-from evaluation.studies.cascade.study import SALT, SPLIT, Options, Table, tables_of
+from evaluation.studies.cascade.study import SALT, SPLIT, StudyOptions, Table, tables_of
 from evaluation.studies.cascade.targets import Material, material_of, merged, study_judges
 from evaluation.traces.table import Trace, TraceError
 from tests.evaluation.drafts import of_gold, of_recording
 
-OPTIONS = Options(draws=20)
+OPTIONS = StudyOptions(draws=20)
 
 
 @cache
