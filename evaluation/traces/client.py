@@ -1,8 +1,8 @@
 """One chat completion from any OpenAI-compatible endpoint, whole or streamed, and what it took.
 
 A reply is data whatever happens: a refused connection, a time-out or nonsense becomes a `ClientReply` with an error
-word. Retried are connection errors, 429 and 5xx, with `Retry-After` honoured; a time-out is not, since the request may have
-cost its full price. Bodies are bounded. Nothing is logged.
+word. Connection errors, 429 and 5xx are tried again, with `Retry-After` honoured; a time-out is not, since the request
+may have cost its full price. Bodies are bounded. Nothing is logged.
 """
 
 from __future__ import annotations
