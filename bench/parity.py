@@ -65,7 +65,7 @@ class Switches:
     """Which accelerators are on."""
 
     cache: bool = False
-    lookahead: bool = False
+    prompt_lookup: bool = False
     together: bool = False
 
     def engine(self, loaded: Loaded, *, forced: bool = True) -> Engine:
@@ -74,7 +74,7 @@ class Switches:
             loaded,
             cache_bytes=CACHE_BYTES if self.cache else 0,
             slots=SLOTS if self.together else 1,
-            lookahead=self.lookahead,
+            prompt_lookup=self.prompt_lookup,
             fast_forward=forced,
         )
 
@@ -82,7 +82,7 @@ class Switches:
 SETTINGS = {
     "all off": Switches(),
     "prefix cache": Switches(cache=True),
-    "look-ahead": Switches(lookahead=True),
+    "look-ahead": Switches(prompt_lookup=True),
     "eight at once": Switches(together=True),
     "all on": Switches(True, True, True),
 }

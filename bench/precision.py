@@ -24,7 +24,7 @@ from evaluation.cases.case import Case
 from evaluation.cases.scoring import score
 from evaluation.cases.sets import case_set, sample
 from slm.engine.engine import Engine
-from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.kv_cache import Chunk, KVCache
 from slm.engine.model import DTypeName, load
 from slm.format.pattern import PatternError, parse_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Token
@@ -60,10 +60,10 @@ def written(engine: Engine, commands: Sequence[DraftCommand]) -> list[Written]:
 
 def logs(engine: Engine, draft: Written) -> torch.Tensor:
     """Log-probabilities before each token of a draft: shape (tokens, vocabulary)."""
-    memory = KeyValues(engine._loaded.shape, len(draft.prompt) + len(draft.ids))
+    kv = KVCache(engine._loaded.shape, len(draft.prompt) + len(draft.ids))
     ids = (draft.prompt + draft.ids)[:-1]
     with torch.inference_mode():
-        return engine._forward([Chunk(memory, ids, len(draft.ids))]).logits.float().log_softmax(-1)
+        return engine._forward([Chunk(kv, ids, len(draft.ids))]).logits.float().log_softmax(-1)
 
 
 def passes(case: Case, text: str) -> bool:

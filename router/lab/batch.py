@@ -74,7 +74,7 @@ class Batch:
 
     async def replies(self, bodies: Sequence[dict[str, Any]]) -> list[Reply]:
         """The answers to one chunk of requests, in order."""
-        self._engine.forget()
+        self._engine.clear_prefix_cache()
         table = _Table(self._engine.info, len(bodies))
         tasks = [asyncio.create_task(self._reply(body, _Seat(table, index))) for index, body in enumerate(bodies)]
         for index, task in enumerate(tasks):

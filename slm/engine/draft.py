@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from slm.engine.kv_cache import KeyValues
+from slm.engine.kv_cache import KVCache
 from slm.engine.signals import Distribution, Marks, Signals
-from slm.engine.speculation import Lookahead, value_under_way
+from slm.engine.speculation import PromptLookup, value_under_way
 from slm.engine.tokenizer import TextStream, Tokens
 from slm.format.grammar import Guide, Mask
 from slm.format.pattern import PatternError, Span, SpanTracker, parse_plan
@@ -30,15 +30,15 @@ def blank_line_behind_text(text: str) -> bool:
     return "\n\n" in text.lstrip()
 
 
-class Drafting:
+class DraftState:
     """State of one draft. Events collect in `events`, in order, until somebody takes them away.
 
     Without a constraint a draft ends at any special token. With a constraint it ends where the grammar does.
 
     Args:
         prompt: tokens, at least one.
-        memory: empty, with room for prompt and `max_tokens`.
-        lookahead: where guesses come from; None guesses nothing.
+        kv: empty, with room for `prompt` and `max_tokens`.
+        prompt_lookup: the source of speculated tokens; None speculates on nothing.
         fast_forward: whether tokens that the grammar forces are written without a step; without it the model chooses
             among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
@@ -49,12 +49,12 @@ class Drafting:
     def __init__(
         self,
         prompt: list[int],
-        memory: KeyValues,
+        kv: KVCache,
         constraint: Guide | None,
         tokens: Tokens,
         max_tokens: int,
         *,
-        lookahead: Lookahead | None,
+        prompt_lookup: PromptLookup | None,
         fast_forward: bool = True,
         over: Callable[[str], bool] = lambda _: False,
         alternatives: int = 0,
@@ -62,16 +62,16 @@ class Drafting:
         queue_s: float,
         clock: Clock,
     ) -> None:
-        self.memory = memory
+        self.kv = kv
         self.ids = list(prompt)
         """Prompt and draft."""
         self.events: list[Event] = []
         self.finished = False
         self.failed = False
         self.cached = 0
-        """Prompt tokens that were taken from a cache; set by whoever filled `memory`."""
+        """Prompt tokens that were taken from a cache; set by the code that filled `kv`."""
         self.prompt_tokens, self._max_tokens = len(prompt), max_tokens
-        self._lookahead, self._over, self._alternatives = lookahead, over, alternatives
+        self._prompt_lookup, self._over, self._alternatives = prompt_lookup, over, alternatives
         self._fast_forward = fast_forward
         self._guesses: list[int] = []
         self._span = Span.SYNTAX
@@ -93,7 +93,7 @@ class Drafting:
     def pending(self) -> list[int]:
         """Tokens that the model has to read next; the last one is left out where it chooses nothing behind it."""
         end = len(self.ids) if self._choosing else len(self.ids) - 1
-        return self.ids[self.memory.length : end] + self._guesses
+        return self.ids[self.kv.length : end] + self._guesses
 
     @property
     def rows(self) -> int:
@@ -112,11 +112,11 @@ class Drafting:
 
     def guess(self) -> None:
         """Guess what will be written, to be read with what is pending."""
-        if self._lookahead is None or not self._choosing:
+        if self._prompt_lookup is None or not self._choosing:
             return
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
         value = value_under_way(self._text) if self._span is Span.VALUE and not self._unmeasured else ""
-        guesses = self._lookahead.guess(self.ids, value)[: max(0, left)]
+        guesses = self._prompt_lookup.guess(self.ids, value)[: max(0, left)]
         self._guesses = guesses if self._constraint is None else self._constraint.possible(guesses)
 
     def take(self, distribution: Distribution) -> None:
@@ -130,7 +130,7 @@ class Drafting:
         """
         self._count()
         guesses, self._guesses = self._guesses, []
-        self.memory.set_length(self.memory.length - len(guesses))
+        self.kv.set_length(self.kv.length - len(guesses))
         place = self._measure(distribution, 0, len(self._unmeasured))
         if self._coming:
             self._force()
@@ -139,7 +139,7 @@ class Drafting:
             written = self._write(distribution, place)
             read = _agreeing(guesses, written)
             guesses = guesses[read:]
-            self.memory.set_length(self.memory.length + read)
+            self.kv.set_length(self.kv.length + read)
             place = self._measure(distribution, place + 1, min(read, len(self._unmeasured)))
             if read < len(written):
                 self._closed()

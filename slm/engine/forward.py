@@ -29,7 +29,7 @@ class Forward(Protocol):
         """The output matrix, shape (vocabulary, hidden), by which inner states are read; None without them."""
 
     def __call__(self, chunks: Sequence[Chunk]) -> Pass:
-        """One row for each wanted row of the chunks, in order. Each memory grows by its chunk's ids."""
+        """One row for each wanted row of the chunks, in order. Each chunk's `kv` grows by the chunk's ids."""
 
 
 class TransformersForward:
@@ -44,12 +44,12 @@ class TransformersForward:
         return Pass(torch.cat([self._one(chunk) for chunk in chunks]))
 
     def _one(self, chunk: Chunk) -> torch.Tensor:
-        start = chunk.memory.length
+        start = chunk.kv.length
         device = self._model.device
         logits: torch.Tensor = self._model(
             input_ids=torch.tensor([chunk.ids], device=device),
             position_ids=torch.arange(start, start + len(chunk.ids), device=device).unsqueeze(0),
-            past_key_values=chunk.memory,
+            past_key_values=chunk.kv,
             use_cache=True,
             logits_to_keep=max(1, chunk.rows),
         ).logits[0]

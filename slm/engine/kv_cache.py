@@ -39,7 +39,7 @@ class Shape:
         return 2 * self.layers * self.heads * self.head_dim * itemsize
 
 
-class KeyValues(Cache):  # type: ignore[misc]
+class KVCache(Cache):  # type: ignore[misc]
     """Keys and values of one draft, in one buffer that is allocated once and written in place.
 
     Args:
@@ -62,7 +62,7 @@ class KeyValues(Cache):  # type: ignore[misc]
         return self._buffer[2 * index : 2 * index + 2, 0]
 
     def set_length(self, length: int) -> None:
-        """Say how many tokens are held: more, once they are written; fewer, to forget the last ones."""
+        """Say how many tokens are held: more, once they are written; fewer, to drop the last ones."""
         for layer in self.layers:
             layer.length = length
 
@@ -79,10 +79,10 @@ class KeyValues(Cache):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What a forward pass reads for one draft: `ids`, at least one, behind what `memory` holds; the logits behind the
+    """What a forward pass reads for one draft: `ids`, at least one, behind what `kv` holds; the logits behind the
     last `rows` of them are wanted."""
 
-    memory: KeyValues
+    kv: KVCache
     ids: Sequence[int]
     rows: int
 
@@ -150,7 +150,7 @@ class PrefixCache:
         """How many of `tokens` are held as a prefix: a multiple of `BLOCK_TOKENS`. Counts as no use."""
         return len(self._chain(tokens)) * BLOCK_TOKENS
 
-    def lookup(self, tokens: Sequence[int], into: KeyValues) -> int:
+    def lookup(self, tokens: Sequence[int], into: KVCache) -> int:
         """Fill a buffer, which is empty or holds whole blocks of `tokens`, on to the longest prefix that is held.
 
         Returns:
@@ -163,7 +163,7 @@ class PrefixCache:
         self._use(keys)
         return len(more) * BLOCK_TOKENS
 
-    def store(self, tokens: Sequence[int], source: KeyValues) -> None:
+    def store(self, tokens: Sequence[int], source: KVCache) -> None:
         """Keep the first whole blocks of `tokens`, whose keys and values `source` holds."""
         whole = min(len(tokens) // BLOCK_TOKENS, self._most_of_one)
         keys = self._chain(tokens[: whole * BLOCK_TOKENS])

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from slm.engine.int8 import Int8Linear
-from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.kv_cache import Chunk, KVCache
 from slm.engine.signals import Pass
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -103,7 +103,7 @@ class LlamaForward:
             gate, up = layer.gate_up(F.rms_norm(x, size, layer.mlp_norm, self._eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         for place in places:
-            place.memory.set_length(place.end)
+            place.kv.set_length(place.end)
         states = F.rms_norm(torch.stack([*probes, x[kept]]), size, self._norm, self._eps)
         return Pass(self._head(states[-1]), states)
 
@@ -126,11 +126,11 @@ class LlamaForward:
         parts = []
         for place, mask in zip(places, masks, strict=True):
             rows = slice(place.row, place.row + place.count)
-            memory = place.memory.layer(index)
-            memory[:, :, place.start : place.end] = kv[:, :, rows]
+            stored = place.kv.layer(index)
+            stored[:, :, place.start : place.end] = kv[:, :, rows]
             query = turned[rows, :heads].view(place.count, kv_heads, group, dim).permute(1, 2, 0, 3)
             query = query.reshape(1, kv_heads, group * place.count, dim)
-            keys, values = memory[:, None, :, : place.end]
+            keys, values = stored[:, None, :, : place.end]
             out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self._scale)
             out = out.view(kv_heads, group, place.count, dim).permute(2, 0, 1, 3)
             parts.append(out.reshape(place.count, heads * dim))
@@ -139,9 +139,9 @@ class LlamaForward:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a chunk stands: `count` rows from `row` in the pass, tokens [start, end) in its memory."""
+    """Where a chunk stands: `count` rows from `row` in the pass, tokens [start, end) in its `kv`."""
 
-    memory: KeyValues
+    kv: KVCache
     row: int
     count: int
     start: int
@@ -157,7 +157,7 @@ def _places(chunks: Sequence[Chunk], device: torch.device) -> tuple[list[_Place]
     positions: list[int] = []
     kept: list[int] = []
     for chunk in chunks:
-        place = _Place(chunk.memory, len(positions), len(chunk.ids), chunk.memory.length)
+        place = _Place(chunk.kv, len(positions), len(chunk.ids), chunk.kv.length)
         places.append(place)
         positions.extend(range(place.start, place.end))
         kept.extend(range(len(positions) - chunk.rows, len(positions)))

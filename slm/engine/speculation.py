@@ -20,7 +20,7 @@ GRAM = 3
 """Tokens that must agree where tokens are looked up."""
 
 
-class Lookahead:
+class PromptLookup:
     """Guesses of one draft.
 
     Args:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from slm.engine.draft import Clock, Drafting
+from slm.engine.draft import Clock, DraftState
 from slm.engine.engine import DraftError
 from slm.protocol import CompleteCommand, DraftCommand, Event, Failed
 
@@ -30,11 +30,11 @@ class DraftingEngine(Protocol):
     @property
     def slots(self) -> int: ...
 
-    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float) -> Drafting: ...
+    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float) -> DraftState: ...
 
-    def step(self, drafts: Sequence[Drafting]) -> None: ...
+    def step(self, drafts: Sequence[DraftState]) -> None: ...
 
-    def release(self, draft: Drafting) -> None: ...
+    def release(self, draft: DraftState) -> None: ...
 
 
 class Job:
@@ -78,7 +78,7 @@ class Scheduler:
         self._clock, self._crashed, self._ended = clock, crashed, ended
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
-        self._active: dict[Job, Drafting] = {}
+        self._active: dict[Job, DraftState] = {}
         """Changed by the engine's thread only, under the lock."""
         self._admitted: dict[Job, float] = {}
         """When each of the active jobs got its slot."""
@@ -153,7 +153,7 @@ class Scheduler:
         if not self._stopping:
             self._ended()
 
-    def _step(self, active: Mapping[Job, Drafting]) -> None:
+    def _step(self, active: Mapping[Job, DraftState]) -> None:
         if self._guarded(active, lambda: self._engine.step(list(active.values()))):
             for job, draft in active.items():
                 self._pass_on(job, draft)
@@ -199,7 +199,7 @@ class Scheduler:
         with self._changed:
             self._active[job], self._admitted[job] = draft, self._clock()
 
-    def _pass_on(self, job: Job, draft: Drafting) -> None:
+    def _pass_on(self, job: Job, draft: DraftState) -> None:
         """Tell what happened in a draft; where it is finished, its slot is free before its end is told."""
         events = list(draft.events)
         draft.events.clear()
@@ -208,7 +208,7 @@ class Scheduler:
         for event in events:
             self._tell(job, event)
 
-    def _leave(self, job: Job, draft: Drafting) -> None:
+    def _leave(self, job: Job, draft: DraftState) -> None:
         self._free_slot(job)
         self._guarded([], lambda: self._engine.release(draft))
 

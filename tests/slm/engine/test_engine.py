@@ -17,7 +17,7 @@ from msgspec import structs
 
 from slm.engine.draft import FORCED_AT_ONCE
 from slm.engine.engine import DraftError, Engine
-from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.kv_cache import Chunk, KVCache
 from slm.engine.model import LoadError, load
 from slm.engine.signals import Pass
 from slm.format.pattern import Span, calls_draft, parse_draft, render_draft, render_prompt
@@ -129,7 +129,7 @@ def test_what_is_forced_is_what_the_masks_leave(engine: Engine) -> None:
     """Where the grammar knows one text, choosing token by token among what it allows writes that text, by steps."""
     only = tool("get_weather", schema(["city"], city={"const": "Paris"}))
     asked = command(tools=[only], tool_choice="named", forced_tool="get_weather")
-    _, tokens, done = drafted(Engine(engine._loaded, fast_forward=False, lookahead=False), asked)
+    _, tokens, done = drafted(Engine(engine._loaded, fast_forward=False, prompt_lookup=False), asked)
     assert done.text == drafted(engine, asked)[2].text
     assert done.finish == "stop"
     assert not any(token.forced for token in tokens)
@@ -380,15 +380,15 @@ def asking(times: int, text: str = "What is the time? ", **changes: Any) -> Draf
 
 
 class Reads:
-    """A forward pass that remembers how many tokens it read for which draft's memory."""
+    """A forward pass that remembers how many tokens it read for which draft's key/value cache."""
 
     def __init__(self, engine: Engine) -> None:
-        self._forward, self.read = engine._forward, list[tuple[KeyValues, int]]()
+        self._forward, self.read = engine._forward, list[tuple[KVCache, int]]()
         self.head = self._forward.head
         engine._forward = self
 
     def __call__(self, chunks: Sequence[Chunk]) -> Pass:
-        self.read += [(chunk.memory, len(chunk.ids)) for chunk in chunks]
+        self.read += [(chunk.kv, len(chunk.ids)) for chunk in chunks]
         return self._forward(chunks)
 
 
@@ -439,8 +439,8 @@ def test_prompts_that_take_turns_share_what_they_read(llama_folder: Path) -> Non
     long, short = engine.begin(asking(90, tools=tools)), engine.begin(asking(1, tools=tools))
     while not (long.decoding and short.decoding):
         engine.step([long, short])
-    read = {memory: sum(size for one, size in reads.read if one is memory) for memory in (long.memory, short.memory)}
-    assert read[short.memory] + read[long.memory] < long.prompt_tokens + 300 < long.prompt_tokens + short.prompt_tokens
+    read = {kv: sum(size for one, size in reads.read if one is kv) for kv in (long.kv, short.kv)}
+    assert read[short.kv] + read[long.kv] < long.prompt_tokens + 300 < long.prompt_tokens + short.prompt_tokens
 
 
 def test_drafts_begun_together_read_their_tools_once(llama_folder: Path) -> None:

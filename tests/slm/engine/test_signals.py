@@ -56,7 +56,7 @@ def test_the_marks_are_the_first_token_the_names_the_values_and_the_last_token()
 def test_a_draft_tells_its_inner_signals(llama: Engine) -> None:
     """Every token has a share between 0 and 1, and the end holds five rows that any process computes alike."""
     asked = command(tools=[WEATHER], tool_choice="required", max_tokens=60)
-    first, again = (list(engine.draft(asked)) for engine in (llama, Engine(llama._loaded, lookahead=False)))
+    first, again = (list(engine.draft(asked)) for engine in (llama, Engine(llama._loaded, prompt_lookup=False)))
     shares = [event.layer_agreement for event in first if isinstance(event, Token)]
     assert all(share in (0.0, 1.0) for share in shares)  # One probed layer in a model of two.
     assert len(set(shares)) == 2

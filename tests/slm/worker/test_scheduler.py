@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from slm.engine.draft import Drafting
+from slm.engine.draft import DraftState
 from slm.engine.engine import DraftError, Engine
 from slm.protocol import Done, DraftCommand, Event, Failed, Started, Token
 from slm.worker.scheduler import Job, Scheduler
@@ -25,17 +25,17 @@ class Tripping:
         self.stepped = threading.Event()
         self.fault: Callable[[str], None] = lambda where: None
 
-    def begin(self, command: DraftCommand, *, queue_s: float) -> Drafting:
+    def begin(self, command: DraftCommand, *, queue_s: float) -> DraftState:
         self.fault("begin")
         return self._engine.begin(command, queue_s=queue_s)
 
-    def step(self, drafts: Sequence[Drafting]) -> None:
+    def step(self, drafts: Sequence[DraftState]) -> None:
         self.stepped.set()
         assert self.gate.wait(10)
         self.fault("step")
         self._engine.step(drafts)
 
-    def release(self, draft: Drafting) -> None:
+    def release(self, draft: DraftState) -> None:
         self.fault("release")
         self._engine.release(draft)
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bench.process import resident_bytes
-from slm.engine.draft import Drafting
+from slm.engine.draft import DraftState
 from slm.engine.engine import Engine
 from slm.engine.model import Loaded, load
 from slm.protocol import (
@@ -214,7 +214,7 @@ def test_some_hundred_requests_in_int8(llama_folder: Path) -> None:
 def living_drafts() -> int:
     """Drafts that something still holds, with their keys and values."""
     gc.collect()
-    return sum(type(one) is Drafting for one in gc.get_objects())
+    return sum(type(one) is DraftState for one in gc.get_objects())
 
 
 def as_alone(
@@ -233,7 +233,7 @@ def as_alone(
 
 def alone(loaded: Loaded, asked: DraftCommand | CompleteCommand) -> tuple[str | None, list[int]]:
     """What a request gets from an engine of its own."""
-    ((_, events),) = Engine(loaded, cache_bytes=0, lookahead=False).draft_many([asked])
+    ((_, events),) = Engine(loaded, cache_bytes=0, prompt_lookup=False).draft_many([asked])
     return heard(events)
 
 
