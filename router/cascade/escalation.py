@@ -79,22 +79,22 @@ def cut_short(decision: Decision, large: Priced | None) -> None:
 
 
 class Source(Protocol):
-    """A stream of the large model as it comes, and how it is told to the client. Iterating raises UpstreamError; it
-    gives the pieces that came together, for what is sent at once costs little more than one of them."""
+    """A stream of the large model, and its encoding for the client. Iterating yields the pieces that arrived together,
+    since several sent at once cost little more than one, and raises UpstreamError."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
         """The usage reported so far, where this piece tells of it. To be asked of every piece, once and in order."""
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
-        """Whether the end begins here, with the piece that `usage` was asked of last: from now on pieces wait for the
-        row."""
+    def is_final(self, piece: Mapping[str, Any]) -> bool:
+        """True if the answer's end begins with this piece, the one that `usage` was asked of last: from now on pieces
+        wait for the row."""
 
-    def told(self, piece: dict[str, Any]) -> Iterable[bytes]:
+    def encode(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
 
-    def ending(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
+    def encode_final(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterable[bytes]:
         """The client's events of the last pieces, and of the end. Raises ClientError."""
 
     async def aclose(self) -> None:
@@ -119,14 +119,14 @@ class Translated:
 
     def __init__(self, stream: LargeStream, writer: Writer) -> None:
         self._stream, self._writer = stream, writer
-        self.told, self.ending, self.aclose = writer.events, writer.ending, stream.aclose
+        self.encode, self.encode_final, self.aclose = writer.events, writer.ending, stream.aclose
 
     async def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]:
         async for chunk in self._stream:
             yield (chunk,)
 
-    def ends(self, piece: Mapping[str, Any]) -> bool:
-        """See `Source.ends`."""
+    def is_final(self, piece: Mapping[str, Any]) -> bool:
+        """Implements `Source.is_final`: a piece with a finish reason, or with usage and no choices."""
         choices = piece.get("choices")
         if not choices:
             return bool(piece.get("usage"))  # without either it is no end: some providers begin with such a chunk
@@ -174,13 +174,13 @@ class Relay:
                     if usage is not None:
                         count(self._decision, self._prices, usage)
                     see(piece)
-                    if held.pieces or source.ends(piece):
-                        told_now += [event for one in held.put(piece) for event in source.told(one)]
+                    if held.pieces or source.is_final(piece):
+                        told_now += [event for one in held.put(piece) for event in source.encode(one)]
                     else:
-                        told_now += source.told(piece)
+                        told_now += source.encode(piece)
                 if told_now:
                     yield b"".join(told_now)
-            ending = list(source.ending(held.pieces, asked_extras(self._decision)))
+            ending = list(source.encode_final(held.pieces, asked_extras(self._decision)))
             message = self._decision.seen.message()
             self._decision.answer = {"choices": [{"message": message}]} if message else None
             await self._recorder.record(self._decision)
