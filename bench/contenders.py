@@ -16,7 +16,7 @@ import torch
 from bench import llamacpp
 from bench.requests import Request
 from bench.worker import Worker, working
-from slm.engine.model import Loaded
+from slm.engine.model import LoadedModel
 from slm.format.gbnf import draft_grammar
 from slm.format.pattern import render_prompt
 from slm.protocol import DraftCommand
@@ -55,7 +55,7 @@ class Setting:
 
     folder: Path
     adapter: Path
-    loaded: Loaded
+    loaded: LoadedModel
     dtypes: Sequence[str]
     threads: int
     peer: llamacpp.Peer | None
@@ -120,12 +120,12 @@ def _asked_of_llamacpp(server: llamacpp.Server, setting: Setting) -> Callable[[D
     return ask
 
 
-def prompt_of(loaded: Loaded, command: DraftCommand) -> list[int]:
+def prompt_of(loaded: LoadedModel, command: DraftCommand) -> list[int]:
     """The prompt's tokens, as our engine reads them."""
     return loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
 
 
-def generated(loaded: Loaded, command: DraftCommand, tokens: int) -> Answer:
+def generated(loaded: LoadedModel, command: DraftCommand, tokens: int) -> Answer:
     """As many tokens by transformers' own greedy `generate`, in this process."""
     prompt = torch.tensor([prompt_of(loaded, command)])
     began, cpu = time.perf_counter(), time.process_time()

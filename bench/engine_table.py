@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.contenders import PEER, REFERENCE
 from slm.engine.kv_cache import Shape
-from slm.engine.model import DTYPES, Loaded
+from slm.engine.model import DTYPES, LoadedModel
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _OURS = "smallcall "
@@ -19,7 +19,7 @@ _SAME_WORK = 0.9
 def table(
     disciplines: Mapping[str, Mapping[str, Any]],
     valid: Mapping[str, Mapping[str, set[str]]],
-    loaded: Loaded,
+    loaded: LoadedModel,
     run: Mapping[str, Any],
     *,
     kv_bound_bytes: Mapping[str, int],
@@ -88,13 +88,13 @@ def _many_clients(tally: Any, valid: set[str]) -> dict[str, Any]:
     }
 
 
-def kv_bytes_per_token(dtype: str, loaded: Loaded) -> int:
+def kv_bytes_per_token(dtype: str, loaded: LoadedModel) -> int:
     """In our worker of that precision."""
     return Shape(loaded.shape.layers, loaded.shape.heads, loaded.shape.head_dim, DTYPES[dtype]).bytes_per_token  # type: ignore[index]
 
 
 def _of_worker(
-    dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, kv_bound_mb: float
+    dtype: str, row: Mapping[str, Any], loaded: LoadedModel, bandwidth: float, kv_bound_mb: float
 ) -> dict[str, Any]:
     """Memory against the weights, and a step against the roofline, as far as they are measured."""
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())  # Tied ones once.

@@ -28,8 +28,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from bench.requests import requests
 from bench.run import Clock, base_folder, options, stamp, write
-from slm.engine.engine import Engine
-from slm.engine.model import Loaded, load
+from slm.engine.engine import DraftEngine
+from slm.engine.model import LoadedModel, load
 from slm.engine.tokenizer import Tokens
 from slm.format.grammar import Constraint, Offer
 from slm.format.pattern import render_prompt
@@ -68,9 +68,9 @@ class Switches:
     prompt_lookup: bool = False
     together: bool = False
 
-    def engine(self, loaded: Loaded, *, forced: bool = True) -> Engine:
+    def engine(self, loaded: LoadedModel, *, forced: bool = True) -> DraftEngine:
         """An engine with these."""
-        return Engine(
+        return DraftEngine(
             loaded,
             cache_bytes=CACHE_BYTES if self.cache else 0,
             slots=SLOTS if self.together else 1,
@@ -108,7 +108,7 @@ class _Allowed(LogitsProcessor):  # type: ignore[misc]
         return scores.masked_fill(~mask, -torch.inf)
 
 
-def generated(loaded: Loaded, command: DraftCommand, *, forced: bool = True) -> list[int]:
+def generated(loaded: LoadedModel, command: DraftCommand, *, forced: bool = True) -> list[int]:
     """The tokens of transformers' greedy `generate`, up to an end token or `max_tokens`."""
     prompt = loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
     ends = sorted(loaded.tokens.end_ids)
@@ -127,7 +127,7 @@ def generated(loaded: Loaded, command: DraftCommand, *, forced: bool = True) -> 
     return tokens[:-1] if tokens and tokens[-1] in ends else tokens
 
 
-def drafted(engine: Engine, commands: Sequence[DraftCommand]) -> list[list[int]]:
+def drafted(engine: DraftEngine, commands: Sequence[DraftCommand]) -> list[list[int]]:
     """The tokens of our drafts."""
     made: dict[int, list[Event]] = dict(engine.draft_many(commands))
     return [[event.id for event in made[place] if isinstance(event, Token)] for place in range(len(commands))]
@@ -144,8 +144,8 @@ def differences(expected: Sequence[list[int]], got: Sequence[list[int]], *, free
 
 
 def compared(
-    reference: Loaded,
-    ours: Loaded,
+    reference: LoadedModel,
+    ours: LoadedModel,
     commands: Sequence[DraftCommand],
     over: Callable[[], bool] = lambda: False,
     told: Callable[[str], None] = lambda _: None,

@@ -23,8 +23,8 @@ from evaluation.cases.answers import Answer, Call
 from evaluation.cases.case import Case
 from evaluation.cases.scoring import score
 from evaluation.cases.sets import case_set, sample
-from slm.engine.engine import Engine
-from slm.engine.kv_cache import Chunk, KVCache
+from slm.engine.engine import DraftEngine
+from slm.engine.kv_cache import KVCache, TokenChunk
 from slm.engine.model import DTypeName, load
 from slm.format.pattern import PatternError, parse_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Token
@@ -44,7 +44,7 @@ class Written:
     text: str
 
 
-def written(engine: Engine, commands: Sequence[DraftCommand]) -> list[Written]:
+def written(engine: DraftEngine, commands: Sequence[DraftCommand]) -> list[Written]:
     """All drafts, eight at once."""
     tokens = engine._loaded.tokens
     made = dict(engine.draft_many(commands))
@@ -58,12 +58,12 @@ def written(engine: Engine, commands: Sequence[DraftCommand]) -> list[Written]:
     return found
 
 
-def logs(engine: Engine, draft: Written) -> torch.Tensor:
+def logs(engine: DraftEngine, draft: Written) -> torch.Tensor:
     """Log-probabilities before each token of a draft: shape (tokens, vocabulary)."""
     kv = KVCache(engine._loaded.shape, len(draft.prompt) + len(draft.ids))
     ids = (draft.prompt + draft.ids)[:-1]
     with torch.inference_mode():
-        return engine._forward([Chunk(kv, ids, len(draft.ids))]).logits.float().log_softmax(-1)
+        return engine._forward([TokenChunk(kv, ids, len(draft.ids))]).logits.float().log_softmax(-1)
 
 
 def passes(case: Case, text: str) -> bool:
@@ -86,7 +86,7 @@ def compared(
 ) -> tuple[int, dict[str, Any]]:
     """How many cases were drafted in every precision, and figures by precision, `float32` among them; the time ends the
     list of cases."""
-    engines = {dtype: Engine(load(folder, adapter, dtype)) for dtype in dtypes}
+    engines = {dtype: DraftEngine(load(folder, adapter, dtype)) for dtype in dtypes}
     full = engines["float32"]
     rows: dict[str, Tally] = {dtype: Tally() for dtype in engines}
     done = 0

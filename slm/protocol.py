@@ -126,7 +126,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=T
     hidden: list[list[float]] = []
 
 
-class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
+class DraftFailed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
     """The draft cannot be made. `code` is stable: `bad_request`, `prompt_too_long`, `schema_unsupported`,
     `queue_full`, `wait_too_long`, `deadline`, `internal`. In answer to `InfoCommand`: the engine hangs (`internal`)."""
 
@@ -134,7 +134,7 @@ class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_on
     message: str
 
 
-Event = Info | Started | Token | PlanMade | Done | Failed
+Event = Info | Started | Token | PlanMade | Done | DraftFailed
 
 encode = msgspec.json.encode
 command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)

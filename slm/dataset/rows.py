@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainingRows:
     """Examples of one file, how many rows were refused for which reason, and the SHA-256 of the file's bytes."""
 
     examples: tuple[Example, ...]
@@ -44,7 +44,7 @@ def _shortest_name(path: Path, others: set[Path]) -> str:
     )
 
 
-def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows:
+def read_rows(path: Path, split: str = "train", name: str | None = None) -> TrainingRows:
     """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
 
     A folder, or a `.txt` file, holds hand-written domains (`slm.dataset.authored`), of split `train` as well. `name` is
@@ -71,10 +71,10 @@ def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows
         except BadRow as bad:
             refused[bad.reason] += 1
     with path.open("rb") as file:
-        return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
+        return TrainingRows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _authored(path: Path, split: str) -> Rows:
+def _authored(path: Path, split: str) -> TrainingRows:
     examples: list[Example] = []
     refused: Counter[str] = Counter()
     for row in authored_rows(path) if split == "train" else ():
@@ -82,7 +82,7 @@ def _authored(path: Path, split: str) -> Rows:
             examples.append(example_of(row))
         except BadRow as bad:
             refused[bad.reason] += 1
-    return Rows(tuple(examples), dict(refused), authored_sha256(path))
+    return TrainingRows(tuple(examples), dict(refused), authored_sha256(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from slm.engine.kv_cache import KVCache
-from slm.engine.signals import Distribution, Marks, Signals
+from slm.engine.signals import Distribution, Marks, MeasuredSignals
 from slm.engine.speculation import PromptLookup, value_under_way
 from slm.engine.tokenizer import TextStream, Tokens
 from slm.format.grammar import Guide, Mask
-from slm.format.pattern import PatternError, Span, SpanTracker, parse_plan
-from slm.protocol import Done, Event, Failed, Finish, PlanMade, Started, Token
+from slm.format.pattern import DraftSpan, PatternError, SpanTracker, parse_plan
+from slm.protocol import Done, DraftFailed, Event, Finish, PlanMade, Started, Token
 
 Clock = Callable[[], float]
 
@@ -74,7 +74,7 @@ class DraftState:
         self._prompt_lookup, self._over, self._alternatives = prompt_lookup, over, alternatives
         self._fast_forward = fast_forward
         self._guesses: list[int] = []
-        self._span = Span.SYNTAX
+        self._span = DraftSpan.SYNTAX
         self._constraint, self._tokens = constraint, tokens
         self._unmeasured: list[Mask] = []
         """For each forced token at the end of `ids`: what the grammar allowed in its place."""
@@ -115,7 +115,7 @@ class DraftState:
         if self._prompt_lookup is None or not self._choosing:
             return
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
-        value = value_under_way(self._text) if self._span is Span.VALUE and not self._unmeasured else ""
+        value = value_under_way(self._text) if self._span is DraftSpan.VALUE and not self._unmeasured else ""
         guesses = self._prompt_lookup.guess(self.ids, value)[: max(0, left)]
         self._guesses = guesses if self._constraint is None else self._constraint.possible(guesses)
 
@@ -206,7 +206,7 @@ class DraftState:
         """End the draft with a failure. Does nothing once it is finished."""
         if not self.finished:
             self.finished = self.failed = True
-            self.events.append(Failed(code=code, message=message))
+            self.events.append(DraftFailed(code=code, message=message))
 
     def expire(self) -> None:
         """End the draft because its time is up: with what there is, or with a failure before the first token."""
@@ -250,7 +250,7 @@ class DraftState:
             self._ending = "length"
             self._coming = []
 
-    def _emit(self, token: int, signals: Signals, *, forced: bool) -> None:
+    def _emit(self, token: int, signals: MeasuredSignals, *, forced: bool) -> None:
         text = self._stream.feed(token)
         # A token inside a character belongs where the character will; any other character shows where that is.
         span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")

@@ -19,15 +19,15 @@ import torch
 
 from slm.engine.draft import Clock, DraftState, blank_line_behind_text
 from slm.engine.forward import forward_of
-from slm.engine.kv_cache import Chunk, KVCache, PrefixCache
-from slm.engine.model import DeviceName, DTypeName, Loaded, LoadError, load
-from slm.engine.shortlist import Kind, Shortlist, shortlist_of
+from slm.engine.kv_cache import KVCache, PrefixCache, TokenChunk
+from slm.engine.model import DeviceName, DTypeName, LoadedModel, LoadError, load
+from slm.engine.shortlist import Kind, ToolShortlist, shortlist_of
 from slm.engine.signals import CANDIDATES, Distribution, Lens, Pass
 from slm.engine.speculation import PromptLookup
 from slm.format.gbnf_guide import GbnfGuide
 from slm.format.grammar import Constraint, GrammarError, Guide, Offer, ToolError
 from slm.format.pattern import PatternError, Segment, render_prompt
-from slm.protocol import CompleteCommand, DraftCommand, Event, Failed, Info
+from slm.protocol import CompleteCommand, DraftCommand, DraftFailed, Event, Info
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step: a cancelled draft holds the engine no longer than that."""
@@ -40,14 +40,14 @@ CACHE_BYTES = 256 * 1024 * 1024
 
 
 class DraftError(ValueError):
-    """A draft that cannot be made. `code` is one of `slm.protocol.Failed`."""
+    """A draft that cannot be made. `code` is one of `slm.protocol.DraftFailed`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Engine:
+class DraftEngine:
     """A loaded model that drafts.
 
     Args:
@@ -62,13 +62,13 @@ class Engine:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         *,
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
         prompt_lookup: bool = True,
         fast_forward: bool = True,
-        shortlist: Shortlist | None = None,
+        shortlist: ToolShortlist | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._shortlist = shortlist
@@ -94,7 +94,7 @@ class Engine:
         slots: int = SLOTS,
         shortlist: tuple[Kind, int] = ("none", 0),
         device: DeviceName = "cpu",
-    ) -> Engine:
+    ) -> DraftEngine:
         """Load a Hugging Face folder. `shortlist`: its kind and `keep`. Raises: `slm.engine.model.LoadError`."""
         loaded = load(folder, adapter, dtype, device)
         try:
@@ -188,7 +188,7 @@ class Engine:
         """One forward pass for the drafts that are not finished; what it brings is in their `events`.
 
         Where prompts are long only some of them are read on. A draft whose grammar gives up, or that the model gives
-        no distribution for, ends with `Failed`.
+        no distribution for, ends with `DraftFailed`.
         """
         with torch.inference_mode():
             work = self._work([draft for draft in drafts if not draft.finished])
@@ -212,7 +212,7 @@ class Engine:
         self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
     def draft(self, command: DraftCommand | CompleteCommand) -> Iterator[Event]:
-        """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
+        """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `DraftFailed`."""
         draft = self.begin(command)
         while not draft.finished:
             self.step([draft])
@@ -227,8 +227,8 @@ class Engine:
         where they stand one after another.
 
         Returns:
-            For each command its place in the list and all its events, the last one `Done` or `Failed`; in the order
-            in which drafts end. A command that is refused fails by the refusal's code.
+            For each command its place in the list and all its events, the last one `Done` or `DraftFailed`; in the
+            order in which drafts end. A command that is refused fails by the refusal's code.
         """
         waiting = enumerate(commands)
         active: dict[int, DraftState] = {}
@@ -242,21 +242,21 @@ class Engine:
                 try:
                     active[place] = self.begin(command)
                 except DraftError as exc:
-                    yield place, [Failed(code=exc.code, message=str(exc))]
+                    yield place, [DraftFailed(code=exc.code, message=str(exc))]
             self.step(list(active.values()))
             for place, draft in [item for item in active.items() if item[1].finished]:
                 del active[place]
                 self.release(draft)
                 yield place, draft.events
 
-    def _work(self, drafts: Sequence[DraftState]) -> list[tuple[DraftState, Chunk]]:
+    def _work(self, drafts: Sequence[DraftState]) -> list[tuple[DraftState, TokenChunk]]:
         """What each draft reads in the next pass: of the prompts, one is read on. A pass over a prompt has rows enough
         by itself, and the next prompt finds in the cache what was read before it."""
         work = []
         for draft in drafts:
             if draft.decoding:
                 draft.guess()
-                work.append((draft, Chunk(draft.kv, draft.pending, draft.rows)))
+                work.append((draft, TokenChunk(draft.kv, draft.pending, draft.rows)))
         unread = [draft for draft in drafts if not draft.decoding]
         if unread:
             most = PREFILL_BESIDE if work else PREFILL_TOKENS
@@ -280,10 +280,14 @@ class Engine:
         """Prompt tokens that are neither read nor held for it."""
         return draft.prompt_tokens - max(draft.kv.length, self._prefixes.held(_reusable(draft)))
 
-    def _reading(self, draft: DraftState, most: int) -> Chunk:
+    def _reading(self, draft: DraftState, most: int) -> TokenChunk:
         draft.cached += self._prefixes.lookup(_reusable(draft), draft.kv)
         pending, rows = draft.pending, draft.rows
-        return Chunk(draft.kv, pending, rows) if len(pending) - rows < most else Chunk(draft.kv, pending[:most], 0)
+        return (
+            TokenChunk(draft.kv, pending, rows)
+            if len(pending) - rows < most
+            else TokenChunk(draft.kv, pending[:most], 0)
+        )
 
     def _take(self, draft: DraftState, rows: Pass) -> None:
         first = not draft.decoding

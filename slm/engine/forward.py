@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from slm.engine.kv_cache import Chunk
+from slm.engine.kv_cache import TokenChunk
 from slm.engine.llama import LlamaForward, fits
 from slm.engine.signals import Pass
 
@@ -28,7 +28,7 @@ class Forward(Protocol):
     def head(self) -> torch.Tensor | None:
         """The output matrix, shape (vocabulary, hidden), by which inner states are read; None without them."""
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
         """One row for each wanted row of the chunks, in order. Each chunk's `kv` grows by the chunk's ids."""
 
 
@@ -39,11 +39,11 @@ class TransformersForward:
         self._model = model
         self.head = None
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
         """See `Forward`."""
         return Pass(torch.cat([self._one(chunk) for chunk in chunks]))
 
-    def _one(self, chunk: Chunk) -> torch.Tensor:
+    def _one(self, chunk: TokenChunk) -> torch.Tensor:
         start = chunk.kv.length
         device = self._model.device
         logits: torch.Tensor = self._model(

@@ -50,7 +50,9 @@ class KVCache(Cache):  # type: ignore[misc]
         self._buffer = torch.empty(
             (2 * shape.layers, 1, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device
         )
-        super().__init__(layers=[_Layer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)])
+        super().__init__(
+            layers=[_CacheLayer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)]
+        )
 
     @property
     def length(self) -> int:
@@ -78,7 +80,7 @@ class KVCache(Cache):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
+class TokenChunk:
     """What a forward pass reads for one draft: `ids`, at least one, behind what `kv` holds; the logits behind the
     last `rows` of them are wanted."""
 
@@ -87,7 +89,7 @@ class Chunk:
     rows: int
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's view of the buffer, in the form in which transformers reads a cache."""
 
     is_sliding = False

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from slm.engine.int8 import Int8Linear
-from slm.engine.kv_cache import Chunk, KVCache
+from slm.engine.kv_cache import KVCache, TokenChunk
 from slm.engine.signals import Pass
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -45,7 +45,7 @@ def fits(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class _DecoderLayer:
     attention_norm: torch.Tensor
     qkv: Linear
     out: Linear
@@ -70,7 +70,7 @@ class LlamaForward:
         self._norm = decoder.norm.weight.detach()
         self._cos, self._sin = _angles(model)
         self._layers = [
-            _Layer(
+            _DecoderLayer(
                 layer.input_layernorm.weight.detach(),
                 _joined([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj], int8),
                 _joined([layer.self_attn.o_proj], int8),
@@ -86,7 +86,7 @@ class LlamaForward:
         count = len(self._layers)
         self._probed = {count * share // 6 for share in PROBED_SIXTHS} - {0, count}
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
         """See `slm.engine.forward.Forward`."""
         device = self._embedding.device
         places, positions, kept = _places(chunks, device)
@@ -151,7 +151,7 @@ class _Place:
         return self.start + self.count
 
 
-def _places(chunks: Sequence[Chunk], device: torch.device) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
+def _places(chunks: Sequence[TokenChunk], device: torch.device) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
     """Places of the chunks, position of each row, and the rows whose logits are wanted."""
     places: list[_Place] = []
     positions: list[int] = []

@@ -34,7 +34,7 @@ class LoadError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
     """A model ready to run. `vocabulary` is the number of rows of its logits."""
 
     model: PreTrainedModel
@@ -50,7 +50,9 @@ def use_threads(count: int) -> None:
     torch.set_num_threads(count)
 
 
-def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", device: DeviceName = "cpu") -> Loaded:
+def load(
+    folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", device: DeviceName = "cpu"
+) -> LoadedModel:
     """Load a model for inference. `cuda` is the first GPU.
 
     Raises:
@@ -82,7 +84,7 @@ def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32"
             model.to(device)
         context = int(model.config.max_position_embeddings)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        return Loaded(
+        return LoadedModel(
             model=model,
             tokens=_tokens(folder, model, tokenizer, vocabulary),
             shape=_shape(model, device),

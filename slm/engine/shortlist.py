@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slm.engine.model import Loaded
+from slm.engine.model import LoadedModel
 
 if TYPE_CHECKING:
     from bm25s import BM25 as Index
@@ -53,7 +53,7 @@ class Ranking(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Shortlist:
+class ToolShortlist:
     """Cuts lists of more than `keep` tools down to the `keep` closest ones, and those that must stay."""
 
     ranking: Ranking
@@ -101,7 +101,7 @@ class BM25:
 class Embedding:
     """By the small model's own states. Keeps vectors of tools by their text. Not safe to share between threads."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._first = BM25()
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
@@ -144,7 +144,7 @@ class Embedding:
         return made
 
 
-def shortlist_of(kind: Kind, keep: int, loaded: Loaded) -> Shortlist | None:
+def shortlist_of(kind: Kind, keep: int, loaded: LoadedModel) -> ToolShortlist | None:
     """The shortlist of a configuration; None for `none`.
 
     Raises:
@@ -155,7 +155,7 @@ def shortlist_of(kind: Kind, keep: int, loaded: Loaded) -> Shortlist | None:
         return None
     if kind == "embedding" and loaded.info.dtype == "int8":
         raise ValueError("a shortlist by embedding needs float32 or bfloat16")
-    return Shortlist(BM25() if kind == "bm25" else Embedding(loaded), keep)
+    return ToolShortlist(BM25() if kind == "bm25" else Embedding(loaded), keep)
 
 
 def query_of(messages: Sequence[Message]) -> str:

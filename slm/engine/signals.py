@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from slm.format.grammar import Mask
-from slm.format.pattern import Span
+from slm.format.pattern import DraftSpan
 
 HIDDEN_SIZE = 16
 """Numbers that a hidden state is projected to."""
@@ -22,7 +22,7 @@ CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
+class MeasuredSignals:
     """Signals of one token; meanings and units as in `slm.protocol.Token`."""
 
     logprob: float
@@ -128,7 +128,7 @@ class Distribution:
         tokens: Sequence[int],
         masks: Sequence[Mask | None],
         alternatives: int = 0,
-    ) -> list[Signals]:
+    ) -> list[MeasuredSignals]:
         """Signals of `tokens`, each written after its position; `masks` holds what the grammar allowed there.
 
         Args:
@@ -138,7 +138,7 @@ class Distribution:
         for position, token, mask in zip(positions, tokens, masks, strict=True):
             mass = 1.0 if mask is None else float(self._p[position].dot(_on(self._p, mask).float()))
             made.append(
-                Signals(
+                MeasuredSignals(
                     logprob=min(0.0, float(self._logs[position, token])),
                     margin=self._margin[position],
                     entropy=max(0.0, self._entropy[position]),
@@ -161,12 +161,12 @@ class Marks:
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
-        self._starts: dict[Span, torch.Tensor] = {}
+        self._starts: dict[DraftSpan, torch.Tensor] = {}
         self._values: torch.Tensor | None = None
         self._count = 0
         self._last: torch.Tensor | None = None
 
-    def add(self, hidden: torch.Tensor | None, span: Span) -> None:
+    def add(self, hidden: torch.Tensor | None, span: DraftSpan) -> None:
         """The state in which the next token of the draft was chosen; None where there are no states."""
         if hidden is None:
             return
@@ -174,7 +174,7 @@ class Marks:
         if self._first is None:
             self._first = hidden
         self._starts.setdefault(span, hidden)
-        if span is Span.VALUE:
+        if span is DraftSpan.VALUE:
             self._values = hidden if self._values is None else self._values + hidden
             self._count += 1
 
@@ -184,7 +184,7 @@ class Marks:
         if self._last is None:
             return []
         mean = None if self._values is None else self._values / self._count
-        places = (self._first, self._starts.get(Span.PLAN), self._starts.get(Span.NAME), mean, self._last)
+        places = (self._first, self._starts.get(DraftSpan.PLAN), self._starts.get(DraftSpan.NAME), mean, self._last)
         return [[] if row is None else row.tolist() for row in places]
 
 

@@ -47,7 +47,7 @@ TOOL_RESULT_CHARS = 2000
 """Of a tool's result that the model is shown; a longer one loses its middle."""
 
 
-class Span(IntEnum):
+class DraftSpan(IntEnum):
     """What a character of a draft belongs to; equal in value to `policies.types.Span`."""
 
     SYNTAX = 0
@@ -62,7 +62,7 @@ class PatternError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class DraftCall:
     """One call: `arguments` is JSON text as written."""
 
     name: str
@@ -75,7 +75,7 @@ class Parsed:
 
     kind: Kind
     plan: tuple[str, ...]
-    calls: tuple[Call, ...] = ()
+    calls: tuple[DraftCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ def render_draft(parsed: Parsed) -> str:
 
 def calls_draft(calls: Iterable[tuple[str, Any]]) -> Parsed:
     """A draft of `(name, arguments)` pairs whose plan agrees with its calls."""
-    made = tuple(Call(name, canonical_json(arguments)) for name, arguments in calls)
+    made = tuple(DraftCall(name, canonical_json(arguments)) for name, arguments in calls)
     return Parsed("calls", tuple(call.name for call in made), made)
 
 
@@ -182,13 +182,13 @@ def parse_draft(text: str) -> Parsed:
     return Parsed("calls", plan, calls)
 
 
-def _parse_calls(lines: Sequence[str]) -> Iterable[Call]:
+def _parse_calls(lines: Sequence[str]) -> Iterable[DraftCall]:
     if not lines or len(lines) % 2:
         raise PatternError("every Action needs one Action Input")
     for action, argument in zip(lines[::2], lines[1::2], strict=True):
         if not action.startswith(_ACTION) or not argument.startswith(_INPUT):
             raise PatternError("expected an Action line and an Action Input line")
-        yield Call(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
+        yield DraftCall(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
 
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,7 +252,7 @@ def _assistant_text(message: Mapping[str, Any]) -> str:
     if not calls:
         return _text(message)
     pairs = [call.get("function") or {} for call in calls]
-    made = tuple(Call(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
+    made = tuple(DraftCall(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
     return render_draft(Parsed("calls", tuple(call.name for call in made), made))
 
 
@@ -314,24 +314,24 @@ class SpanTracker:
         self._line = ""
         self._json: _JsonSpans | None = None
 
-    def feed(self, piece: str) -> Span:
+    def feed(self, piece: str) -> DraftSpan:
         """The label of the next piece of text."""
-        return max((self._label(character) for character in piece), default=Span.SYNTAX)
+        return max((self._label(character) for character in piece), default=DraftSpan.SYNTAX)
 
-    def _label(self, character: str) -> Span:
+    def _label(self, character: str) -> DraftSpan:
         if character == "\n":
             self._line, self._json = "", None
-            return Span.SYNTAX
+            return DraftSpan.SYNTAX
         if self._json is not None:
             return self._json.label(character)
         self._line += character
         if self._line == _INPUT:
             self._json = _JsonSpans()
-            return Span.SYNTAX
-        for head, span in ((_THOUGHT, Span.PLAN), (_ACTION, Span.NAME)):
+            return DraftSpan.SYNTAX
+        for head, span in ((_THOUGHT, DraftSpan.PLAN), (_ACTION, DraftSpan.NAME)):
             if self._line.startswith(head) and len(self._line) > len(head):
-                return Span.SYNTAX if character in ", " else span
-        return Span.SYNTAX
+                return DraftSpan.SYNTAX if character in ", " else span
+        return DraftSpan.SYNTAX
 
 
 class _JsonSpans:
@@ -339,16 +339,16 @@ class _JsonSpans:
 
     def __init__(self) -> None:
         self._stack: list[str] = []
-        self._string: Span | None = None
+        self._string: DraftSpan | None = None
         self._escaped = False
         self._expect_key = False
 
-    def label(self, character: str) -> Span:
+    def label(self, character: str) -> DraftSpan:
         if self._string is not None:
             return self._in_string(character)
         if character == '"':
-            self._string = Span.KEY if self._expect_key else Span.VALUE
-            return Span.SYNTAX
+            self._string = DraftSpan.KEY if self._expect_key else DraftSpan.VALUE
+            return DraftSpan.SYNTAX
         if character in "{[":
             self._stack.append(character)
             self._expect_key = character == "{"
@@ -361,10 +361,10 @@ class _JsonSpans:
         elif character == ":":
             self._expect_key = False
         elif character != " ":
-            return Span.VALUE
-        return Span.SYNTAX
+            return DraftSpan.VALUE
+        return DraftSpan.SYNTAX
 
-    def _in_string(self, character: str) -> Span:
+    def _in_string(self, character: str) -> DraftSpan:
         assert self._string is not None
         span = self._string
         if self._escaped:
@@ -373,5 +373,5 @@ class _JsonSpans:
             self._escaped = True
         elif character == '"':
             self._string = None
-            return Span.SYNTAX
+            return DraftSpan.SYNTAX
         return span

@@ -3,7 +3,7 @@
 First come, first served; a job that is cancelled or past its deadline leaves between two forward passes, its slot free
 at once. A job that would probably wait too long is refused, so that somebody else can answer. An unforeseen error fails
 the jobs of its own step as `internal`, and no others. Of each accepted job this is promised: unless it is cancelled or
-the scheduler is stopped or ends first, it is told exactly one `Done` or `Failed`, last of all its events, from the
+the scheduler is stopped or ends first, it is told exactly one `Done` or `DraftFailed`, last of all its events, from the
 scheduler's thread.
 """
 
@@ -18,14 +18,14 @@ from typing import Protocol
 
 from slm.engine.draft import Clock, DraftState
 from slm.engine.engine import DraftError
-from slm.protocol import CompleteCommand, DraftCommand, Event, Failed
+from slm.protocol import CompleteCommand, DraftCommand, DraftFailed, Event
 
 HOLD_WEIGHT = 0.1
 """Of the last draft in the mean time for which a draft holds its slot."""
 
 
-class DraftingEngine(Protocol):
-    """What the scheduler needs of an engine; see `slm.engine.engine.Engine`."""
+class SteppedEngine(Protocol):
+    """What the scheduler needs of an engine; see `slm.engine.engine.DraftEngine`."""
 
     @property
     def slots(self) -> int: ...
@@ -66,7 +66,7 @@ class Scheduler:
 
     def __init__(
         self,
-        engine: DraftingEngine,
+        engine: SteppedEngine,
         *,
         max_queue: int,
         max_wait_s: float | None = None,
@@ -101,14 +101,14 @@ class Scheduler:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def submit(self, job: Job) -> Failed | None:
+    def submit(self, job: Job) -> DraftFailed | None:
         """Queue a job. What it is refused by where there is no room or no time for it: nothing will be told then."""
         with self._changed:
             if len(self._waiting) >= self._max_queue + self._free():
-                return Failed(code="queue_full", message="too many drafts are waiting")
+                return DraftFailed(code="queue_full", message="too many drafts are waiting")
             wait_s = self._expected_wait_s()
             if self._max_wait_s is not None and wait_s > self._max_wait_s:
-                return Failed(code="wait_too_long", message=f"a draft would wait for about {wait_s:.1f} s")
+                return DraftFailed(code="wait_too_long", message=f"a draft would wait for about {wait_s:.1f} s")
             self._waiting.append(job)
             self._changed.notify()
             return None
@@ -180,7 +180,7 @@ class Scheduler:
             for job in late:
                 self._waiting.remove(job)
         for job in late:
-            job.tell(Failed(code="deadline", message="the deadline passed in the queue"))
+            job.tell(DraftFailed(code="deadline", message="the deadline passed in the queue"))
 
     def _admit(self) -> None:
         while self._free():
@@ -194,7 +194,7 @@ class Scheduler:
         try:
             draft = self._engine.begin(job.command, queue_s=self._clock() - job.received)
         except DraftError as exc:
-            self._tell(job, Failed(code=exc.code, message=str(exc)))
+            self._tell(job, DraftFailed(code=exc.code, message=str(exc)))
             return
         with self._changed:
             self._active[job], self._admitted[job] = draft, self._clock()
@@ -236,7 +236,7 @@ class Scheduler:
             self._crashed(_whereabouts(exc))
             for job in jobs:
                 self._free_slot(job)
-                self._tell(job, Failed(code="internal", message=f"the draft crashed: {type(exc).__name__}"))
+                self._tell(job, DraftFailed(code="internal", message=f"the draft crashed: {type(exc).__name__}"))
             return False
         return True
 

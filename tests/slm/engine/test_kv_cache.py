@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.kv_cache import BLOCK_TOKENS, KVCache, PrefixCache, Shape
 from slm.engine.model import load
 from slm.protocol import Started, Token
@@ -112,7 +112,7 @@ def test_a_part_of_a_block_is_not_kept() -> None:
     assert len(restored(cache, tokens)) == BLOCK_TOKENS
 
 
-def signals(engine: Engine, text: str) -> tuple[int, list[Token]]:
+def signals(engine: DraftEngine, text: str) -> tuple[int, list[Token]]:
     """Reused prompt tokens and the tokens of one draft."""
     events = list(engine.draft(command(messages=[{"role": "user", "content": text}], tools=[tool("find")] * 1)))
     (started,) = (event for event in events if isinstance(event, Started))
@@ -123,7 +123,7 @@ def signals(engine: Engine, text: str) -> tuple[int, list[Token]]:
 def test_drafts_are_the_same_with_and_without_the_cache(request: pytest.FixtureRequest, architecture: str) -> None:
     """Over requests that share their tools, every token and signal equals those of an engine that keeps nothing."""
     folder = request.getfixturevalue(architecture)
-    keeping, forgetful = Engine(load(folder)), Engine(load(folder), cache_bytes=0)
+    keeping, forgetful = DraftEngine(load(folder)), DraftEngine(load(folder), cache_bytes=0)
     reused = []
     for text in ("What is the weather?", "What is the time?", "What is the weather?", "What is the weather? Tell me."):
         cached, tokens = signals(keeping, text)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.model import load
 from slm.engine.speculation import GRAM, GUESS_TOKENS, PromptLookup, value_under_way
 from slm.protocol import Done, Token
@@ -68,13 +68,15 @@ PLACE = tool(
     max_tokens=st.integers(1, 90),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_guessing_changes_no_token_and_no_signal(engine: Engine, text: str, grammar: bool, max_tokens: int) -> None:
+def test_guessing_changes_no_token_and_no_signal(
+    engine: DraftEngine, text: str, grammar: bool, max_tokens: int
+) -> None:
     """With and without guesses a draft has the same tokens, the same ones forced, the same signals, the same end."""
     asked = command(
         messages=[{"role": "user", "content": text}], tools=[PLACE, WEATHER, TIME], tool_choice="required",
         grammar=grammar, max_tokens=max_tokens,
     )  # fmt: skip
-    plain = Engine(engine._loaded, prompt_lookup=False)
+    plain = DraftEngine(engine._loaded, prompt_lookup=False)
     expected, got = list(plain.draft(asked)), list(engine.draft(asked))
     ends = [events[-1] for events in (expected, got)]
     assert [(end.text, end.finish, end.tokens) for end in ends if isinstance(end, Done)] == [
@@ -101,15 +103,15 @@ class Oracle(PromptLookup):
 @pytest.mark.parametrize("wrong_every", [1, 2, 3, 5, 1000])
 @pytest.mark.parametrize("grammar", [True, False])
 def test_right_guesses_save_steps_and_wrong_ones_cost_nothing_else(
-    engine: Engine, wrong_every: int, grammar: bool
+    engine: DraftEngine, wrong_every: int, grammar: bool
 ) -> None:
     """Guesses of which every nth is wrong save the other steps; the draft and its keys and values stay the same."""
     asked = command(tools=[PLACE], tool_choice="required", grammar=grammar, max_tokens=60)
-    plain = Engine(engine._loaded, prompt_lookup=False).begin(asked)
-    reference = Engine(engine._loaded, prompt_lookup=False, cache_bytes=0)
+    plain = DraftEngine(engine._loaded, prompt_lookup=False).begin(asked)
+    reference = DraftEngine(engine._loaded, prompt_lookup=False, cache_bytes=0)
     while not plain.finished:
         reference.step([plain])
-    guessing = Engine(engine._loaded, cache_bytes=0)
+    guessing = DraftEngine(engine._loaded, cache_bytes=0)
     draft = guessing.begin(asked)
     draft._prompt_lookup = Oracle(plain.ids, wrong_every)
     while not draft.finished:
@@ -129,14 +131,14 @@ def test_right_guesses_save_steps_and_wrong_ones_cost_nothing_else(
 def test_guesses_never_outgrow_the_memory(llama_folder: object) -> None:
     """A draft that is guessed up to its last token stays within its buffer."""
     loaded = load(llama_folder)  # type: ignore[arg-type]
-    written = Engine(loaded, prompt_lookup=False)
+    written = DraftEngine(loaded, prompt_lookup=False)
     asked = command(grammar=False, max_tokens=7)
     plain = written.begin(asked)
     while not plain.finished:
         written.step([plain])
-    draft = Engine(loaded).begin(asked)
+    draft = DraftEngine(loaded).begin(asked)
     draft._prompt_lookup = Oracle(plain.ids + plain.ids, 1000)
-    engine = Engine(loaded)
+    engine = DraftEngine(loaded)
     while not draft.finished:
         engine.step([draft])
         assert draft.kv.length <= draft.kv.layers[0].get_max_length()
