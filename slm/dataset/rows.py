@@ -31,7 +31,8 @@ class TrainingRows:
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its own, or as much of its path as tells it from the others; given twice, it has one."""
+    """Return a name for each file: its own, or as much of its path as makes it unique; a file given twice has one
+    name."""
     paths = [Path(os.path.abspath(file)) for file in files]
     return [_shortest_name(path, set(paths) - {path}) for path in paths]
 
@@ -45,7 +46,8 @@ def _shortest_name(path: Path, others: set[Path]) -> str:
 
 
 def read_rows(path: Path, split: str = "train", name: str | None = None) -> TrainingRows:
-    """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
+    """Read the examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split
+    `train`.
 
     A folder, or a `.txt` file, holds hand-written domains (`slm.dataset.authored`), of split `train` as well. `name` is
     the source of the conversations, the file's own by default.

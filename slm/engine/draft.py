@@ -1,9 +1,9 @@
-"""One draft under way: what is written, what is still to be measured, and the events that tell of it.
+"""The state of one draft: its tokens, those that are still to be measured, and the events that report them.
 
 No model in here: the engine feeds `pending` to a model and hands the distributions to `take`. Tokens that the grammar
 forces are written at once, `FORCED_AT_ONCE` at most, and measured with the next forward pass, in which they cost a row
 and not a step. Guesses of what the model will choose are read in the same pass; those that agree with its choice save a
-step each, the others are forgotten.
+step each, the others are dropped.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ FORCED_AT_ONCE = 64
 
 
 def blank_line_behind_text(text: str) -> bool:
-    """Whether a draft without a grammar is over: none holds a blank line, and where turns are told apart by text alone
-    it is the turn's end."""
+    """True if a draft without a grammar has ended: drafts hold no blank line, and where only text separates turns, a
+    blank line ends the turn."""
     return "\n\n" in text.lstrip()
 
 
 class DraftState:
-    """State of one draft. Events collect in `events`, in order, until somebody takes them away.
+    """State of one draft. Events collect in `events`, in order, until the caller takes them away.
 
     Without a constraint a draft ends at any special token. With a constraint it ends where the grammar does.
 
@@ -43,7 +43,7 @@ class DraftState:
             among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
         over: whether a draft with this text has come to its end, asked behind each token, forced or not.
-        alternatives: tokens to tell of beside each one that is written.
+        alternatives: number of most probable tokens to report with each token that is written.
     """
 
     def __init__(
@@ -102,16 +102,16 @@ class DraftState:
 
     @property
     def _choosing(self) -> bool:
-        """Whether the model chooses what follows the forced tokens."""
+        """True if the model chooses the token after the forced ones."""
         return not self._ending and not self._coming
 
     @property
     def decoding(self) -> bool:
-        """Whether the prompt is read."""
+        """True once the whole prompt has been read."""
         return self._decode_began is not None
 
     def guess(self) -> None:
-        """Guess what will be written, to be read with what is pending."""
+        """Guess the next tokens; they are verified in the next pass, together with the pending tokens."""
         if self._prompt_lookup is None or not self._choosing:
             return
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
@@ -120,10 +120,10 @@ class DraftState:
         self._guesses = guesses if self._constraint is None else self._constraint.possible(guesses)
 
     def take(self, distribution: Distribution) -> None:
-        """Measure the forced tokens, write what the model chooses, and force what follows from it.
+        """Measure the forced tokens, write the model's choice, and write the tokens that the grammar then forces.
 
         Args:
-            distribution: of the `rows` last pending tokens.
+            distribution: distributions at the last `rows` pending tokens, in order.
 
         Raises:
             GrammarError: the grammar failed at this token.
@@ -273,22 +273,22 @@ class DraftState:
                 ],
             )
         )
-        self._tell_plan()
+        self._emit_plan()
         if self._over(self._text):
             self.finish("stop")
 
-    def _tell_plan(self) -> None:
+    def _emit_plan(self) -> None:
         if self._planned or "\n" not in self._text:
             return
         self._planned = True
         try:
             kind, names = parse_plan(self._text.partition("\n")[0])
-        except PatternError:  # Free text, and no plan in it: there is nothing to tell.
+        except PatternError:  # Free text without a plan: there is no event to emit.
             return
         self.events.append(PlanMade(kind=kind, names=list(names)))
 
 
 def _agreeing(guesses: Sequence[int], written: Sequence[int]) -> int:
-    """How many tokens the two begin with alike."""
+    """Length of the common prefix of two token lists."""
     pairs = enumerate(zip(guesses, written, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(guesses), len(written)))

@@ -40,7 +40,7 @@ CACHE_BYTES = 256 * 1024 * 1024
 
 
 class DraftError(ValueError):
-    """A draft that cannot be made. `code` is one of `slm.protocol.DraftFailed`."""
+    """A draft cannot be made. `code` is one of the codes of `slm.protocol.DraftFailed`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -51,12 +51,12 @@ class DraftEngine:
     """A loaded model that drafts.
 
     Args:
-        loaded: taken over.
+        loaded: the model; the engine takes it over and may change it.
         cache_bytes: bound on the keys and values kept for shared prefixes.
-        slots: drafts worth running at once.
-        prompt_lookup: whether to guess tokens; changes the time of a draft and nothing else.
-        fast_forward: see `slm.engine.draft.DraftState`.
-        shortlist: which tools of a long list the model is shown; None shows all.
+        slots: number of drafts to run at once.
+        prompt_lookup: whether to speculate on tokens; changes the time of a draft and nothing else.
+        fast_forward: whether tokens that the grammar forces are written without a decoding step.
+        shortlist: selects the tools of a long list that the model is shown; None shows all.
         clock: seconds, monotonic.
     """
 
@@ -80,7 +80,7 @@ class DraftEngine:
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
         self._oldest_next = False
-        """Whether the next pass reads the prompt that came first, and not the shortest one."""
+        """True if the next pass reads the oldest prompt, False if the one with the fewest passes left."""
         self._lens = None if self._forward.head is None else Lens(self._forward.head)
 
     @classmethod
@@ -104,11 +104,11 @@ class DraftEngine:
 
     @property
     def info(self) -> Info:
-        """What is loaded."""
+        """Description of the loaded model, with its hashes."""
         return self._loaded.info
 
     def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float = 0.0) -> DraftState:
-        """Prepare a draft or a completion; no forward pass yet.
+        """Prepare a draft or a completion without running a forward pass.
 
         Raises:
             DraftError: the command is wrong, its prompt too long, or no grammar can be made of its tools or its own.
@@ -185,7 +185,7 @@ class DraftEngine:
         return self._shortlist.of(command.messages, command.tools, command.forced_tool)
 
     def step(self, drafts: Sequence[DraftState]) -> None:
-        """One forward pass for the drafts that are not finished; what it brings is in their `events`.
+        """Run one forward pass for the drafts that are not finished; the results are appended to their `events`.
 
         Where prompts are long only some of them are read on. A draft whose grammar gives up, or that the model gives
         no distribution for, ends with `DraftFailed`.
@@ -202,7 +202,7 @@ class DraftEngine:
                 row += chunk.rows
 
     def release(self, draft: DraftState) -> None:
-        """Keep what of the draft's keys and values the next one may share. Call once, unless a step raised."""
+        """Store the draft's keys and values for later drafts with the same prefix. Call once, unless a step raised."""
         if not draft.failed:
             with torch.inference_mode():
                 self._prefixes.store(draft.ids[: draft.kv.length], draft.kv)
@@ -212,7 +212,7 @@ class DraftEngine:
         self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
     def draft(self, command: DraftCommand | CompleteCommand) -> Iterator[Event]:
-        """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `DraftFailed`."""
+        """Make one draft and yield its events. Raises DraftError; later errors are yielded as `DraftFailed`."""
         draft = self.begin(command)
         while not draft.finished:
             self.step([draft])
@@ -221,7 +221,7 @@ class DraftEngine:
         self.release(draft)
 
     def draft_many(self, commands: Iterable[DraftCommand | CompleteCommand]) -> Iterator[tuple[int, list[Event]]]:
-        """Draft a long list, `slots` at once; deadlines are not looked at.
+        """Draft many commands, `slots` at once; deadlines are ignored.
 
         Commands are taken from the list as slots come free. Those that share their tools share the reading of them
         where they stand one after another.
@@ -250,8 +250,8 @@ class DraftEngine:
                 yield place, draft.events
 
     def _work(self, drafts: Sequence[DraftState]) -> list[tuple[DraftState, TokenChunk]]:
-        """What each draft reads in the next pass: of the prompts, one is read on. A pass over a prompt has rows enough
-        by itself, and the next prompt finds in the cache what was read before it."""
+        """The chunk that each draft reads in the next pass; only one prompt is read on. A pass over a prompt has enough
+        rows by itself, and the next prompt finds the tokens read before it in the cache."""
         work = []
         for draft in drafts:
             if draft.decoding:
@@ -268,8 +268,8 @@ class DraftEngine:
         return work
 
     def _next(self, unread: Sequence[DraftState], most: int) -> DraftState:
-        """Whose prompt is read on: by turns the one with the fewest passes left, so that nobody waits for a long prompt
-        to its end, and the one that came first, so that none waits for ever."""
+        """Whose prompt is read on: by turns the one with the fewest passes left, so that no draft waits for a long
+        prompt to its end, and the one that came first, so that none waits for ever."""
         if len(unread) == 1:
             self._oldest_next = False
             return unread[0]
@@ -302,7 +302,7 @@ class DraftEngine:
 
 
 def _reusable(draft: DraftState) -> list[int]:
-    """What of a prompt may come from the cache: the last token's distribution has to be computed."""
+    """The prompt tokens that may come from the cache: all but the last, whose distribution has to be computed."""
     return draft.ids[: draft.prompt_tokens - 1]
 
 

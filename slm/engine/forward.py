@@ -40,7 +40,7 @@ class TransformersForward:
         self.head = None
 
     def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
-        """See `Forward`."""
+        """Run the model once per chunk and join the rows of logits; implements `Forward`."""
         return Pass(torch.cat([self._one(chunk) for chunk in chunks]))
 
     def _one(self, chunk: TokenChunk) -> torch.Tensor:

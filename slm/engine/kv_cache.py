@@ -24,14 +24,14 @@ _Key = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one token's keys and values take in one model. Every layer has full attention and the same heads."""
+    """The dimensions of one token's keys and values in a model. Every layer has full attention and the same heads."""
 
     layers: int
     heads: int
     head_dim: int
     dtype: torch.dtype
     device: str = "cpu"
-    """Where they lie: the model's device."""
+    """Device of the tensors: the model's."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -64,7 +64,7 @@ class KVCache(Cache):  # type: ignore[misc]
         return self._buffer[2 * index : 2 * index + 2, 0]
 
     def set_length(self, length: int) -> None:
-        """Say how many tokens are held: more, once they are written; fewer, to drop the last ones."""
+        """Set the number of tokens held: more, once they are written; fewer, to drop the last ones."""
         for layer in self.layers:
             layer.length = length
 
@@ -81,8 +81,8 @@ class KVCache(Cache):  # type: ignore[misc]
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """What a forward pass reads for one draft: `ids`, at least one, behind what `kv` holds; the logits behind the
-    last `rows` of them are wanted."""
+    """The tokens that a forward pass reads for one draft: `ids`, at least one, which follow the tokens held by `kv`.
+    The pass returns the logits after the last `rows` of them."""
 
     kv: KVCache
     ids: Sequence[int]
@@ -140,8 +140,8 @@ class PrefixCache:
         self._most = capacity_bytes // self._block_bytes
         self._most_of_one = (self._most + 1) // 2
         self._blocks: OrderedDict[_Key, _Block] = OrderedDict()
-        """By the id of the block before (0 for none) and the block's tokens; least recently used first. A block is
-        always used after the blocks behind it, so no block outlives the one before it."""
+        """Blocks keyed by the id of the block before (0 for none) and the block's tokens; least recently used first. A
+        block is always used after the blocks behind it, so no block outlives the one before it."""
         self._next_id = 1
 
     @property
@@ -149,14 +149,14 @@ class PrefixCache:
         return len(self._blocks) * self._block_bytes
 
     def held(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` are held as a prefix: a multiple of `BLOCK_TOKENS`. Counts as no use."""
+        """Number of leading `tokens` that are held: a multiple of `BLOCK_TOKENS`. Does not count as use."""
         return len(self._chain(tokens)) * BLOCK_TOKENS
 
     def lookup(self, tokens: Sequence[int], into: KVCache) -> int:
-        """Fill a buffer, which is empty or holds whole blocks of `tokens`, on to the longest prefix that is held.
+        """Fill a buffer, which is empty or holds whole blocks of `tokens`, up to the longest prefix that is held.
 
         Returns:
-            How many tokens were filled in: a multiple of `BLOCK_TOKENS`.
+            Number of tokens filled in: a multiple of `BLOCK_TOKENS`.
         """
         keys = self._chain(tokens)
         more = keys[into.length // BLOCK_TOKENS :]

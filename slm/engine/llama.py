@@ -28,11 +28,11 @@ PROBED_SIXTHS = (3, 4, 5)
 """Depths at which inner states are kept for the signals, in sixths of the layers."""
 _KINDS = (LlamaForCausalLM, Qwen2ForCausalLM)
 _ROPE_KINDS = {"default", "linear", "llama3"}
-"""Those whose angles depend on nothing but the position."""
+"""Kinds of rotary embedding whose angles depend on nothing but the position."""
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether `LlamaForward` computes what this model computes."""
+    """True if `LlamaForward` computes the same function as this model."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
@@ -55,7 +55,7 @@ class _DecoderLayer:
 
 
 class LlamaForward:
-    """See the module. Takes the model over.
+    """The lean forward pass of a Llama or Qwen2 model; it takes the model over.
 
     Without `int8` the model stays usable: its parameters become views of the joined ones, so weights are held once.
     """
@@ -82,12 +82,12 @@ class LlamaForward:
         ]
         self._head = _joined([model.lm_head], int8, fine=True, keep=True)
         self.head = model.lm_head.weight.detach()
-        """See `slm.engine.forward.Forward`."""
+        """The output matrix, shape (vocabulary, hidden)."""
         count = len(self._layers)
         self._probed = {count * share // 6 for share in PROBED_SIXTHS} - {0, count}
 
     def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
-        """See `slm.engine.forward.Forward`."""
+        """Run one pass over all chunks; implements `slm.engine.forward.Forward`."""
         device = self._embedding.device
         places, positions, kept = _places(chunks, device)
         x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device), self._embedding)
@@ -139,7 +139,7 @@ class LlamaForward:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a chunk stands: `count` rows from `row` in the pass, tokens [start, end) in its `kv`."""
+    """Position of a chunk: `count` rows from `row` in the pass, tokens [start, end) in its `kv`."""
 
     kv: KVCache
     row: int
@@ -165,8 +165,8 @@ def _places(chunks: Sequence[TokenChunk], device: torch.device) -> tuple[list[_P
 
 
 def _causal(place: _Place, group: int, like: torch.Tensor) -> torch.Tensor | None:
-    """What each query may not see, added to its scores: shape (group · count, end), of the type and on the device of
-    `like`. None where it sees everything."""
+    """Causal mask to be added to the scores: shape (group · count, end), with the dtype and device of `like`. None
+    where every query sees every key."""
     if place.count == 1:
         return None
     full = like.new_full((place.count, place.end), -torch.inf)

@@ -1,4 +1,4 @@
-"""What a distribution over tokens says about the token that was written. Formulas stand here and nowhere else.
+"""Signals of a written token, computed from the model's distribution at its place. All formulas are in this module.
 
 p = softmax(logits) over the whole vocabulary, before any grammar and at temperature 1; computed in float32.
 """
@@ -38,14 +38,14 @@ class MeasuredSignals:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a forward pass gives: `logits`, shape (rows, vocabulary), and, where the model's insides can be read,
+    """The output of a forward pass: `logits`, shape (rows, vocabulary), and, where the model's insides can be read,
     `states`, shape (probed layers + 1, rows, hidden), behind the final norm, the last layer's last."""
 
     logits: torch.Tensor
     states: torch.Tensor | None = None
 
     def rows(self, start: int, count: int) -> Pass:
-        """Some of its rows."""
+        """Return `count` rows from `start` on."""
         states = None if self.states is None else self.states[:, start : start + count]
         return Pass(self.logits[start : start + count], states)
 
@@ -68,7 +68,7 @@ class Lens:
         self._projection = projection.to(head.device)
 
     def first(self, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """The candidate that each state puts first.
+        """Return the most probable candidate by each state.
 
         Args:
             states: shape (layers, rows, hidden).
@@ -81,7 +81,7 @@ class Lens:
         return candidates.expand(len(states), -1, -1).gather(2, scores.argmax(dim=-1, keepdim=True))[:, :, 0]
 
     def projected(self, states: torch.Tensor) -> torch.Tensor:
-        """States in few numbers: shape (rows, hidden) to (rows, HIDDEN_SIZE)."""
+        """Project states of shape (rows, hidden) to shape (rows, HIDDEN_SIZE)."""
         return states.float() @ self._projection
 
 
@@ -116,7 +116,7 @@ class Distribution:
                 self._first = lens.first(rows.states[:-1], candidates).T.tolist()
 
     def best(self, position: int, allowed: Mask | None) -> int:
-        """The most probable token, among the allowed ones where some are named; the lowest id of equals."""
+        """Return the most probable token, among the allowed ones if a mask is given; of equals the lowest id."""
         row = self._logits[position]
         if allowed is not None:
             row = row.masked_fill(~_on(row, allowed), -torch.inf)
@@ -157,7 +157,7 @@ class Distribution:
 
 
 class Marks:
-    """Hidden states at the marked places of a draft; see `slm.protocol.Done.hidden`."""
+    """Collects the hidden states at the marked places of a draft, those of `slm.protocol.Done.hidden`."""
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
@@ -167,7 +167,7 @@ class Marks:
         self._last: torch.Tensor | None = None
 
     def add(self, hidden: torch.Tensor | None, span: DraftSpan) -> None:
-        """The state in which the next token of the draft was chosen; None where there are no states."""
+        """Add the state from which the draft's next token was chosen; None where there are no states."""
         if hidden is None:
             return
         self._last = hidden
@@ -179,8 +179,8 @@ class Marks:
             self._count += 1
 
     def rows(self) -> list[list[float]]:
-        """First, plan, name, mean of values, last: HIDDEN_SIZE numbers each, none for a place that the draft does not
-        have; no row at all where no state was added."""
+        """Return the rows of first, plan, name, mean of values and last: HIDDEN_SIZE numbers each, none for a place
+        that the draft does not have; no row at all where no state was added."""
         if self._last is None:
             return []
         mean = None if self._values is None else self._values / self._count

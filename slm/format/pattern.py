@@ -44,11 +44,11 @@ _INSTRUCTION = (
 MAX_CALLS = 16
 """Calls that one draft may plan."""
 TOOL_RESULT_CHARS = 2000
-"""Of a tool's result that the model is shown; a longer one loses its middle."""
+"""Characters of a tool's result that the model is shown; a longer result loses its middle."""
 
 
 class DraftSpan(IntEnum):
-    """What a character of a draft belongs to; equal in value to `policies.types.Span`."""
+    """The part of a draft that a character belongs to; values equal those of `policies.types.Span`."""
 
     SYNTAX = 0
     PLAN = 1
@@ -88,7 +88,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How a base model's turns are delimited. `open` holds `{role}` outside its control token."""
+    """The delimiters of a base model's turns. `open_text` holds `{role}`."""
 
     name: str
     open_control: str
@@ -96,7 +96,8 @@ class Frame:
     close_control: str
     close_text: str
     guard: str = ""
-    """A line of client text that begins like this is indented, where turns are told apart by text alone."""
+    """A line of client text that begins like this is indented, so that it cannot open a turn in frames without control
+    tokens."""
 
 
 CHATML = Frame("chatml", "<|im_start|>", "{role}\n", "<|im_end|>", "\n")
@@ -107,7 +108,7 @@ PLAIN = Frame("plain", "", "### {role}\n", "", "\n\n", guard="### ")
 
 
 def written_name(name: str) -> str:
-    """The name as it stands in a draft: reserved words get a dot."""
+    """Return a tool's name as it is written in a draft: reserved words get a dot."""
     return name + "." if name in _RESERVED else name
 
 

@@ -44,7 +44,7 @@ class FileEntry(msgspec.Struct, frozen=True):
 
 
 class ConversionManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a converted folder holds and what it was made of and by."""
+    """The record of a conversion: source, converter, versions and the files of the folder."""
 
     source_sha256: str
     converter_version: int

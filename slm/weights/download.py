@@ -23,7 +23,7 @@ OnProgress = Callable[[str, int, int | None], None]
 
 
 class DownloadError(WeightsError):
-    """The file could not be had."""
+    """A file could not be downloaded."""
 
 
 class SourceUnavailable(DownloadError):
@@ -88,7 +88,7 @@ class FileSource(Protocol):
 
 
 def fetch(wanted: RemoteFile, sources: Sequence[FileSource], folder: Path, on_progress: OnProgress) -> Path:
-    """The path of the verified file in `folder`; asks no source if it is already there.
+    """Return the path of the verified file in `folder`, fetched from the first source that gives it if it is missing.
 
     Two processes must not fetch into one folder at the same time: the caller holds a lock.
 
@@ -125,7 +125,7 @@ def fetch(wanted: RemoteFile, sources: Sequence[FileSource], folder: Path, on_pr
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Map what the operating system says while `folder` is written.
+    """Translate errors of the operating system while `folder` is written.
 
     Raises:
         DiskFull: no space or no quota is left.
@@ -140,7 +140,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, needed_bytes: int, free_bytes: Callable[[Path], int]) -> None:
-    """Ask for free space before anything is written.
+    """Check that there is enough free space before anything is written.
 
     Raises:
         DiskFull: `free_bytes(folder)` is below `needed_bytes`.
@@ -152,5 +152,5 @@ def require_room(folder: Path, needed_bytes: int, free_bytes: Callable[[Path], i
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """What the file system of `folder` has left for this user."""
+    """Free bytes for this user on the file system of `folder`."""
     return shutil.disk_usage(folder).free

@@ -171,7 +171,7 @@ def resolve_model(
     convert: Converter = convert_in_process_of_its_own,
     free_bytes: Callable[[Path], int] = free_disk_bytes,
 ) -> ModelFolder:
-    """A loadable folder for a known model (pulled and converted if the cache lacks it) or for a folder's path.
+    """Return a loadable folder for a known model (pulled and converted if the cache lacks it) or for a folder's path.
 
     Blocks, for minutes where there is something to download. `sources` replaces the known model's own; `verify` hashes
     what the cache has and makes it anew where it was changed.
@@ -219,7 +219,8 @@ def _converted(model: KnownModel, cache: Path) -> Path:
 
 
 def _publish(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers belong to nobody.
+    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers are from processes that
+    ended.
 
     Each try has a folder of its own: a converter whose parent was killed may still be writing into an earlier one.
     """

