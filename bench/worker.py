@@ -18,7 +18,7 @@ START_S = 180.0
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """One draft, told by its first and last event."""
+    """One draft, described by its first and last event."""
 
     started: Started
     done: Done

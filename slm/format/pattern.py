@@ -62,7 +62,7 @@ class PatternError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class DraftCall:
+class ParsedCall:
     """One call: `arguments` is JSON text as written."""
 
     name: str
@@ -75,7 +75,7 @@ class Parsed:
 
     kind: Kind
     plan: tuple[str, ...]
-    calls: tuple[DraftCall, ...] = ()
+    calls: tuple[ParsedCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +143,7 @@ def render_draft(parsed: Parsed) -> str:
 
 def calls_draft(calls: Iterable[tuple[str, Any]]) -> Parsed:
     """A draft of `(name, arguments)` pairs whose plan agrees with its calls."""
-    made = tuple(DraftCall(name, canonical_json(arguments)) for name, arguments in calls)
+    made = tuple(ParsedCall(name, canonical_json(arguments)) for name, arguments in calls)
     return Parsed("calls", tuple(call.name for call in made), made)
 
 
@@ -183,13 +183,13 @@ def parse_draft(text: str) -> Parsed:
     return Parsed("calls", plan, calls)
 
 
-def _parse_calls(lines: Sequence[str]) -> Iterable[DraftCall]:
+def _parse_calls(lines: Sequence[str]) -> Iterable[ParsedCall]:
     if not lines or len(lines) % 2:
         raise PatternError("every Action needs one Action Input")
     for action, argument in zip(lines[::2], lines[1::2], strict=True):
         if not action.startswith(_ACTION) or not argument.startswith(_INPUT):
             raise PatternError("expected an Action line and an Action Input line")
-        yield DraftCall(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
+        yield ParsedCall(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
 
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -253,7 +253,7 @@ def _assistant_text(message: Mapping[str, Any]) -> str:
     if not calls:
         return _text(message)
     pairs = [call.get("function") or {} for call in calls]
-    made = tuple(DraftCall(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
+    made = tuple(ParsedCall(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
     return render_draft(Parsed("calls", tuple(call.name for call in made), made))
 
 
