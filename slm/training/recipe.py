@@ -24,11 +24,11 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message names every wrong field."""
 
 
-class _Section(BaseModel):
+class _RecipePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Data(_Section):
+class Data(_RecipePart):
     """The rows that are trained on, and the bounds on their size."""
 
     sources: Mapping[str, Annotated[float, Field(gt=0)]] | None = None
@@ -47,7 +47,7 @@ class Data(_Section):
     validation_rows: Annotated[int, Field(ge=0)] = 128
 
 
-class Augment(_Section):
+class Augment(_RecipePart):
     """Variations of rows; each value is the share of rows, from 0 to 1, that the variation applies to."""
 
     shuffle_tools: Share = 1.0
@@ -71,7 +71,7 @@ class Augment(_Section):
     """A wrong call and its tool's complaint come before (`slm.dataset.tool_errors`): the draft puts it right."""
 
 
-class Lora(_Section):
+class Lora(_RecipePart):
     """A low-rank adapter on all linear layers but the head."""
 
     rank: Count = 16
@@ -81,7 +81,7 @@ class Lora(_Section):
     """Layers below are left as they are, those of a start adapter included: nothing is computed backwards there."""
 
 
-class Optimiser(_Section):
+class Optimiser(_RecipePart):
     """AdamW and its schedule."""
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -98,7 +98,7 @@ class Optimiser(_Section):
     """Stop after this many steps, and end the schedule there; None goes through all rows."""
 
 
-class Run(_Section):
+class Run(_RecipePart):
     """Settings that do not change the mathematics, except for the seed and early stopping."""
 
     seed: int = 0
@@ -115,7 +115,7 @@ class Run(_Section):
     environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`)."""
 
 
-class Recipe(_Section):
+class Recipe(_RecipePart):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.format import pattern
-from slm.format.pattern import CHATML, PLAIN, ParsedCall, DraftSpan, Parsed, PatternError, Segment, SpanTracker
+from slm.format.pattern import CHATML, PLAIN, DraftSpan, Parsed, ParsedCall, PatternError, Segment, SpanTracker
 
 names = st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True) | st.sampled_from(["none", "ask"])
 json_values = st.recursive(
