@@ -3,13 +3,13 @@
 Contenders: our worker in several precisions, llama.cpp's server (Q8_0, grammar, prompt cache, 8 slots), transformers'
 `generate` one request after another. All use the same number of threads. Each is timed at the client, from the request
 to its last byte; by turns with the others, request by request or in short blocks, so that whatever else the machine
-does falls on all alike. CPU seconds are those of the contender's process.
-A contender that does not start or does not answer is told and the others go on; each discipline is written when it is
-measured; `--minutes` ends a discipline early, with the same requests for all.
+does falls on all alike. CPU seconds are those of the contender's process. A contender that does not start or does not
+answer is reported and the others go on; each discipline is written when it is measured; `--minutes` ends a discipline
+early, with the same requests for all.
 
 What is not the same, all of it in the peers' favour: llama.cpp gets its prompt as token ids, and its grammar does not
-bind the calls to the plan; neither peer gives signals; `generate` has no grammar and is told how many tokens to write.
-Figures of a run on a shared machine are of the machine and the day; ratios within the run are the result.
+bind the calls to the plan; neither peer gives signals; `generate` has no grammar and is given the number of tokens to
+write. Figures of a run on a shared machine are of the machine and the day; ratios within the run are the result.
 """
 
 from __future__ import annotations
@@ -27,11 +27,20 @@ from typing import Any
 import torch
 
 from bench import llamacpp
-from bench.contenders import FAILURES, REFERENCE, Answer, Contender, Setting, contenders_of, generated, prompt_of
+from bench.contenders import (
+    FAILURES,
+    REFERENCE,
+    BenchAnswer,
+    EngineContender,
+    Setting,
+    contenders_of,
+    generated,
+    prompt_of,
+)
 from bench.engine_table import kv_bytes_per_token, markdown, table
 from bench.gguf_file import write_q8_0
 from bench.process import cpu_s, peak_bytes, resident_bytes
-from bench.requests import Request, requests
+from bench.requests import BenchRequest, requests
 from bench.run import Clock, base_file, base_folder, options, stamp, write
 from policies.types import Draft, DraftCall, Outcome, Tool
 from policies.types import Request as JudgedRequest
@@ -50,15 +59,15 @@ CACHE_MB = 256
 MINUTES = 20.0
 UNTIL = {"eight clients": 0.3, "warm": 0.63, "cold": 0.94, "generate": 1.0}
 """Share of the time at which each discipline must be over, in their order."""
-TOLD_ERRORS = 3
+ERRORS_SHOWN = 3
 
 
 @dataclass
-class Tally:
-    """What one contender did in one discipline."""
+class DisciplineTally:
+    """The answers and errors of one contender in one discipline."""
 
-    answers: dict[str, Answer] = field(default_factory=dict)
-    """By request."""
+    answers: dict[str, BenchAnswer] = field(default_factory=dict)
+    """Answers by request."""
     failures: int = 0
     errors: list[str] = field(default_factory=list)
     """The first ones."""
@@ -70,21 +79,21 @@ class Tally:
     def fail(self, error: Exception) -> None:
         """Note a request without an answer, or a contender that did not start."""
         self.failures += 1
-        if len(self.errors) < TOLD_ERRORS:
+        if len(self.errors) < ERRORS_SHOWN:
             self.errors.append(f"{type(error).__name__}: {error}"[:300])
 
 
-Tallies = dict[str, Tally]
+Tallies = dict[str, DisciplineTally]
 
 
 # ── disciplines ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def one_client(
-    contenders: Sequence[Contender], asked: Sequence[Request], over: Callable[[], bool], *, warm: bool
+    contenders: Sequence[EngineContender], asked: Sequence[BenchRequest], over: Callable[[], bool], *, warm: bool
 ) -> Tallies:
     """One request at a time; where `warm`, a request with the same tools and another question went before."""
-    tallies = {contender.name: Tally() for contender in contenders}
+    tallies = {contender.name: DisciplineTally() for contender in contenders}
     for turn, request in enumerate(asked):
         if over():
             break
@@ -105,9 +114,11 @@ def one_client(
     return tallies
 
 
-def eight_clients(contenders: Sequence[Contender], asked: Sequence[Request], over: Callable[[], bool]) -> Tallies:
+def eight_clients(
+    contenders: Sequence[EngineContender], asked: Sequence[BenchRequest], over: Callable[[], bool]
+) -> Tallies:
     """Eight clients, each asking again as soon as it is answered; in blocks, by turns."""
-    tallies = {contender.name: Tally() for contender in contenders}
+    tallies = {contender.name: DisciplineTally() for contender in contenders}
     with ThreadPoolExecutor(CLIENTS) as pool:
         for turn, start in enumerate(range(0, len(asked), BLOCK)):
             if over():
@@ -117,8 +128,10 @@ def eight_clients(contenders: Sequence[Contender], asked: Sequence[Request], ove
     return tallies
 
 
-def _block(pool: ThreadPoolExecutor, contender: Contender, block: Sequence[Request], tally: Tally) -> None:
-    def answer(request: Request) -> Answer | Exception:
+def _block(
+    pool: ThreadPoolExecutor, contender: EngineContender, block: Sequence[BenchRequest], tally: DisciplineTally
+) -> None:
+    def answer(request: BenchRequest) -> BenchAnswer | Exception:
         try:
             return contender.ask(request.command, True)
         except FAILURES as error:
@@ -134,15 +147,15 @@ def _block(pool: ThreadPoolExecutor, contender: Contender, block: Sequence[Reque
         tally.fail(error)
         return
     for request, found in zip(block, answers, strict=True):
-        if isinstance(found, Answer):
+        if isinstance(found, BenchAnswer):
             tally.answers[request.id] = found
         else:
             tally.fail(found)
 
 
-def one_by_one(setting: Setting, lengths: dict[str, Answer], over: Callable[[], bool]) -> Tally:
+def one_by_one(setting: Setting, lengths: dict[str, BenchAnswer], over: Callable[[], bool]) -> DisciplineTally:
     """transformers' `generate`, a request after another, as many tokens as our worker wrote."""
-    tally = Tally()
+    tally = DisciplineTally()
     for request in setting.asked[::GENERATED_EVERY]:
         if over():
             break
@@ -155,7 +168,7 @@ def one_by_one(setting: Setting, lengths: dict[str, Answer], over: Callable[[], 
     return tally
 
 
-def _rotated(contenders: Sequence[Contender], turn: int) -> list[Contender]:
+def _rotated(contenders: Sequence[EngineContender], turn: int) -> list[EngineContender]:
     """Another one begins each turn."""
     first = turn % max(1, len(contenders))
     return [*contenders[first:], *contenders[:first]]
@@ -171,7 +184,7 @@ def measured(setting: Setting, clock: Clock, done: Callable[[dict[str, Tallies]]
         unstarted: Tallies = {}
 
         def failed(contender: str, error: Exception, unstarted: Tallies = unstarted) -> None:
-            unstarted[contender] = Tally()
+            unstarted[contender] = DisciplineTally()
             unstarted[contender].fail(error)
 
         def over(name: str = name) -> bool:
@@ -183,18 +196,18 @@ def measured(setting: Setting, clock: Clock, done: Callable[[dict[str, Tallies]]
             else:
                 tallies = one_client(contenders, setting.asked, over, warm=name == "warm")
         disciplines[name] = tallies | unstarted
-        clock.tell(
+        clock.report(
             f"{name}: "
             + ", ".join(f"{who} {len(t.answers)} ({t.failures} failed)" for who, t in disciplines[name].items())
         )
         done(disciplines)
     lengths = next((tally.answers for tally in disciplines["cold"].values() if tally.answers), {})
     disciplines["cold"][REFERENCE] = one_by_one(setting, lengths, lambda: clock.past(UNTIL["generate"]))
-    clock.tell(f"{REFERENCE}: {len(disciplines['cold'][REFERENCE].answers)}")
+    clock.report(f"{REFERENCE}: {len(disciplines['cold'][REFERENCE].answers)}")
     done(disciplines)
 
 
-def valid_ids(answers: dict[str, Answer], asked: Sequence[Request]) -> set[str]:
+def valid_ids(answers: dict[str, BenchAnswer], asked: Sequence[BenchRequest]) -> set[str]:
     """Requests whose answer is a call that fits the schema of the tool it names."""
     found = set()
     for request in asked:
@@ -229,7 +242,7 @@ def memory_bandwidth(rounds: int = 8, bytes_read: int = 1 << 29) -> float:
     return best
 
 
-def peer_of(kind: str, environments: Path, gguf: Path, threads: int) -> tuple[llamacpp.Peer | None, str | None]:
+def peer_of(kind: str, environments: Path, gguf: Path, threads: int) -> tuple[llamacpp.LlamaCppPeer | None, str | None]:
     """llama.cpp, set up in an environment of its own, or why there is none."""
     if kind == "none":
         return None, "not asked for"

@@ -1,4 +1,4 @@
-"""What the engine's bench found, as figures beside their goals, and as Markdown."""
+"""The results of the engine's bench: figures beside their goals, and as Markdown."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 from bench.contenders import PEER, REFERENCE
 from slm.engine.kv_cache import Shape
-from slm.engine.model import DTYPES, Loaded
+from slm.engine.model import DTYPES, LoadedModel
 
 _WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 _OURS = "smallcall "
 _SAME_WORK = 0.9
-"""Valid share at eight clients, over that of one client, below which a peer does other work there: no ratio is told."""
+"""Valid share at eight clients, over that of one client, below which a peer does other work there: no ratio is
+reported."""
 
 
 def table(
     disciplines: Mapping[str, Mapping[str, Any]],
     valid: Mapping[str, Mapping[str, set[str]]],
-    loaded: Loaded,
+    loaded: LoadedModel,
     run: Mapping[str, Any],
     *,
     kv_bound_bytes: Mapping[str, int],
@@ -29,7 +30,7 @@ def table(
     Args:
         disciplines: `bench.engine.Tally` by discipline and contender; one that is not measured yet is not there.
         valid: requests answered by a valid call, likewise.
-        run: what is told of the run as it is.
+        run: facts about the run, reported unchanged.
         kv_bound_bytes: by precision, of our worker's keys and values: of prefixes kept and of drafts under way.
     """
     rows: dict[str, dict[str, Any]] = {}
@@ -88,13 +89,13 @@ def _many_clients(tally: Any, valid: set[str]) -> dict[str, Any]:
     }
 
 
-def kv_bytes_per_token(dtype: str, loaded: Loaded) -> int:
+def kv_bytes_per_token(dtype: str, loaded: LoadedModel) -> int:
     """In our worker of that precision."""
     return Shape(loaded.shape.layers, loaded.shape.heads, loaded.shape.head_dim, DTYPES[dtype]).bytes_per_token  # type: ignore[index]
 
 
 def _of_worker(
-    dtype: str, row: Mapping[str, Any], loaded: Loaded, bandwidth: float, kv_bound_mb: float
+    dtype: str, row: Mapping[str, Any], loaded: LoadedModel, bandwidth: float, kv_bound_mb: float
 ) -> dict[str, Any]:
     """Memory against the weights, and a step against the roofline, as far as they are measured."""
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())  # Tied ones once.
@@ -110,7 +111,7 @@ def _of_worker(
 
 
 def _goals(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
-    """What was wanted of the engine beside what was measured; a goal whose other side is missing is left out."""
+    """Goals of the engine beside the measured figures; a goal whose other side is missing is left out."""
     row, peer, reference = rows[name], rows.get(PEER, {}), rows.get(REFERENCE, {}).get("cold")
     many = row.get("eight clients")
     made: list[dict[str, Any]] = []
@@ -140,7 +141,7 @@ def _goals(rows: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
 
 
 def _same_work(peer: Mapping[str, Any]) -> bool:
-    """Whether a contender's calls at eight clients are as often valid as those at one."""
+    """True if a contender's calls are as often valid at eight clients as at one."""
     many, one = peer.get("eight clients"), peer.get("warm") or peer.get("cold")
     if not many or not one:
         return True

@@ -14,7 +14,7 @@ INSTALL_TIMEOUT_S = 3600
 
 
 class InstallError(subprocess.SubprocessError):
-    """What is to be measured against cannot be installed; the message is the installer's last words."""
+    """A contender cannot be installed; the message is the installer's last words."""
 
 
 def python_with(

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.gateway_peers import PEERS, Peer, Place, made
+from bench.gateway_peers import PEERS, GatewayPeer, GatewayPlace, made
 from bench.gateway_process import Measured, pinned
 from bench.gateway_report import OURS, markdown
 from bench.gateway_traffic import request_body
@@ -45,13 +45,13 @@ UPSTREAM = "direct"
 
 
 @dataclass
-class Contender:
+class GatewayContender:
     """A gateway that runs, or why it does not."""
 
-    peer: Peer
+    peer: GatewayPeer
     version: str = ""
     process: Measured | None = None
-    place: Place | None = None
+    place: GatewayPlace | None = None
     port: int = 0
     idle_mb: float = 0.0
     error: str = ""
@@ -88,7 +88,7 @@ def main() -> int:
     return 0
 
 
-def _set_up(peers: list[Peer], cache: Path) -> int:
+def _set_up(peers: list[GatewayPeer], cache: Path) -> int:
     failed = 0
     for peer in peers:
         try:
@@ -100,7 +100,7 @@ def _set_up(peers: list[Peer], cache: Path) -> int:
     return failed
 
 
-def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
+def measure(peers: list[GatewayPeer], options: argparse.Namespace) -> dict[str, Any]:
     """All points of all gateways."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-bench-")))
@@ -130,20 +130,20 @@ def measure(peers: list[Peer], options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _started(
-    peer: Peer, upstream: int, folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack
-) -> Contender:
-    one = Contender(peer)
+    peer: GatewayPeer, upstream: int, folder: Path, options: argparse.Namespace, stack: contextlib.ExitStack
+) -> GatewayContender:
+    one = GatewayContender(peer)
     try:
         home = made(peer, options.cache.expanduser())
         own = folder / peer.name.replace(" ", "-")
         own.mkdir()
-        place = one.place = Place(free_port(), upstream, own, home)
+        place = one.place = GatewayPlace(free_port(), upstream, own, home)
         one.version = _version(peer, home)
         environment = {"OMP_NUM_THREADS": "1", **peer.environment}
         process = stack.enter_context(pinned(peer.start(place), options.server_core, own, environment))
         one.port = place.port
         if peer.url_file:
-            one.port = _told_port(process, own / peer.url_file)
+            one.port = _reported_port(process, own / peer.url_file)
         process.await_ready(f"http://127.0.0.1:{one.port}{peer.ready}")
         one.idle_mb, one.process = process.rss_mb(), process
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
@@ -152,12 +152,12 @@ def _started(
     return one
 
 
-def _told_port(process: Measured, file: Path) -> int:
+def _reported_port(process: Measured, file: Path) -> int:
     process.await_file(file)
     return urllib.parse.urlsplit(file.read_text()).port or 0
 
 
-def _version(peer: Peer, home: Path) -> str:
+def _version(peer: GatewayPeer, home: Path) -> str:
     if not peer.packages:
         return ""
     first = peer.packages[0]
@@ -171,7 +171,7 @@ def _version(peer: Peer, home: Path) -> str:
 
 
 def _point(
-    spec: dict[str, Any], contenders: list[Contender], upstream: Measured, port: int, options: argparse.Namespace
+    spec: dict[str, Any], contenders: list[GatewayContender], upstream: Measured, port: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     def asked(extra: dict[str, Any]) -> dict[str, Any]:
         before = upstream.cpu_s()
@@ -211,11 +211,11 @@ def _load(spec: dict[str, Any], core: int) -> dict[str, Any]:
     return made_of_it
 
 
-def _about(one: Contender) -> dict[str, Any]:
+def _about(one: GatewayContender) -> dict[str, Any]:
     return {"version": one.version, "idle_mb": one.idle_mb, "error": one.error, "first_wrong_answer": one.wrong}
 
 
-def _rows(contenders: list[Contender]) -> dict[str, int] | None:
+def _rows(contenders: list[GatewayContender]) -> dict[str, int] | None:
     """Answers that were seen and rows of our ledger: more rows than answers where the end cut requests off."""
     ours = next((one for one in contenders if one.peer.name == OURS and one.place and one.process), None)
     if ours is None or ours.place is None:

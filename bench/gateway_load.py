@@ -2,7 +2,7 @@
 
 `python -m bench.gateway_load SPEC` with a JSON object (`port`, `path`, `headers`, `model`, `stream`, `connections`,
 `warm_s`, `seconds`); prints one JSON object. An answer counts where its status is 200, it is whole, and it holds the
-tool call that the upstream gave (a stream also its end); anything else is an error and told by an example.
+tool call that the upstream gave (a stream also its end); anything else is an error and reported by an example.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _CALL = b"search_files"
 
 
 class Asking(asyncio.Protocol):
-    """One connection. `told` gets each request's seconds, or what was wrong."""
+    """One connection. `on_result` is called with each request's begin and end in seconds, and its error or None."""
 
-    def __init__(self, request: bytes, *, stream: bool, told: Callable[[float, float, str | None], None]) -> None:
-        self._request, self._told, self._stream = request, told, stream
+    def __init__(self, request: bytes, *, stream: bool, on_result: Callable[[float, float, str | None], None]) -> None:
+        self._request, self._on_result, self._stream = request, on_result, stream
         self._transport: asyncio.Transport | None = None
         self._buffer = b""
         self._began = 0.0
@@ -37,12 +37,12 @@ class Asking(asyncio.Protocol):
         self.stopped = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
+        """Implements `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         self._ask()
 
     def connection_lost(self, error: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
+        """Implements `asyncio.Protocol`."""
         if not self.lost.done():
             self.lost.set_result(None)
 
@@ -58,7 +58,7 @@ class Asking(asyncio.Protocol):
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
+        """Implements `asyncio.Protocol`."""
         self._buffer = self._buffer + data if self._buffer else data
         whole = _whole(self._buffer)
         if not whole:
@@ -66,7 +66,7 @@ class Asking(asyncio.Protocol):
         answer, self._buffer = self._buffer, b""
         now = time.perf_counter()
         good = answer.startswith(b"HTTP/1.1 200") and _CALL in answer and (not self._stream or b"[DONE]" in answer)
-        self._told(self._began, now, None if good else answer[:600].decode(errors="replace"))
+        self._on_result(self._began, now, None if good else answer[:600].decode(errors="replace"))
         if not self.stopped:
             self._ask()
 
@@ -84,8 +84,8 @@ def _whole(answer: bytes) -> bool:
     return False
 
 
-class Tally:
-    """What came of the requests that ended within the measured time."""
+class LoadTally:
+    """Counts and times of the requests that ended within the measured time."""
 
     def __init__(self, begin: float, end: float) -> None:
         self._begin, self._end = begin, end
@@ -123,7 +123,7 @@ async def load(spec: dict[str, Any]) -> dict[str, Any]:
     request = _request(spec)
     begin = time.perf_counter() + spec["warm_s"]
     end = begin + spec["seconds"]
-    tally = Tally(begin, end)
+    tally = LoadTally(begin, end)
     loop = asyncio.get_running_loop()
     open_now: set[Asking] = set()
     over = asyncio.Event()
@@ -132,7 +132,7 @@ async def load(spec: dict[str, Any]) -> dict[str, Any]:
         while not over.is_set():
             try:
                 made = await loop.create_connection(
-                    lambda: Asking(request, stream=spec["stream"], told=tally.add), "127.0.0.1", spec["port"]
+                    lambda: Asking(request, stream=spec["stream"], on_result=tally.add), "127.0.0.1", spec["port"]
                 )
             except OSError as error:
                 tally.add(0.0, 0.0, str(error))

@@ -24,14 +24,14 @@ _CHAT = "/v1/chat/completions"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where one gateway is to run."""
+class GatewayPlace:
+    """The ports and folder of one gateway's run."""
 
     port: int
     upstream: int
     """Port of the upstream."""
     folder: Path
-    """Of its own, for configuration and files; exists."""
+    """An existing folder of its own, for configuration and files."""
     home: Path
     """Its environment; its own folder where it needs none."""
 
@@ -42,28 +42,28 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class GatewayPeer:
     """One gateway."""
 
     name: str
-    start: Callable[[Place], list[str]]
+    start: Callable[[GatewayPlace], list[str]]
     """Writes what configuration it needs and gives its command."""
     model: str = "gpt-4o"
     path: str = _CHAT
     packages: tuple[str, ...] = ()
-    """Of its environment; the first is the one whose version is told. None: it runs in ours."""
+    """Packages of its environment; the version of the first is reported. None: it runs in ours."""
     overrides: Mapping[str, str] = field(default_factory=dict)
     """Versions of what npm packages bring along, where the newest does not work."""
     kind: str = "pip"
     ready: str = "/"
     """A path that answers below 500 once it can work."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    headers: Callable[[Place], Mapping[str, str]] = lambda place: {}
+    headers: Callable[[GatewayPlace], Mapping[str, str]] = lambda place: {}
     url_file: str = ""
     """Below its folder: it chooses its own port and writes its URL there."""
 
 
-def made(peer: Peer, cache: Path) -> Path:
+def made(peer: GatewayPeer, cache: Path) -> Path:
     """The peer's environment, made once. Raises bench.environments.InstallError, OSError."""
     folder = cache / peer.name.lower().replace(" ", "-")
     if not peer.packages:
@@ -93,7 +93,7 @@ def _program(name: str) -> str:
     return found
 
 
-def _smallcall(place: Place, synchronous: str = "full") -> list[str]:
+def _smallcall(place: GatewayPlace, synchronous: str = "full") -> list[str]:
     """Mints a key in the database that is then served."""
     config = {
         "server": {"port": place.port},
@@ -110,23 +110,23 @@ def _smallcall(place: Place, synchronous: str = "full") -> list[str]:
     return [*command, "serve", *configured]
 
 
-def _smallcall_normal(place: Place) -> list[str]:
+def _smallcall_normal(place: GatewayPlace) -> list[str]:
     return _smallcall(place, "normal")
 
 
-def _smallcall_headers(place: Place) -> Mapping[str, str]:
+def _smallcall_headers(place: GatewayPlace) -> Mapping[str, str]:
     return {"authorization": f"Bearer {(place.folder / 'key').read_text()}"}
 
 
-def _bare(place: Place) -> list[str]:
+def _bare(place: GatewayPlace) -> list[str]:
     return [sys.executable, "-m", "bench.gateway_bare", str(place.port), str(place.upstream)]
 
 
-def _raw(place: Place) -> list[str]:
+def _raw(place: GatewayPlace) -> list[str]:
     return [*_bare(place), "raw"]
 
 
-def _litellm(place: Place) -> list[str]:
+def _litellm(place: GatewayPlace) -> list[str]:
     config = {
         "model_list": [
             {
@@ -143,16 +143,16 @@ def _litellm(place: Place) -> list[str]:
     return [*line, "--host", "127.0.0.1", "--num_workers", "1", "--telemetry", "False"]
 
 
-def _portkey(place: Place) -> list[str]:
+def _portkey(place: GatewayPlace) -> list[str]:
     script = place.home / "node_modules/@portkey-ai/gateway/build/start-server.js"
     return [_program("node"), str(script), f"--port={place.port}", "--headless"]
 
 
-def _portkey_headers(place: Place) -> Mapping[str, str]:
+def _portkey_headers(place: GatewayPlace) -> Mapping[str, str]:
     return {"x-portkey-provider": "openai", "x-portkey-custom-host": place.base, "authorization": "Bearer upstream"}
 
 
-def _tensorzero(place: Place) -> list[str]:
+def _tensorzero(place: GatewayPlace) -> list[str]:
     file = place.folder / "tensorzero.toml"
     file.write_text(
         "[gateway]\nobservability.enabled = false\n\n[models.bench]\nrouting = ['up']\n\n"
@@ -163,24 +163,24 @@ def _tensorzero(place: Place) -> list[str]:
     return [str(place.home / "bin/python"), str(script), str(file), str(place.folder / "url")]
 
 
-def _smg(place: Place) -> list[str]:
+def _smg(place: GatewayPlace) -> list[str]:
     line = [str(place.home / "bin/python"), "-m", "smg.launch_router", "--host", "127.0.0.1", "--port", str(place.port)]
     worker = f"http://127.0.0.1:{place.upstream}"
     return [*line, "--worker-urls", worker, "--policy", "round_robin", "--prometheus-port", str(free_port())]
 
 
 PEERS = (
-    Peer("smallcall", _smallcall, model="smallcall/large", ready="/readyz", headers=_smallcall_headers),
-    Peer(
+    GatewayPeer("smallcall", _smallcall, model="smallcall/large", ready="/readyz", headers=_smallcall_headers),
+    GatewayPeer(
         "smallcall-normal",
         _smallcall_normal,
         model="smallcall/large",
         ready="/readyz",
         headers=_smallcall_headers,
     ),
-    Peer("bare FastAPI", _bare, ready="/docs"),
-    Peer("bare ASGI", _raw, ready=""),
-    Peer(
+    GatewayPeer("bare FastAPI", _bare, ready="/docs"),
+    GatewayPeer("bare ASGI", _raw, ready=""),
+    GatewayPeer(
         "LiteLLM",
         _litellm,
         packages=("litellm[proxy]==1.106.2", "uvloop"),
@@ -194,7 +194,7 @@ PEERS = (
             "LITELLM_LOCAL_ANTHROPIC_BETA_HEADERS": "True",
         },
     ),
-    Peer(
+    GatewayPeer(
         "Portkey",
         _portkey,
         packages=("@portkey-ai/gateway@1.15.2",),
@@ -203,7 +203,7 @@ PEERS = (
         kind="npm",
         headers=_portkey_headers,
     ),
-    Peer(
+    GatewayPeer(
         "TensorZero",
         _tensorzero,
         model="tensorzero::model_name::bench",
@@ -212,5 +212,5 @@ PEERS = (
         ready="/health",
         url_file="url",
     ),
-    Peer("SGLang gateway", _smg, packages=("smg==1.13.0",), ready="/health"),
+    GatewayPeer("SGLang gateway", _smg, packages=("smg==1.13.0",), ready="/health"),
 )

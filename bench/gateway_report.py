@@ -12,7 +12,7 @@ RATIOS = (
     ("cpu_us", "CPU a request"),
     ("rss_mb", "memory"),
 )
-"""What is told as ours over theirs."""
+"""Figures reported as ratios of ours to theirs, with their headings."""
 GOALS = (
     ("LiteLLM", "per_s", 15.0),
     ("LiteLLM", "added_p50_us", 0.1),
@@ -55,8 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
 def _gateways(result: dict[str, Any]) -> list[str]:
     lines = ["| gateway | version | idle MB | |", "|---|---|---|---|"]
     for name, about in result["gateways"].items():
-        told = " ".join((about["error"] or about["first_wrong_answer"]).split())
-        lines.append(f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {told} |")
+        problem = " ".join((about["error"] or about["first_wrong_answer"]).split())
+        lines.append(f"| {name} | {about['version'] or 'this repository'} | {about['idle_mb']:.0f} | {problem} |")
     return [*lines, ""]
 
 
@@ -83,8 +83,8 @@ def _ratios(result: dict[str, Any], ours: str) -> list[str]:
     peers = [name for name in result["gateways"] if not name.startswith(OURS)]
     titles = list(map(_title, result["points"]))
     lines: list[str] = []
-    for key, told in RATIOS:
-        lines += ["", f"## {told}: {ours} / peer", ""]
+    for key, heading in RATIOS:
+        lines += ["", f"## {heading}: {ours} / peer", ""]
         lines += ["| peer | " + " | ".join(titles) + " |", "|---|" + "---|" * len(titles)]
         for peer in peers:
             ratios = [_ratio(point, ours, peer, key) for point in result["points"]]

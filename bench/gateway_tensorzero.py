@@ -9,11 +9,11 @@ import sys
 import tensorzero.tensorzero as native  # type: ignore[import-not-found]
 
 
-async def _main(config: str, told: pathlib.Path) -> None:
+async def _main(config: str, url_file: pathlib.Path) -> None:
     gateway = await native._start_http_gateway(
         config_file=config, clickhouse_url=None, postgres_url=None, valkey_url=None, async_setup=True
     )
-    await asyncio.to_thread(told.write_text, gateway.base_url)
+    await asyncio.to_thread(url_file.write_text, gateway.base_url)
     await asyncio.Event().wait()
 
 

@@ -42,12 +42,12 @@ class Upstream(asyncio.Protocol):
     other: ClassVar[bytes] = _response(b"application/json", _ABOUT)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.Protocol`."""
+        """Implements `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)  # uvloop has its own class
         self._buffer = b""
 
     def data_received(self, data: bytes) -> None:
-        """See `asyncio.Protocol`."""
+        """Implements `asyncio.Protocol`."""
         self._buffer += data
         while True:
             end = self._buffer.find(b"\r\n\r\n")

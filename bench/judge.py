@@ -1,4 +1,5 @@
-"""What judging one draft costs: signals and score, on real requests, beside scikit-learn's predict_proba on the vector.
+"""Measures the cost of judging one draft: signals and score, on real requests, beside scikit-learn's predict_proba on
+the vector.
 
 Drafts are BFCL's gold calls with drawn token signals; the judge is fitted on drawn vectors (`--judge` takes a real
 one). CPU time of one thread, so that a busy machine changes little; the ratio is taken in one run. `make bench-judge`.
@@ -31,7 +32,7 @@ from policies.validation import check
 
 LIMIT_MS = 2.0
 TOKENS = 60
-"""Of a drawn draft; a call of BFCL has about 45."""
+"""Tokens of a drawn draft; a call of BFCL has about 45."""
 FIT_ROWS = 2_000
 PER_GROUP = 20
 REPEATS = 5

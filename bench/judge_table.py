@@ -41,7 +41,8 @@ class Drafts:
         return self.part.arms
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """What a judge gets to see of each: messages, tools and calls, arguments decoded where they are JSON."""
+        """The columns that a judge sees of each row: messages, tools and calls, arguments decoded where they are
+        JSON."""
         for case, draft in zip(self.arms.cases, self.arms.drafts, strict=True):
             calls = [{"name": call.name, "arguments": _decoded(call.arguments)} for call in draft.calls]
             yield {"id": case.id, "messages": case.messages, "tools": case.tools, "calls": calls}
@@ -49,7 +50,7 @@ class Drafts:
 
 @dataclass(frozen=True, slots=True)
 class Rival:
-    """What one package said; `problems` where it could not be asked."""
+    """The verdicts of one package; `problems` lists why it could not be asked."""
 
     version: str
     accepted: Mapping[str, Sequence[bool]]
@@ -64,7 +65,7 @@ class Decided(msgspec.Struct, frozen=True, kw_only=True):
     served: float
     """Share of drafts that it serves."""
     right: float | None
-    """Of those served; None where none is."""
+    """Share among the served drafts; None where none is served."""
     passed: Estimate
     cost: Estimate
     """Over the large model's own."""

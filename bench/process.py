@@ -1,4 +1,4 @@
-"""What a process of ours costs: CPU seconds and memory. Linux only."""
+"""The cost of a process: CPU seconds and memory. Linux only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def cpu_s(pid: int) -> float:
 
 
 def peak_bytes(pid: int) -> int:
-    """The most memory that it held so far, loading included."""
+    """The peak of its memory so far, loading included."""
     return _status_bytes(pid, "VmHWM")
 
 

@@ -16,7 +16,7 @@ MAX_TOKENS = 192
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class BenchRequest:
     """One request and the request that warms its tools: the same tools and system text, another question."""
 
     id: str
@@ -24,7 +24,7 @@ class Request:
     warming: DraftCommand
 
 
-def requests(count: int) -> list[Request]:
+def requests(count: int) -> list[BenchRequest]:
     """`count` requests, the same on every machine: BFCL and SGD by turns."""
     bfcl = [case for case in case_set("bfcl") if isinstance(case.gold, CallsGold)]
     sgd = [
@@ -38,7 +38,7 @@ def requests(count: int) -> list[Request]:
 
 
 def _drawn(name: str, cases: Sequence[Case], count: int) -> list[Case]:
-    """So many of them, evenly over their groups and else in the order of the sample's draw."""
+    """Return `count` requests, evenly over their groups, otherwise in the order of the sample."""
     for per_group in range(1, len(cases) + 1):
         found = sample(name, cases, per_group)
         if len(found) >= count:
@@ -46,10 +46,10 @@ def _drawn(name: str, cases: Sequence[Case], count: int) -> list[Case]:
     raise ValueError(f"{name} has only {len(cases)} such cases")
 
 
-def request_of(case: Case) -> Request:
+def request_of(case: Case) -> BenchRequest:
     """The case as the gateway would ask for it, and what comes before."""
     system = [message for message in case.messages if message["role"] in ("system", "developer")]
-    return Request(
+    return BenchRequest(
         case.id,
         DraftCommand(
             messages=list(case.messages), tools=list(case.tools), tool_choice="required",

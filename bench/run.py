@@ -1,4 +1,4 @@
-"""What the engine's benches share: their common options, the model, and the stamp that a result carries."""
+"""Shared parts of the engine's benches: their common options, the model, and the stamp that a result carries."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def options(module: str, documentation: str | None, *, minutes: float) -> argpar
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder (default: %(default)s)")
     parser.add_argument(
         "--minutes", type=float, default=minutes,
-        help="what is not measured by then is left out, and told (default: %(default)s)",
+        help="what is not measured by then is left out and reported (default: %(default)s)",
     )  # fmt: skip
     return parser
 
@@ -53,7 +53,7 @@ def base_file() -> Path:
 
 
 def stamp(info: Info, commands: Sequence[DraftCommand]) -> dict[str, Any]:
-    """What a result must say of its run: command, commit, data, weights, machine and versions.
+    """The facts that a result must record about its run: command, commit, data, weights, machine and versions.
 
     Args:
         commands: the requests, hashed in their order.
@@ -101,13 +101,13 @@ def write(folder: Path, name: str, made: Mapping[str, Any], text: str | None = N
 
 
 class Clock:
-    """How much of a run's time is left; tells of progress on stderr."""
+    """Measures the time that is left of a run, and reports progress on stderr."""
 
     def __init__(self, minutes: float) -> None:
         self._began, self._minutes = time.monotonic(), minutes
 
     def past(self, share: float = 1.0) -> bool:
-        """Whether more than this share of the time is over."""
+        """True if more than this share of the time has passed."""
         return self.minutes > self._minutes * share
 
     @property
@@ -115,6 +115,6 @@ class Clock:
         """Since the start."""
         return (time.monotonic() - self._began) / 60
 
-    def tell(self, line: str) -> None:
+    def report(self, line: str) -> None:
         """One line of progress."""
         print(f"{self.minutes:6.1f} min  {line}", file=sys.stderr, flush=True)

@@ -30,7 +30,8 @@ class Cause(StrEnum):
     POSITIONAL_ARGUMENT = "positional_argument"
     """The model wrote Python text with a positional argument: BFCL's decoder drops it, the recording holds no call."""
     CALL_WITHOUT_ARGUMENTS = "call_without_arguments"
-    """Where no call was right, the model wrote one without arguments; BFCL's decoder of the day took it for none."""
+    """Cases where no call was right and the model wrote one without arguments; BFCL's decoder of the day took it for
+    none."""
     UNDERSCORE_FOR_DOT = "underscore_for_dot"
     """The model wrote a tool's name with `_` where the source had a dot, which our names never have."""
     EMPTY_LIST = "empty_list"
@@ -38,7 +39,7 @@ class Cause(StrEnum):
     UNEXPLAINED = "unexplained"
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class CheckedCell(msgspec.Struct, frozen=True, kw_only=True):
     """One model in one category: how many of `cases` recorded answers pass, by whose verdict."""
 
     model: str
@@ -47,15 +48,16 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     ours: int
     ours_gold_of_publication: int
     published: int
-    """By BFCL, on the same cases."""
+    """Answers that pass by BFCL, of the same cases."""
     simple_check: int
-    """By the data set's own simple check with today's gold: names and values, no types (`pass_current_gold`)."""
+    """Answers that pass by the data set's own simple check with today's gold: names and values, no types
+    (`pass_current_gold`)."""
     published_all_passed: int
     published_all_cases: int
-    """By BFCL, on all of its own cases of the category."""
+    """All cases of the category in BFCL, of which `published_all_passed` pass by BFCL."""
 
 
-class Difference(msgspec.Struct, frozen=True, kw_only=True):
+class CaseDifference(msgspec.Struct, frozen=True, kw_only=True):
     """One answer on which our verdict with today's gold is not the published one."""
 
     model: str
@@ -75,8 +77,8 @@ class ScorerCheck(msgspec.Struct, frozen=True, kw_only=True):
     answers: int
     agree: int
     agree_gold_of_publication: int
-    cells: list[Cell]
-    differences: list[Difference]
+    cells: list[CheckedCell]
+    differences: list[CaseDifference]
     simple_check_differences: dict[str, int]
     """`our verdict: our reason` → answers on which the data set's simple check says otherwise."""
 
@@ -89,12 +91,12 @@ def run(data: StudyData) -> ScorerCheck:
         for case_id, calls in data.gold_of_publication().items()
     }
     published_rates = data.published_rates()
-    check = _Tally(cases, of_day)
+    check = _CheckTally(cases, of_day)
     for model in data.recorded_models():
         for recorded in data.recording(model):
             check.add(recorded)
     cells = [
-        Cell(
+        CheckedCell(
             model=model,
             category=category,
             cases=counts["cases"],
@@ -119,7 +121,7 @@ def run(data: StudyData) -> ScorerCheck:
     )
 
 
-class _Tally:
+class _CheckTally:
     """Counts while the answers go by."""
 
     def __init__(self, cases: Mapping[str, Case], of_day: Mapping[str, Case]) -> None:
@@ -127,7 +129,7 @@ class _Tally:
         self.cells: dict[tuple[str, str], Counter[str]] = {}
         self.agreement: Counter[str] = Counter()
         self.simple: Counter[str] = Counter()
-        self.differences: list[Difference] = []
+        self.differences: list[CaseDifference] = []
         self.recordings = hashlib.sha256()
 
     def add(self, recorded: RecordedAnswer) -> None:
@@ -146,7 +148,7 @@ class _Tally:
             self.simple[f"{'passed' if ours.passed else 'failed'}: {ours.reason}"] += 1
         if ours.passed != published:
             self.differences.append(
-                Difference(
+                CaseDifference(
                     model=recorded.model,
                     id=case.id,
                     category=case.category,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from bench.scorer_check import Cell, ScorerCheck
+from bench.scorer_check import CheckedCell, ScorerCheck
 
 EXPLAIN_POINTS = 2.0
 """A category in which our rate differs by more than this many percentage points is called out."""
@@ -51,7 +51,7 @@ def _summary(check: ScorerCheck) -> str:
     )
 
 
-def _category(category: str, cells: list[Cell]) -> str:
+def _category(category: str, cells: list[CheckedCell]) -> str:
     lines = [
         f"### {category}\n",
         "| model | cases | ours | gold of the day | published | published, all | simple check |",

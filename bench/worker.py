@@ -11,14 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from slm.protocol import Done, DraftCommand, Event, Failed, Started, encode, event_decoder
+from slm.protocol import Done, DraftCommand, DraftFailed, Event, Started, encode, event_decoder
 
 START_S = 180.0
 
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """One draft, told by its first and last event."""
+    """One draft, described by its first and last event."""
 
     started: Started
     done: Done
@@ -35,7 +35,7 @@ class Worker:
         events = list(self._events(command))
         first, last = events[0], events[-1]
         if not isinstance(first, Started) or not isinstance(last, Done):
-            raise OSError(f"no draft: {last.code if isinstance(last, Failed) else last}")
+            raise OSError(f"no draft: {last.code if isinstance(last, DraftFailed) else last}")
         return Drafted(first, last)
 
     def _events(self, command: DraftCommand) -> Iterator[Event]:

@@ -38,7 +38,7 @@ def give_back() -> bool:
 
 
 def _function(name: str) -> Callable[..., int] | None:
-    """Of glibc; None where the process runs on another C library."""
+    """A function of glibc; None where the process runs on another C library."""
     if sys.platform != "linux":
         return None
     try:

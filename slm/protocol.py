@@ -1,4 +1,4 @@
-"""What crosses the worker's Unix socket: one JSON object a line, one connection a draft.
+"""The messages on the worker's Unix socket: one JSON object per line, one connection per draft.
 
 The client sends one `Command`; the worker answers with `Event`s and closes. Closing the connection is how a client
 cancels. Lines are bounded by `MAX_LINE_BYTES` in both directions. Importing this module imports no model library.
@@ -35,30 +35,30 @@ class DraftCommand(msgspec.Struct, tag="draft", tag_field="op", frozen=True, kw_
 class CompleteCommand(
     msgspec.Struct, tag="complete", tag_field="op", frozen=True, kw_only=True, forbid_unknown_fields=True
 ):
-    """Go on with a text, greedily. Answered by the events of a draft; what they say of plans and spans holds where the
-    text follows the pattern."""
+    """Continue a text by greedy decoding. The answer consists of the events of a draft; their plans and spans are
+    meaningful only if the text follows the pattern."""
 
     prompt: str
     """May hold the model's control tokens, spelt out."""
     grammar: str | None = None
-    """In llama.cpp's form (GBNF), of what is written."""
+    """Grammar of the completion in llama.cpp's format (GBNF); None for no grammar."""
     stop: list[str] = []
-    """Ends with the token that completes one of these; the text told holds it."""
+    """Stop texts: the completion ends with the token that completes one of them, and its text includes it."""
     alternatives: int = 0
-    """Of the most probable tokens, so many are told with each token."""
+    """Number of most probable tokens reported with each token."""
     max_tokens: int = 16
     deadline_s: float = 30.0
 
 
 class InfoCommand(msgspec.Struct, tag="info", tag_field="op", frozen=True, forbid_unknown_fields=True):
-    """Ask what is loaded."""
+    """Ask for the loaded model; the answer is an `Info`."""
 
 
 Command = DraftCommand | CompleteCommand | InfoCommand
 
 
 class Info(msgspec.Struct, tag="info", tag_field="event", frozen=True, kw_only=True):
-    """What is loaded, with the hashes that a certificate is bound to."""
+    """The loaded model, with the hashes that a certificate is bound to."""
 
     protocol: int
     model: str
@@ -71,7 +71,7 @@ class Info(msgspec.Struct, tag="info", tag_field="event", frozen=True, kw_only=T
 
 
 class Started(msgspec.Struct, tag="started", tag_field="event", frozen=True, kw_only=True):
-    """The prompt is in: decoding starts. Seconds are wall-clock."""
+    """The prompt has been read and decoding starts. Seconds are wall-clock."""
 
     prompt_tokens: int
     cached_tokens: int
@@ -101,7 +101,7 @@ class Token(msgspec.Struct, tag="token", tag_field="event", frozen=True, kw_only
 
 
 class PlanMade(msgspec.Struct, tag="plan", tag_field="event", frozen=True, kw_only=True):
-    """The `Thought:` line stands and no argument is spent. `kind` is `calls`, `none` or `ask`."""
+    """The `Thought:` line is complete, before any argument is written. `kind` is `calls`, `none` or `ask`."""
 
     kind: Literal["calls", "none", "ask"]
     names: list[str]
@@ -126,7 +126,7 @@ class Done(msgspec.Struct, tag="done", tag_field="event", frozen=True, kw_only=T
     hidden: list[list[float]] = []
 
 
-class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
+class DraftFailed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_only=True):
     """The draft cannot be made. `code` is stable: `bad_request`, `prompt_too_long`, `schema_unsupported`,
     `queue_full`, `wait_too_long`, `deadline`, `internal`. In answer to `InfoCommand`: the engine hangs (`internal`)."""
 
@@ -134,7 +134,7 @@ class Failed(msgspec.Struct, tag="failed", tag_field="event", frozen=True, kw_on
     message: str
 
 
-Event = Info | Started | Token | PlanMade | Done | Failed
+Event = Info | Started | Token | PlanMade | Done | DraftFailed
 
 encode = msgspec.json.encode
 command_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)

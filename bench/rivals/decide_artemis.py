@@ -1,4 +1,4 @@
-"""What artemis-ai decides of drafts. Runs in an environment of its own: rows of JSON in, one JSON out.
+"""Prints artemis-ai's decisions about drafts. Runs in an environment of its own: rows of JSON in, one JSON out.
 
 Its router accepts a call that `verify_tool_call` passes; its stronger oracles, which a user can wire in, check the full
 schema and whether every text argument occurs in the request. It judges one call at a time: a draft of several is

@@ -1,4 +1,4 @@
-"""What cascadeflow decides of drafts. Runs in an environment of its own: rows of JSON in, one JSON out.
+"""Prints cascadeflow's decisions about drafts. Runs in an environment of its own: rows of JSON in, one JSON out.
 
 As its cascade does: the request's complexity is analysed, hard ones go to the large model directly, and a draft of
 calls is taken where its validator's score reaches the threshold of that complexity. A draft without a call is refused.

@@ -1,7 +1,7 @@
-"""What RouteLLM decides of requests. Runs in an environment of its own: rows of JSON in, one JSON out.
+"""Prints RouteLLM's decisions about requests. Runs in an environment of its own: rows of JSON in, one JSON out.
 
 It chooses a model from the last message alone. Each of its routers is built as its controller builds it and asked for
-a win rate; what a router wants and cannot have (weights of a hub, OpenAI's embeddings) is told as a problem.
+a win rate; what a router wants and cannot have (weights of a hub, OpenAI's embeddings) is reported as a problem.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def main() -> None:
     problems = []
     try:
         from routellm.controller import Controller
-    except Exception as error:  # noqa: BLE001  # whatever stops it is what is told
-        print(json.dumps({"version": version("routellm"), "accepted": {}, "problems": [_told("import", error)]}))
+    except Exception as error:  # noqa: BLE001  # whatever stops it is reported
+        print(json.dumps({"version": version("routellm"), "accepted": {}, "problems": [_problem("import", error)]}))
         return
     prompts = [str(row["messages"][-1].get("content") or "") for row in rows]
     for name in ("random", "mf", "bert", "causal_llm", "sw_ranking"):
         try:
             router = Controller([name], strong_model="large", weak_model="small").routers[name]
             rates = [float(router.calculate_strong_win_rate(prompt)) for prompt in prompts]
-        except Exception as error:  # noqa: BLE001  # whatever stops it is what is told
-            problems.append(_told(name, error))
+        except Exception as error:  # noqa: BLE001  # whatever stops it is reported
+            problems.append(_problem(name, error))
             continue
         cut = sorted(rates)[int(len(rates) * (1 - SHARE_LARGE))]
         accepted[f"RouteLLM {name}, half escalated"] = [rate < cut for rate in rates]
@@ -39,12 +39,12 @@ def main() -> None:
         from routellm.openai_server import ChatCompletionRequest
 
         ChatCompletionRequest(model="router-mf-0.5", messages=rows[0]["messages"], tools=rows[0]["tools"])
-    except Exception as error:  # noqa: BLE001  # whatever stops it is what is told
-        problems.append(_told("its server's request model with `tools`", error))
+    except Exception as error:  # noqa: BLE001  # whatever stops it is reported
+        problems.append(_problem("its server's request model with `tools`", error))
     print(json.dumps({"version": version("routellm"), "accepted": accepted, "problems": problems}))
 
 
-def _told(name: str, error: Exception) -> str:
+def _problem(name: str, error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{name}: {type(error).__name__}: {' '.join(lines)[:300]}"
 

@@ -70,8 +70,8 @@ def estimate_truncated_cost(decision: Decision, large: Priced | None) -> None:
 
 
 class Source(Protocol):
-    """A stream of the large model as it comes, and how it is written for the client. Iterating raises UpstreamError; it
-    gives the pieces that came together, for what is sent at once costs little more than one of them."""
+    """A stream of the large model, and its encoding for the client. Iterating yields the pieces that arrived together,
+    since several sent at once cost little more than one, and raises UpstreamError."""
 
     def __aiter__(self) -> AsyncIterator[Sequence[dict[str, Any]]]: ...
 
@@ -79,8 +79,8 @@ class Source(Protocol):
         """The usage reported so far, where this piece reports it. To be asked of every piece, once and in order."""
 
     def is_final(self, piece: Mapping[str, Any]) -> bool:
-        """Whether the end begins here, with the piece that `usage` was asked of last: from now on pieces wait for the
-        row."""
+        """True if the answer's end begins with this piece, the one that `usage` was asked of last: from now on pieces
+        wait for the row."""
 
     def encode(self, piece: dict[str, Any]) -> Iterable[bytes]:
         """The client's events of one piece. Raises ClientError."""
@@ -117,7 +117,7 @@ class Translated:
             yield (chunk,)
 
     def is_final(self, piece: Mapping[str, Any]) -> bool:
-        """See `Source.is_final`."""
+        """Implements `Source.is_final`: a piece with a finish reason, or with usage and no choices."""
         choices = piece.get("choices")
         if not choices:
             return bool(piece.get("usage"))  # without either it is no end: some providers begin with such a chunk

@@ -99,7 +99,7 @@ class _Bars:
         self._progress.stop()
 
     def show(self, stage: str, done: int, total: int | None) -> None:
-        """The `slm.weights.registry.Progress` callback."""
+        """The `slm.weights.registry.OnProgress` callback."""
         if stage != self._stage:
             self._finish()
             self._stage, self._task = stage, self._progress.add_task(stage, total=total, size="")

@@ -164,7 +164,7 @@ class CompletionsApp:
 async def _tell(event: protocol.Event, body: CompletionBody, telling: Telling, answer: _Answer) -> None:
     """One event of the worker. Raises ClientError where it is a failure."""
     match event:
-        case protocol.Failed(code=code, message=message):
+        case protocol.DraftFailed(code=code, message=message):
             raise _failure(code, message, body)
         case protocol.Started():
             telling.start(event)

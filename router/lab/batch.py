@@ -38,7 +38,7 @@ from router.settings import Small
 from slm.protocol import DraftCommand, Event, Info
 
 if TYPE_CHECKING:
-    from slm.engine.engine import Engine
+    from slm.engine.engine import DraftEngine
 
 PINNED = "smallcall/small"
 CHUNK = 64
@@ -56,7 +56,7 @@ class Batch:
         grammar: whether drafts are made under the grammar of their tools, as a gateway's are.
     """
 
-    def __init__(self, engine: Engine, small: Small, *, grammar: bool = True) -> None:
+    def __init__(self, engine: DraftEngine, small: Small, *, grammar: bool = True) -> None:
         self._engine, self._grammar = engine, grammar
         self._small = small.model_copy(update={"deadline_s": NO_DEADLINE_S})
         self.endpoint = Endpoint("http://in.process/v1", PINNED, include_signals=True)
@@ -75,7 +75,7 @@ class Batch:
 
     async def replies(self, bodies: Sequence[dict[str, Any]]) -> list[ClientReply]:
         """The answers to one chunk of requests, in order."""
-        self._engine.forget()
+        self._engine.clear_prefix_cache()
         table = _Table(self._engine.info, len(bodies))
         tasks = [asyncio.create_task(self._reply(body, _Seat(table, index))) for index, body in enumerate(bodies)]
         for index, task in enumerate(tasks):
@@ -186,7 +186,7 @@ class _Unrecorded(Recorder):
 
 
 def drafted_rows(
-    engine: Engine, small: Small, cases: Sequence[Case], on_progress: Callable[[int, int], None]
+    engine: DraftEngine, small: Small, cases: Sequence[Case], on_progress: Callable[[int, int], None]
 ) -> list[TraceRow]:
     """What the small model answers to the cases, by the gateway's own path."""
     rows: list[TraceRow] = []

@@ -27,7 +27,7 @@ from slm.format.pattern import PATTERN_VERSION
 from slm.weights.folders import ModelFolder, read_adapter
 
 if TYPE_CHECKING:
-    from slm.engine.engine import Engine
+    from slm.engine.engine import DraftEngine
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +106,12 @@ class StudyArm:
             grammar=what.grammar,
         )
 
-    def engine(self) -> Engine:
+    def engine(self) -> DraftEngine:
         """Loaded. Raises `slm.engine.model.LoadError`."""
-        from slm.engine.engine import Engine
+        from slm.engine.engine import DraftEngine
 
         small = self.small
-        return Engine.load(self.model.path, small.adapter_folder, small.dtype, shortlist=small.shortlist.options)
+        return DraftEngine.load(self.model.path, small.adapter_folder, small.dtype, shortlist=small.shortlist.options)
 
     def table(self, folder: Path, name: str) -> Path:
         """Where its answers to a set stand."""

@@ -13,7 +13,7 @@ from evaluation.traces.collect import INVALID_DRAFT
 from router.lab.score_small import OnProgress, StudyArm, draft_tables
 
 if TYPE_CHECKING:
-    from slm.engine.model import Loaded
+    from slm.engine.model import LoadedModel
     from slm.engine.shortlist import Ranking
 
 SETS = ("bfcl", "heldout_tools", "in_domain")
@@ -56,7 +56,7 @@ async def tool_rates(
     return rates
 
 
-def recalls(loaded: Loaded, cases: dict[int, list[Case]], on_progress: OnProgress) -> list[Recall]:
+def recalls(loaded: LoadedModel, cases: dict[int, list[Case]], on_progress: OnProgress) -> list[Recall]:
     """Both rankings over every list of more than one tool."""
     from slm.engine.shortlist import BM25, Embedding
 

@@ -65,9 +65,9 @@ def score_run(
         How many passed.
     """
     from router.lab.batch import drafted_rows
-    from slm.engine.engine import Engine
+    from slm.engine.engine import DraftEngine
 
-    engine = Engine.load(base, trained) if recipe.lora is not None else Engine.load(trained)
+    engine = DraftEngine.load(base, trained) if recipe.lora is not None else DraftEngine.load(trained)
     passed = sum(row.passed is True for row in drafted_rows(engine, small, cases, on_progress))
     low, high = wilson(passed, len(cases))
     path = trained.parent / "scores.json"

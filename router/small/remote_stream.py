@@ -23,7 +23,7 @@ from router.small.token_spans import TokenTexts
 from router.small.worker_client import SmallModelError
 from slm import protocol
 from slm.format import pattern
-from slm.format.pattern import PatternError, Span, SpanTracker
+from slm.format.pattern import DraftSpan, PatternError, SpanTracker
 
 _NAN = math.nan
 _STOPPED = frozenset({"stop", "stop_sequence", "eos_token"})
@@ -102,7 +102,7 @@ class _Telling:
 
     def _exactly(self, piece: _Piece) -> list[protocol.Event]:
         if piece.raw == b"":  # An end token, or one that is kept back as the beginning of a stop: a newline.
-            return self._token(piece, "", Span.SYNTAX)
+            return self._token(piece, "", DraftSpan.SYNTAX)
         text = piece.text if piece.raw is None else self._decoder.decode(piece.raw)
         return self._token(piece, text, self._span(text))
 
@@ -110,11 +110,11 @@ class _Telling:
         """The events of the tokens that wait for these texts."""
         return [event for text in texts for event in self._token(self._waiting.popleft(), text, self._span(text))]
 
-    def _span(self, text: str) -> Span:
+    def _span(self, text: str) -> DraftSpan:
         """Of a token's text. A token inside a character belongs where any other character would."""
         return self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
 
-    def _token(self, piece: _Piece, text: str, span: Span) -> list[protocol.Event]:
+    def _token(self, piece: _Piece, text: str, span: DraftSpan) -> list[protocol.Event]:
         self._text += text
         self._tokens += 1
         if len(self._text) > self._most:

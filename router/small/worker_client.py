@@ -106,7 +106,7 @@ async def _read(reader: asyncio.StreamReader) -> AsyncIterator[protocol.Event]:
         if event is None:
             raise SmallModelError("worker_lost", "the worker closed the connection in mid-draft")
         yield event
-        if isinstance(event, protocol.Done | protocol.Failed | protocol.Info):
+        if isinstance(event, protocol.Done | protocol.DraftFailed | protocol.Info):
             return
 
 
@@ -120,7 +120,7 @@ class DraftBuilder:
         self.done: protocol.Done | None = None
 
     def add(self, event: protocol.Event) -> None:
-        """Take one event. Raises SmallModelError for `Failed`."""
+        """Take one event. Raises SmallModelError for `DraftFailed`."""
         match event:
             case protocol.Token():
                 self.tokens.append(event)
@@ -130,7 +130,7 @@ class DraftBuilder:
                 self.plan = event
             case protocol.Done():
                 self.done = event
-            case protocol.Failed(code=code, message=message):
+            case protocol.DraftFailed(code=code, message=message):
                 raise SmallModelError(_FAILURES.get(code, "worker_failed"), message)
             case protocol.Info():
                 raise SmallModelError("worker_lost", "an answer to another question")

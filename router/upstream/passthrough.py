@@ -191,20 +191,20 @@ class Forwarded:
             events = await self._next()
 
     def is_final(self, piece: Mapping[str, Any]) -> bool:
-        """See `Source.is_final`."""
-        return self._state.ends(piece)
+        """Implements `Source.is_final`."""
+        return self._state.is_final(piece)
 
     def usage(self, piece: Mapping[str, Any]) -> Usage | None:
-        """See `Source.usage`."""
+        """Implements `Source.usage`."""
         return self._state.see(piece)
 
     def encode(self, piece: dict[str, Any]) -> tuple[bytes]:
-        """See `Source.encode`."""
+        """Implements `Source.encode`."""
         self._state.rename(piece, self._chat.client_model)
         return (self._writer.forwarded(piece),)
 
     def encode_final(self, pieces: Sequence[dict[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
-        """See `Source.encode_final`."""
+        """Implements `Source.encode_final`."""
         for piece in pieces:
             self._state.rename(piece, self._chat.client_model)
         yield from self._writer.forwarded_ending(pieces, extras)

@@ -44,7 +44,7 @@ class StreamState(Protocol):
     def see(self, event: Mapping[str, Any]) -> Usage | None:
         """Take one event; the usage known so far, where this event reports it."""
 
-    def ends(self, event: Mapping[str, Any]) -> bool:
+    def is_final(self, event: Mapping[str, Any]) -> bool:
         """Whether the end begins with this event, which is the one that was seen last."""
 
     def rename(self, event: dict[str, Any], model: str) -> None:
@@ -108,7 +108,7 @@ class _Chunks:
             self._ends = False  # whatever usage it reports: some providers report it in every chunk
         return usage_of(event) if spent else None
 
-    def ends(self, event: Mapping[str, Any]) -> bool:
+    def is_final(self, event: Mapping[str, Any]) -> bool:
         return self._ends
 
     def rename(self, event: dict[str, Any], model: str) -> None:
@@ -161,7 +161,7 @@ class _MessageEvents:
         self._usage |= {key: value for key, value in spent.items() if value is not None}
         return _messages_usage(self._usage)
 
-    def ends(self, event: Mapping[str, Any]) -> bool:
+    def is_final(self, event: Mapping[str, Any]) -> bool:
         return event.get("type") == "message_delta"
 
     def rename(self, event: dict[str, Any], model: str) -> None:
@@ -216,10 +216,10 @@ class _ResponseEvents:
     complete = False
 
     def see(self, event: Mapping[str, Any]) -> Usage | None:
-        self.complete = self.complete or self.ends(event)
+        self.complete = self.complete or self.is_final(event)
         return _responses_usage(event.get("response"))
 
-    def ends(self, event: Mapping[str, Any]) -> bool:
+    def is_final(self, event: Mapping[str, Any]) -> bool:
         return event.get("type") in ("response.completed", "response.incomplete")
 
     def rename(self, event: dict[str, Any], model: str) -> None:

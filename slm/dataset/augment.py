@@ -29,7 +29,7 @@ def shuffled(group: Sequence[Example], rng: random.Random) -> list[Example]:
 def fewer_tools(example: Example, rng: random.Random, most: int) -> Example:
     """At most `most` tools, of which a random number stays; the called ones always, and those called before.
 
-    Where the draft asks back, all stay: nobody wrote down which tool the missing value is for.
+    Where the draft asks back, all stay: the row does not say which tool the missing value is for.
     """
     if example.kind == "ask":
         return example
@@ -67,7 +67,7 @@ def more_tools(group: Sequence[Example], rng: random.Random, pool: Sequence[Exam
 
 
 def can_lose_gold(example: Example) -> bool:
-    """Whether a request stays whole without the tools that it calls: a first message of the user.
+    """True if a request stays whole without the tools that it calls: it is a first message of the user.
 
     A tool that was called before would be missed in the history of a later one.
     """

@@ -166,8 +166,8 @@ def _filled(request: _Request, offered: Sequence[_Tool], rng: random.Random) -> 
 def _gold(calls: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
     if not calls:
         return {"kind": "no_call"}
-    told = [{"name": name, "arguments": {key: [value] for key, value in given.items()}} for name, given in calls]
-    return {"kind": "calls", "calls": told, "ordered": False}
+    gold = [{"name": name, "arguments": {key: [value] for key, value in given.items()}} for name, given in calls]
+    return {"kind": "calls", "calls": gold, "ordered": False}
 
 
 # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,7 +185,7 @@ def _read(file: Path) -> tuple[dict[str, _Tool], list[_Request]]:
 
 
 class _Domain:
-    """What the lines of a file have said so far."""
+    """The tools and requests read so far from the lines of a file."""
 
     def __init__(self) -> None:
         self.tools: dict[str, _Tool] = {}
@@ -193,7 +193,7 @@ class _Domain:
         self._current: _Tool | None = None
 
     def read(self, line: str) -> None:
-        """Take one line in. Raises ValueError, KeyError: it cannot be read."""
+        """Read one line. Raises ValueError or KeyError if it cannot be read."""
         kind, _, rest = line.partition(" ")
         text, _, given = (part.strip() for part in rest.partition(" => "))
         if kind == "tool":
@@ -249,13 +249,13 @@ def _parameter(text: str) -> _Parameter:
     name, _, kind = head.strip().partition(" ")
     plain, kind = name.rstrip("*"), kind.strip()
     declared: dict[str, Any] = json.loads(schema[0]) if schema else {}
-    told = {**_schema(kind, declared), "description": description.strip()}
+    described = {**_schema(kind, declared), "description": description.strip()}
     if default := _DEFAULT.search(description):
         # Half of the authors of schemas say it in the keyword too.
         value = _default(kind, default[1])
         if value is not None and hashlib.sha256(text.encode()).digest()[0] % 2:
-            told["default"] = value
-    return _Parameter(plain, kind, name.endswith("*"), told, tuple(_split(draws)))
+            described["default"] = value
+    return _Parameter(plain, kind, name.endswith("*"), described, tuple(_split(draws)))
 
 
 _TYPES = {"string": "string", "int": "integer", "number": "number", "bool": "boolean", "object": "object"}

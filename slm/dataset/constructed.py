@@ -1,4 +1,4 @@
-"""What the constructed rows have in common: rows of one message of the user, and values that stand in its words."""
+"""Shared helpers of the constructed rows: rows with one message of the user, and values that occur in its words."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def parameters_of(example: Example, tool: str) -> Mapping[str, Any]:
 
 
 def said(value: Any) -> str | None:
-    """How a string or a number would stand in a request; None for other values."""
+    """The text of a string or a number as a request would hold it; None for other values."""
     if isinstance(value, str):
         return value.strip() or None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -51,5 +51,5 @@ def said(value: Any) -> str | None:
 
 
 def places(value: str, text: str) -> list[re.Match[str]]:
-    """Where a value stands in a text as whole words, in any case of letters."""
+    """Find a value in a text as whole words, ignoring case; None if it does not occur."""
     return list(re.finditer(rf"(?<![\w.]){re.escape(value)}(?!\w)(?!\.\d)", text, re.IGNORECASE))

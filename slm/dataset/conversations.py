@@ -1,9 +1,10 @@
 """Conversations in OpenAI's fine-tuning format to examples: one for each answer of the assistant.
 
 A line is `{"messages": [...], "tools": [...]}`; what stands before an assistant's message is its request. A message
-with `weight: 0` is context only, and no answer is taught behind a message that cannot be read. The first call of
-parallel ones stands first in the draft. Calls must be of offered tools and fit their schemas. Nobody says why a message
-makes no call: it is `ask` where its words ask for a value (`slm.dataset.examples.asks_back`) and `none` otherwise.
+with `weight: 0` is context only, and no answer is trained on behind a message that cannot be read. The first call of
+parallel ones stands first in the draft. Calls must be of offered tools and fit their schemas. The format does not say
+why a message makes no call: it is `ask` where its words ask for a value (`slm.dataset.examples.asks_back`) and `none`
+otherwise.
 
 A line is a conversation of its own, unless it names the one that it belongs to (`conversation`, 1 to 200 characters):
 lines that hold turns of one conversation, in one file or in several, must say so to stay on one side of a split.
@@ -28,12 +29,12 @@ Calls = tuple[tuple[str, Mapping[str, Any]], ...]
 
 
 def is_conversation(row: Mapping[str, Any]) -> bool:
-    """Whether a row is in this format and not in the project's own."""
+    """True if a row is in this format and not in the project's own."""
     return "gold" not in row and isinstance(row.get("messages"), list)
 
 
 def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRow]:
-    """The examples of one conversation in order; in place of one that cannot be taught, why not.
+    """Yield the examples of one conversation in order; in place of one that cannot be trained on, the reason.
 
     `source` names where the conversation comes from. Raises BadRow where the row as a whole cannot be read.
     """
@@ -44,7 +45,7 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
     if any(message.get("role") not in _READABLE for message in messages):
         raise BadRow("malformed", "a message of an unknown role")
     name = str(row.get("id") or hashlib.sha256(msgspec.json.encode(messages)).hexdigest()[:16])
-    conversation = _told_conversation(row) or f"{source}/{name}"
+    conversation = _named_conversation(row) or f"{source}/{name}"
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
     found = False
     unread: BadRow | None = None
@@ -70,12 +71,12 @@ def examples_of(row: Mapping[str, Any], source: str) -> Iterator[Example | BadRo
         raise BadRow("no answer of an assistant to teach")
 
 
-def _told_conversation(row: Mapping[str, Any]) -> str | None:
+def _named_conversation(row: Mapping[str, Any]) -> str | None:
     """The conversation that a row says it belongs to, whatever its source; None where no name can be used."""
-    told = row.get("conversation")
-    if not isinstance(told, str) or not 0 < len(told) <= _MAX_CONVERSATION:
+    name = row.get("conversation")
+    if not isinstance(name, str) or not 0 < len(name) <= _MAX_CONVERSATION:
         return None
-    return f"conversation/{told}"
+    return f"conversation/{name}"
 
 
 def _asks(before: Sequence[Mapping[str, Any]]) -> bool:

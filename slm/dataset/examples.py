@@ -1,9 +1,10 @@
-"""Rows of tool-calling data to token sequences, tokenised exactly as the engine tokenises a request.
+"""Turns rows of tool-calling data into token sequences, tokenised exactly as the engine tokenises a request.
 
 A row's gold becomes a draft of `slm.format.pattern`: the first acceptable value of each parameter that fits its schema,
 in schema order, parameters that may be left out left out. A row without a call becomes `ask` where the source's reply
-asks for a value (see `asks_back`) and `none` otherwise. A row that cannot be taught exactly is refused with a reason,
-never mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are told apart as every reader would.
+asks for a value (see `asks_back`) and `none` otherwise. A row that cannot be trained on exactly is refused with a
+reason, never mended. Not guaranteed: that the gold is right, nor that `none` and `ask` are distinguished as every
+reader would.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from slm.format.pattern import CHATML, Kind, Parsed, PatternError, Segment, call
 from slm.format.signature import DEFAULT_LIMITS, SignatureLimits
 
 IGNORED = -100
-"""The label of a token that is not taught."""
+"""The label of a token that is not supervised."""
 
 _QUESTION = re.compile(
     r"\b(what|which|where|when|who|how (many|much|long|often)|from when|"
@@ -32,7 +33,7 @@ _CLOSING = re.compile(r"\b(confirm|correct|anything else|something else|how (can
 
 
 class BadRow(ValueError):
-    """A row that is not taught. `reason` is one of a few fixed words, for counting."""
+    """A row that is left out of training. `reason` is one of a few fixed phrases, for counting."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -69,7 +70,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Tokens of one example; those from `prompt_tokens` on are taught, the end token among them."""
+    """Tokens of one example; those from `prompt_tokens` on are supervised, the end token among them."""
 
     ids: tuple[int, ...]
     prompt_tokens: int
@@ -79,7 +80,7 @@ class Encoded:
 
 
 def example_of(row: Mapping[str, Any]) -> Example:
-    """An example from one row of the data format.
+    """Read an example from one row of the data format.
 
     Raises:
         BadRow: a field is missing or of a wrong kind, or the gold does not fit the tools' schemas.
@@ -110,7 +111,7 @@ def example_of(row: Mapping[str, Any]) -> Example:
 
 
 def check_tools(tools: Iterable[Any]) -> None:
-    """Refuse what is no definition of a function, or could not be varied as one.
+    """Refuse tools that are no definitions of functions, or could not be varied as such.
 
     Raises:
         BadRow: a tool is malformed, or two have one name.
@@ -128,7 +129,7 @@ def check_tools(tools: Iterable[Any]) -> None:
 
 
 def _is_plain(parameters: Any) -> bool:
-    """Whether a schema's outermost level has the shape that an object's has; None is one without parameters."""
+    """True if a schema's outermost level has the shape of an object's; None stands for no parameters."""
     if parameters is None:
         return True
     if not isinstance(parameters, Mapping) or not isinstance(parameters.get("properties"), Mapping | None):
@@ -138,7 +139,7 @@ def _is_plain(parameters: Any) -> bool:
 
 
 def check_message(message: Any) -> None:
-    """Refuse what is no chat message, or calls something else than functions with arguments as text.
+    """Refuse a message that is no chat message, or calls anything but functions with arguments as text.
 
     Raises:
         BadRow: it is malformed.
@@ -159,7 +160,7 @@ def check_message(message: Any) -> None:
 
 
 def asks_back(messages: Sequence[Mapping[str, Any]], reply: str) -> bool:
-    """Whether a reply to a user asks for a value: its last sentence asks or begs for one and confirms nothing."""
+    """True if a reply to a user asks for a value: its last sentence asks or begs for one and confirms nothing."""
     last = re.split(r"(?<=[.!?])\s+", reply.strip())[-1]
     asked = last.endswith("?") and _QUESTION.search(last) is not None and _CLOSING.search(last) is None
     return asked and bool(messages) and messages[-1].get("role") == "user"
@@ -212,7 +213,7 @@ def _first_fitting(acceptable: Sequence[Any], schema: Any, name: str, key: str) 
 def split_by_conversation(
     examples: Iterable[Example], share: float, salt: str = VALIDATION
 ) -> tuple[list[Example], list[Example]]:
-    """`(training, validation)`: no conversation in both."""
+    """Split examples into `(training, validation)`; no conversation is in both."""
     parts: tuple[list[Example], list[Example]] = ([], [])
     for example in examples:
         parts[held_out(example.conversation, share, salt)].append(example)
@@ -223,7 +224,7 @@ def split_by_conversation(
 
 
 def end_token(tokens: Tokens) -> int:
-    """The token that a taught draft ends with: the end of a turn, else the model's end of text."""
+    """The token that a draft ends with in training: the end of a turn, else the model's end of text."""
     if tokens.frame is CHATML:
         return tokens.prompt([Segment(CHATML.close_control, True)])[-1]
     return min(tokens.end_ids)

@@ -1,4 +1,4 @@
-"""Which requests may offer one list of tools: rows of a source that share it cost a fraction of their tokens.
+"""Groups requests that may offer one list of tools: rows of a source that share it cost a fraction of their tokens.
 
 A tool is put beside a request only where that cannot change the right answer: it was offered with the request anyway,
 or the source offers it in other rows beside every tool that the request calls (so it is no rival of theirs). A request
@@ -17,7 +17,7 @@ from slm.dataset.augment import called_before, can_lose_gold, without_gold
 from slm.dataset.examples import Example
 
 _LOOK_AHEAD = 96
-"""How many waiting rows are tried for a group."""
+"""Number of waiting rows that are tried for a group."""
 
 Tools = dict[str, Mapping[str, Any]]
 
@@ -98,7 +98,8 @@ class _Group:
         return _Member(example, own, frozenset(harmless - forbidden))
 
     def take(self, example: Example) -> bool:
-        """Let a row in with the tools that it needs, if nobody minds."""
+        """Add a row with the tools that it needs, if every row of the group accepts them; return whether it was
+        added."""
         own, needed = _tools(example), _needed(example)
         new = [name for name in own if name in needed and name not in self.tools]
         if len(self.tools) + len(new) > self._room or not self._same(own):
@@ -113,7 +114,7 @@ class _Group:
         return True
 
     def take_without_gold(self, example: Example) -> bool:
-        """Let a row in whose tools are all missing here: its right answer is then that nothing fits."""
+        """Add a row whose tools are all missing here, so that its right answer is that none fits."""
         gold = example.gold_names
         if not can_lose_gold(example) or gold & self.tools.keys():
             return False

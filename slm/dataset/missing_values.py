@@ -10,7 +10,7 @@ Monday"), and only where rules that can be checked say that what is left is a se
 - no word of the value stands anywhere else, and no other tool on offer shares a word of its name with the called one
   unless it requires a parameter of the same name, so that none might do without the value.
 
-Most rows fail one of them. Not guaranteed: that nobody would guess the value.
+Most rows fail one of them. Not guaranteed: that the value cannot be guessed.
 """
 
 from __future__ import annotations
@@ -83,20 +83,20 @@ def _cut(text: str, value: str, elsewhere: str) -> str | None:
     if before is None or behind is None or not _stands_alone(before[1]):
         return None
     rest = text[: before.start(2)] + text[end + behind.end() :]
-    told = {word for word in re.findall(r"\w+", value.lower()) if len(word) > 3 or word.isdigit()}
-    if told & set(re.findall(r"\w+", f"{rest} {elsewhere}".lower())) or len(rest.split()) < _LEAST_WORDS:
+    content = {word for word in re.findall(r"\w+", value.lower()) if len(word) > 3 or word.isdigit()}
+    if content & set(re.findall(r"\w+", f"{rest} {elsewhere}".lower())) or len(rest.split()) < _LEAST_WORDS:
         return None
     return rest
 
 
 def _stands_alone(word: str) -> bool:
-    """Whether a word before a phrase makes sense without it: roughly, whether it is a noun."""
+    """True if a word before a phrase makes sense without it: roughly, whether it is a noun."""
     plain = word.lower().strip("'\"“”‘’,;:")
     return plain not in _NEEDS_MORE and not plain.endswith(("ed", "ly", "ing", "n't", "born")) and word[-1] not in ",;:"
 
 
 def _has_rival(example: Example, key: str) -> bool:
-    """Whether a tool of a similar name is offered that does not require a parameter `key`."""
+    """True if a tool of a similar name is offered that does not require a parameter `key`."""
     (called,) = example.gold_names
     words = name_words(called)
     names = [str(tool["function"]["name"]) for tool in example.tools]

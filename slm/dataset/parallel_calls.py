@@ -65,7 +65,7 @@ class Joiner:
         return replace(with_text(example, text), calls=tuple(row.calls[0] for row in chosen))
 
     def _fits(self, partner: Example, example: Example) -> bool:
-        """Whether the partner's answer stays what it is with the example's tools and system message."""
+        """True if the partner's answer stays right with the example's tools and system message."""
         own, offered = _tools(partner), _tools(example)
         (called,) = partner.gold_names
         harmless = self._beside[partner.source, called]
@@ -90,9 +90,9 @@ class Joiner:
             if others:
                 values = [arguments[key], *others]
                 (place,) = places(arguments[key], text)
-                told = text[: place.start()] + _enumerated(values, _quote(text, place), rng) + text[place.end() :]
+                listed = text[: place.start()] + _enumerated(values, _quote(text, place), rng) + text[place.end() :]
                 calls = tuple((name, {**arguments, key: value}) for value in values)
-                return replace(with_text(example, told), calls=calls)
+                return replace(with_text(example, listed), calls=calls)
         return None
 
     def _others(self, source: str, key: str, value: str, text: str, rng: random.Random) -> list[str]:
@@ -114,7 +114,7 @@ def _calls(rows: Sequence[Example]) -> list[tuple[tuple[str, Mapping[str, Any]],
 
 
 def _stands_once(value: Any, text: str) -> bool:
-    """Whether a value is the text's own; one that follows from another value would have to change with it."""
+    """True if a value is the text's own; one that follows from another value would have to change with it."""
     words = said(value)
     return words is not None and len(places(words, text)) == 1
 
@@ -138,14 +138,14 @@ def _shape(value: str) -> tuple[bool, bool, bool]:
 
 
 def _ends_a_phrase(value: str, text: str) -> bool:
-    """Whether a value could be one of several in its place: "in Rome on Monday", but not "a comedy film"."""
+    """True if a value could be one of several in its place: "in Rome on Monday", but not "a comedy film"."""
     (place,) = places(value, text)
     before, behind = text[: place.start()], text[place.end() :].lstrip("'\"”’")
     return _BEFORE.search(before) is not None and _BEHIND.match(behind) is not None
 
 
 def _quote(text: str, place: re.Match[str]) -> str:
-    """What stands between a quoted value and the next one: the closing and the opening quote."""
+    """The text between a quoted value and the next one: the closing and the opening quote."""
     before, behind = text[: place.start()][-1:], text[place.end() :][:1]
     return f"{behind}\0{before}" if before in _QUOTES and behind in _QUOTES and before else "\0"
 

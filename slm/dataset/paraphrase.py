@@ -54,13 +54,14 @@ _PHRASES = (
     ("minimum", "least"),
     ("allows you to", "lets you"),
 )
-"""What may stand for what, anywhere in a description."""
+"""Phrases that may replace one another anywhere in a description."""
 
 Style = Callable[[list[str]], str]
 
 
 def paraphrased(example: Example, rng: random.Random) -> Example:
-    """The same row with its tools told in other words; the same generator state gives the same tools for every row."""
+    """The same row with its tools described in other words; the same generator state gives the same tools for every
+    row."""
     tool_style, parameter_style = rng.choice(_TOOL_STYLES), rng.choice(_PARAMETER_STYLES)
     worded = tuple(_reworded_tool(tool, rng) for tool in example.tools)
     names: dict[str, str] = _in_style([str(tool["function"]["name"]) for tool in worded], tool_style)

@@ -22,7 +22,7 @@ MAX_LINE_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class TrainingRows:
     """Examples of one file, how many rows were refused for which reason, and the SHA-256 of the file's bytes."""
 
     examples: tuple[Example, ...]
@@ -31,7 +31,8 @@ class Rows:
 
 
 def names_of(files: Sequence[Path]) -> list[str]:
-    """A name for each file: its own, or as much of its path as tells it from the others; given twice, it has one."""
+    """Return a name for each file: its own, or as much of its path as makes it unique; a file given twice has one
+    name."""
     paths = [Path(os.path.abspath(file)) for file in files]
     return [_shortest_name(path, set(paths) - {path}) for path in paths]
 
@@ -44,8 +45,9 @@ def _shortest_name(path: Path, others: set[Path]) -> str:
     )
 
 
-def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows:
-    """Examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split `train`.
+def read_rows(path: Path, split: str = "train", name: str | None = None) -> TrainingRows:
+    """Read the examples of one split of a `.jsonl` or `.jsonl.gz` file, in file order; conversations are of split
+    `train`.
 
     A folder, or a `.txt` file, holds hand-written domains (`slm.dataset.authored`), of split `train` as well. `name` is
     the source of the conversations, the file's own by default.
@@ -71,10 +73,10 @@ def read_rows(path: Path, split: str = "train", name: str | None = None) -> Rows
         except BadRow as bad:
             refused[bad.reason] += 1
     with path.open("rb") as file:
-        return Rows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
+        return TrainingRows(tuple(examples), dict(refused), hashlib.file_digest(file, "sha256").hexdigest())
 
 
-def _authored(path: Path, split: str) -> Rows:
+def _authored(path: Path, split: str) -> TrainingRows:
     examples: list[Example] = []
     refused: Counter[str] = Counter()
     for row in authored_rows(path) if split == "train" else ():
@@ -82,7 +84,7 @@ def _authored(path: Path, split: str) -> Rows:
             examples.append(example_of(row))
         except BadRow as bad:
             refused[bad.reason] += 1
-    return Rows(tuple(examples), dict(refused), authored_sha256(path))
+    return TrainingRows(tuple(examples), dict(refused), authored_sha256(path))
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -1,22 +1,22 @@
-"""One draft under way: what is written, what is still to be measured, and the events that tell of it.
+"""The state of one draft: its tokens, those that are still to be measured, and the events that report them.
 
 No model in here: the engine feeds `pending` to a model and hands the distributions to `take`. Tokens that the grammar
 forces are written at once, `FORCED_AT_ONCE` at most, and measured with the next forward pass, in which they cost a row
 and not a step. Guesses of what the model will choose are read in the same pass; those that agree with its choice save a
-step each, the others are forgotten.
+step each, the others are dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from slm.engine.kv_cache import KeyValues
-from slm.engine.signals import Distribution, Marks, Signals
-from slm.engine.speculation import Lookahead, value_under_way
+from slm.engine.kv_cache import KVCache
+from slm.engine.signals import Distribution, Marks, MeasuredSignals
+from slm.engine.speculation import PromptLookup, value_under_way
 from slm.engine.tokenizer import TextStream, Tokens
 from slm.format.grammar import Guide, Mask
-from slm.format.pattern import PatternError, Span, SpanTracker, parse_plan
-from slm.protocol import Done, Event, Failed, Finish, PlanMade, Started, Token
+from slm.format.pattern import DraftSpan, PatternError, SpanTracker, parse_plan
+from slm.protocol import Done, DraftFailed, Event, Finish, PlanMade, Started, Token
 
 Clock = Callable[[], float]
 
@@ -25,36 +25,36 @@ FORCED_AT_ONCE = 64
 
 
 def blank_line_behind_text(text: str) -> bool:
-    """Whether a draft without a grammar is over: none holds a blank line, and where turns are told apart by text alone
-    it is the turn's end."""
+    """True if a draft without a grammar has ended: drafts hold no blank line, and where only text separates turns, a
+    blank line ends the turn."""
     return "\n\n" in text.lstrip()
 
 
-class Drafting:
-    """State of one draft. Events collect in `events`, in order, until somebody takes them away.
+class DraftState:
+    """State of one draft. Events collect in `events`, in order, until the caller takes them away.
 
     Without a constraint a draft ends at any special token. With a constraint it ends where the grammar does.
 
     Args:
         prompt: tokens, at least one.
-        memory: empty, with room for prompt and `max_tokens`.
-        lookahead: where guesses come from; None guesses nothing.
+        kv: empty, with room for `prompt` and `max_tokens`.
+        prompt_lookup: the source of speculated tokens; None speculates on nothing.
         fast_forward: whether tokens that the grammar forces are written without a step; without it the model chooses
             among what the grammar allows in their places.
         max_tokens: bound on the draft's own tokens.
         over: whether a draft with this text has come to its end, asked behind each token, forced or not.
-        alternatives: tokens to tell of beside each one that is written.
+        alternatives: number of most probable tokens to report with each token that is written.
     """
 
     def __init__(
         self,
         prompt: list[int],
-        memory: KeyValues,
+        kv: KVCache,
         constraint: Guide | None,
         tokens: Tokens,
         max_tokens: int,
         *,
-        lookahead: Lookahead | None,
+        prompt_lookup: PromptLookup | None,
         fast_forward: bool = True,
         over: Callable[[str], bool] = lambda _: False,
         alternatives: int = 0,
@@ -62,19 +62,19 @@ class Drafting:
         queue_s: float,
         clock: Clock,
     ) -> None:
-        self.memory = memory
+        self.kv = kv
         self.ids = list(prompt)
         """Prompt and draft."""
         self.events: list[Event] = []
         self.finished = False
         self.failed = False
         self.cached = 0
-        """Prompt tokens that were taken from a cache; set by whoever filled `memory`."""
+        """Prompt tokens that were taken from a cache; set by the code that filled `kv`."""
         self.prompt_tokens, self._max_tokens = len(prompt), max_tokens
-        self._lookahead, self._over, self._alternatives = lookahead, over, alternatives
+        self._prompt_lookup, self._over, self._alternatives = prompt_lookup, over, alternatives
         self._fast_forward = fast_forward
         self._guesses: list[int] = []
-        self._span = Span.SYNTAX
+        self._span = DraftSpan.SYNTAX
         self._constraint, self._tokens = constraint, tokens
         self._unmeasured: list[Mask] = []
         """For each forced token at the end of `ids`: what the grammar allowed in its place."""
@@ -93,7 +93,7 @@ class Drafting:
     def pending(self) -> list[int]:
         """Tokens that the model has to read next; the last one is left out where it chooses nothing behind it."""
         end = len(self.ids) if self._choosing else len(self.ids) - 1
-        return self.ids[self.memory.length : end] + self._guesses
+        return self.ids[self.kv.length : end] + self._guesses
 
     @property
     def rows(self) -> int:
@@ -102,35 +102,35 @@ class Drafting:
 
     @property
     def _choosing(self) -> bool:
-        """Whether the model chooses what follows the forced tokens."""
+        """True if the model chooses the token after the forced ones."""
         return not self._ending and not self._coming
 
     @property
     def decoding(self) -> bool:
-        """Whether the prompt is read."""
+        """True once the whole prompt has been read."""
         return self._decode_began is not None
 
     def guess(self) -> None:
-        """Guess what will be written, to be read with what is pending."""
-        if self._lookahead is None or not self._choosing:
+        """Guess the next tokens; they are verified in the next pass, together with the pending tokens."""
+        if self._prompt_lookup is None or not self._choosing:
             return
         left = self._max_tokens - (len(self.ids) - self.prompt_tokens) - 1
-        value = value_under_way(self._text) if self._span is Span.VALUE and not self._unmeasured else ""
-        guesses = self._lookahead.guess(self.ids, value)[: max(0, left)]
+        value = value_under_way(self._text) if self._span is DraftSpan.VALUE and not self._unmeasured else ""
+        guesses = self._prompt_lookup.guess(self.ids, value)[: max(0, left)]
         self._guesses = guesses if self._constraint is None else self._constraint.possible(guesses)
 
     def take(self, distribution: Distribution) -> None:
-        """Measure the forced tokens, write what the model chooses, and force what follows from it.
+        """Measure the forced tokens, write the model's choice, and write the tokens that the grammar then forces.
 
         Args:
-            distribution: of the `rows` last pending tokens.
+            distribution: distributions at the last `rows` pending tokens, in order.
 
         Raises:
             GrammarError: the grammar failed at this token.
         """
         self._count()
         guesses, self._guesses = self._guesses, []
-        self.memory.set_length(self.memory.length - len(guesses))
+        self.kv.set_length(self.kv.length - len(guesses))
         place = self._measure(distribution, 0, len(self._unmeasured))
         if self._coming:
             self._force()
@@ -139,7 +139,7 @@ class Drafting:
             written = self._write(distribution, place)
             read = _agreeing(guesses, written)
             guesses = guesses[read:]
-            self.memory.set_length(self.memory.length + read)
+            self.kv.set_length(self.kv.length + read)
             place = self._measure(distribution, place + 1, min(read, len(self._unmeasured)))
             if read < len(written):
                 self._closed()
@@ -206,7 +206,7 @@ class Drafting:
         """End the draft with a failure. Does nothing once it is finished."""
         if not self.finished:
             self.finished = self.failed = True
-            self.events.append(Failed(code=code, message=message))
+            self.events.append(DraftFailed(code=code, message=message))
 
     def expire(self) -> None:
         """End the draft because its time is up: with what there is, or with a failure before the first token."""
@@ -250,7 +250,7 @@ class Drafting:
             self._ending = "length"
             self._coming = []
 
-    def _emit(self, token: int, signals: Signals, *, forced: bool) -> None:
+    def _emit(self, token: int, signals: MeasuredSignals, *, forced: bool) -> None:
         text = self._stream.feed(token)
         # A token inside a character belongs where the character will; any other character shows where that is.
         span = self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
@@ -273,22 +273,22 @@ class Drafting:
                 ],
             )
         )
-        self._tell_plan()
+        self._emit_plan()
         if self._over(self._text):
             self.finish("stop")
 
-    def _tell_plan(self) -> None:
+    def _emit_plan(self) -> None:
         if self._planned or "\n" not in self._text:
             return
         self._planned = True
         try:
             kind, names = parse_plan(self._text.partition("\n")[0])
-        except PatternError:  # Free text, and no plan in it: there is nothing to tell.
+        except PatternError:  # Free text without a plan: there is no event to emit.
             return
         self.events.append(PlanMade(kind=kind, names=list(names)))
 
 
 def _agreeing(guesses: Sequence[int], written: Sequence[int]) -> int:
-    """How many tokens the two begin with alike."""
+    """Length of the common prefix of two token lists."""
     pairs = enumerate(zip(guesses, written, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(guesses), len(written)))

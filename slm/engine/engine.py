@@ -17,17 +17,17 @@ from typing import Any
 
 import torch
 
-from slm.engine.draft import Clock, Drafting, blank_line_behind_text
+from slm.engine.draft import Clock, DraftState, blank_line_behind_text
 from slm.engine.forward import forward_of
-from slm.engine.kv_cache import Chunk, KeyValues, PrefixCache
-from slm.engine.model import DeviceName, DTypeName, Loaded, LoadError, load
-from slm.engine.shortlist import Kind, Shortlist, shortlist_of
+from slm.engine.kv_cache import KVCache, PrefixCache, TokenChunk
+from slm.engine.model import DeviceName, DTypeName, LoadedModel, LoadError, load
+from slm.engine.shortlist import Kind, ToolShortlist, shortlist_of
 from slm.engine.signals import CANDIDATES, Distribution, Lens, Pass
-from slm.engine.speculation import Lookahead
+from slm.engine.speculation import PromptLookup
 from slm.format.gbnf_guide import GbnfGuide
 from slm.format.grammar import Constraint, GrammarError, Guide, Offer, ToolError
 from slm.format.pattern import PatternError, Segment, render_prompt
-from slm.protocol import CompleteCommand, DraftCommand, Event, Failed, Info
+from slm.protocol import CompleteCommand, DraftCommand, DraftFailed, Event, Info
 
 PREFILL_TOKENS = 512
 """Prompt tokens read in one step: a cancelled draft holds the engine no longer than that."""
@@ -40,47 +40,47 @@ CACHE_BYTES = 256 * 1024 * 1024
 
 
 class DraftError(ValueError):
-    """A draft that cannot be made. `code` is one of `slm.protocol.Failed`."""
+    """A draft cannot be made. `code` is one of the codes of `slm.protocol.DraftFailed`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-class Engine:
+class DraftEngine:
     """A loaded model that drafts.
 
     Args:
-        loaded: taken over.
+        loaded: the model; the engine takes it over and may change it.
         cache_bytes: bound on the keys and values kept for shared prefixes.
-        slots: drafts worth running at once.
-        lookahead: whether to guess tokens; changes the time of a draft and nothing else.
-        fast_forward: see `slm.engine.draft.Drafting`.
-        shortlist: which tools of a long list the model is shown; None shows all.
+        slots: number of drafts to run at once.
+        prompt_lookup: whether to speculate on tokens; changes the time of a draft and nothing else.
+        fast_forward: whether tokens that the grammar forces are written without a decoding step.
+        shortlist: selects the tools of a long list that the model is shown; None shows all.
         clock: seconds, monotonic.
     """
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: LoadedModel,
         *,
         cache_bytes: int = CACHE_BYTES,
         slots: int = SLOTS,
-        lookahead: bool = True,
+        prompt_lookup: bool = True,
         fast_forward: bool = True,
-        shortlist: Shortlist | None = None,
+        shortlist: ToolShortlist | None = None,
         clock: Clock = time.monotonic,
     ) -> None:
         self._shortlist = shortlist
         self._loaded, self._clock = loaded, clock
-        self._lookahead, self._fast_forward = lookahead, fast_forward
+        self._prompt_lookup, self._fast_forward = prompt_lookup, fast_forward
         self.slots = slots
         self._cache_bytes = cache_bytes
         self._prefixes = PrefixCache(loaded.shape, cache_bytes)
         with torch.inference_mode():
             self._forward = forward_of(loaded.model, int8=loaded.info.dtype == "int8")
         self._oldest_next = False
-        """Whether the next pass reads the prompt that came first, and not the shortest one."""
+        """True if the next pass reads the oldest prompt, False if the one with the fewest passes left."""
         self._lens = None if self._forward.head is None else Lens(self._forward.head)
 
     @classmethod
@@ -94,7 +94,7 @@ class Engine:
         slots: int = SLOTS,
         shortlist: tuple[Kind, int] = ("none", 0),
         device: DeviceName = "cpu",
-    ) -> Engine:
+    ) -> DraftEngine:
         """Load a Hugging Face folder. `shortlist`: its kind and `keep`. Raises: `slm.engine.model.LoadError`."""
         loaded = load(folder, adapter, dtype, device)
         try:
@@ -104,11 +104,11 @@ class Engine:
 
     @property
     def info(self) -> Info:
-        """What is loaded."""
+        """Description of the loaded model, with its hashes."""
         return self._loaded.info
 
-    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float = 0.0) -> Drafting:
-        """Prepare a draft or a completion; no forward pass yet.
+    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float = 0.0) -> DraftState:
+        """Prepare a draft or a completion without running a forward pass.
 
         Raises:
             DraftError: the command is wrong, its prompt too long, or no grammar can be made of its tools or its own.
@@ -130,13 +130,13 @@ class Engine:
             over, alternatives = (_never if command.grammar else blank_line_behind_text), 0
         prompt = self._prompt(segments, command.max_tokens)
         try:
-            return Drafting(
+            return DraftState(
                 prompt,
-                KeyValues(self._loaded.shape, len(prompt) + command.max_tokens),
+                KVCache(self._loaded.shape, len(prompt) + command.max_tokens),
                 make(),
                 self._loaded.tokens,
                 command.max_tokens,
-                lookahead=Lookahead(said, self._loaded.tokens.encode) if self._lookahead else None,
+                prompt_lookup=PromptLookup(said, self._loaded.tokens.encode) if self._prompt_lookup else None,
                 fast_forward=self._fast_forward,
                 over=over,
                 alternatives=alternatives,
@@ -184,11 +184,11 @@ class Engine:
             return command.tools
         return self._shortlist.of(command.messages, command.tools, command.forced_tool)
 
-    def step(self, drafts: Sequence[Drafting]) -> None:
-        """One forward pass for the drafts that are not finished; what it brings is in their `events`.
+    def step(self, drafts: Sequence[DraftState]) -> None:
+        """Run one forward pass for the drafts that are not finished; the results are appended to their `events`.
 
         Where prompts are long only some of them are read on. A draft whose grammar gives up, or that the model gives
-        no distribution for, ends with `Failed`.
+        no distribution for, ends with `DraftFailed`.
         """
         with torch.inference_mode():
             work = self._work([draft for draft in drafts if not draft.finished])
@@ -201,18 +201,18 @@ class Engine:
                     self._take(draft, made.rows(row, chunk.rows))
                 row += chunk.rows
 
-    def release(self, draft: Drafting) -> None:
-        """Keep what of the draft's keys and values the next one may share. Call once, unless a step raised."""
+    def release(self, draft: DraftState) -> None:
+        """Store the draft's keys and values for later drafts with the same prefix. Call once, unless a step raised."""
         if not draft.failed:
             with torch.inference_mode():
-                self._prefixes.store(draft.ids[: draft.memory.length], draft.memory)
+                self._prefixes.store(draft.ids[: draft.kv.length], draft.kv)
 
-    def forget(self) -> None:
-        """Let go of all shared prefixes: what follows does not depend on what came before, not even by rounding."""
+    def clear_prefix_cache(self) -> None:
+        """Drop all shared prefixes: what follows does not depend on what came before, not even by rounding."""
         self._prefixes = PrefixCache(self._loaded.shape, self._cache_bytes)
 
     def draft(self, command: DraftCommand | CompleteCommand) -> Iterator[Event]:
-        """A whole draft of its own, event by event. Raises: DraftError. What goes wrong later is a `Failed`."""
+        """Make one draft and yield its events. Raises DraftError; later errors are yielded as `DraftFailed`."""
         draft = self.begin(command)
         while not draft.finished:
             self.step([draft])
@@ -221,17 +221,17 @@ class Engine:
         self.release(draft)
 
     def draft_many(self, commands: Iterable[DraftCommand | CompleteCommand]) -> Iterator[tuple[int, list[Event]]]:
-        """Draft a long list, `slots` at once; deadlines are not looked at.
+        """Draft many commands, `slots` at once; deadlines are ignored.
 
         Commands are taken from the list as slots come free. Those that share their tools share the reading of them
         where they stand one after another.
 
         Returns:
-            For each command its place in the list and all its events, the last one `Done` or `Failed`; in the order
-            in which drafts end. A command that is refused fails by the refusal's code.
+            For each command its place in the list and all its events, the last one `Done` or `DraftFailed`; in the
+            order in which drafts end. A command that is refused fails by the refusal's code.
         """
         waiting = enumerate(commands)
-        active: dict[int, Drafting] = {}
+        active: dict[int, DraftState] = {}
         more = True
         while more or active:
             while more and len(active) < self.slots:
@@ -242,52 +242,54 @@ class Engine:
                 try:
                     active[place] = self.begin(command)
                 except DraftError as exc:
-                    yield place, [Failed(code=exc.code, message=str(exc))]
+                    yield place, [DraftFailed(code=exc.code, message=str(exc))]
             self.step(list(active.values()))
             for place, draft in [item for item in active.items() if item[1].finished]:
                 del active[place]
                 self.release(draft)
                 yield place, draft.events
 
-    def _work(self, drafts: Sequence[Drafting]) -> list[tuple[Drafting, Chunk]]:
-        """What each draft reads in the next pass: of the prompts, one is read on. A pass over a prompt has rows enough
-        by itself, and the next prompt finds in the cache what was read before it."""
+    def _work(self, drafts: Sequence[DraftState]) -> list[tuple[DraftState, TokenChunk]]:
+        """The chunk that each draft reads in the next pass; only one prompt is read on. A pass over a prompt has enough
+        rows by itself, and the next prompt finds the tokens read before it in the cache."""
         work = []
         for draft in drafts:
             if draft.decoding:
                 draft.guess()
-                work.append((draft, Chunk(draft.memory, draft.pending, draft.rows)))
+                work.append((draft, TokenChunk(draft.kv, draft.pending, draft.rows)))
         unread = [draft for draft in drafts if not draft.decoding]
         if unread:
             most = PREFILL_BESIDE if work else PREFILL_TOKENS
             reader = self._next(unread, most)
             for passed in unread:
-                if passed is not reader and passed.memory.length:  # What it has read, the reader may share.
-                    self._prefixes.store(passed.ids[: passed.memory.length], passed.memory)
+                if passed is not reader and passed.kv.length:  # What it has read, the reader may share.
+                    self._prefixes.store(passed.ids[: passed.kv.length], passed.kv)
             work.append((reader, self._reading(reader, most)))
         return work
 
-    def _next(self, unread: Sequence[Drafting], most: int) -> Drafting:
-        """Whose prompt is read on: by turns the one with the fewest passes left, so that nobody waits for a long prompt
-        to its end, and the one that came first, so that none waits for ever."""
+    def _next(self, unread: Sequence[DraftState], most: int) -> DraftState:
+        """Whose prompt is read on: by turns the one with the fewest passes left, so that no draft waits for a long
+        prompt to its end, and the one that came first, so that none waits for ever."""
         if len(unread) == 1:
             self._oldest_next = False
             return unread[0]
         by_age, self._oldest_next = self._oldest_next, not self._oldest_next
         return unread[0] if by_age else min(unread, key=lambda draft: -(-self._left(draft) // most))
 
-    def _left(self, draft: Drafting) -> int:
+    def _left(self, draft: DraftState) -> int:
         """Prompt tokens that are neither read nor held for it."""
-        return draft.prompt_tokens - max(draft.memory.length, self._prefixes.held(_reusable(draft)))
+        return draft.prompt_tokens - max(draft.kv.length, self._prefixes.held(_reusable(draft)))
 
-    def _reading(self, draft: Drafting, most: int) -> Chunk:
-        draft.cached += self._prefixes.lookup(_reusable(draft), draft.memory)
+    def _reading(self, draft: DraftState, most: int) -> TokenChunk:
+        draft.cached += self._prefixes.lookup(_reusable(draft), draft.kv)
         pending, rows = draft.pending, draft.rows
         return (
-            Chunk(draft.memory, pending, rows) if len(pending) - rows < most else Chunk(draft.memory, pending[:most], 0)
+            TokenChunk(draft.kv, pending, rows)
+            if len(pending) - rows < most
+            else TokenChunk(draft.kv, pending[:most], 0)
         )
 
-    def _take(self, draft: Drafting, rows: Pass) -> None:
+    def _take(self, draft: DraftState, rows: Pass) -> None:
         first = not draft.decoding
         try:
             draft.take(Distribution(rows, self._lens))
@@ -296,11 +298,11 @@ class Engine:
         except ArithmeticError as exc:
             draft.fail("internal", str(exc))
         if first and not draft.failed:  # So that drafts begun meanwhile need not read the same tools.
-            self._prefixes.store(draft.ids[: draft.prompt_tokens], draft.memory)
+            self._prefixes.store(draft.ids[: draft.prompt_tokens], draft.kv)
 
 
-def _reusable(draft: Drafting) -> list[int]:
-    """What of a prompt may come from the cache: the last token's distribution has to be computed."""
+def _reusable(draft: DraftState) -> list[int]:
+    """The prompt tokens that may come from the cache: all but the last, whose distribution has to be computed."""
     return draft.ids[: draft.prompt_tokens - 1]
 
 

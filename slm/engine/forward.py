@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from transformers import PreTrainedModel
 
-from slm.engine.kv_cache import Chunk
+from slm.engine.kv_cache import TokenChunk
 from slm.engine.llama import LlamaForward, fits
 from slm.engine.signals import Pass
 
@@ -28,8 +28,8 @@ class Forward(Protocol):
     def head(self) -> torch.Tensor | None:
         """The output matrix, shape (vocabulary, hidden), by which inner states are read; None without them."""
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
-        """One row for each wanted row of the chunks, in order. Each memory grows by its chunk's ids."""
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
+        """One row for each wanted row of the chunks, in order. Each chunk's `kv` grows by the chunk's ids."""
 
 
 class TransformersForward:
@@ -39,17 +39,17 @@ class TransformersForward:
         self._model = model
         self.head = None
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
-        """See `Forward`."""
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
+        """Run the model once per chunk and join the rows of logits; implements `Forward`."""
         return Pass(torch.cat([self._one(chunk) for chunk in chunks]))
 
-    def _one(self, chunk: Chunk) -> torch.Tensor:
-        start = chunk.memory.length
+    def _one(self, chunk: TokenChunk) -> torch.Tensor:
+        start = chunk.kv.length
         device = self._model.device
         logits: torch.Tensor = self._model(
             input_ids=torch.tensor([chunk.ids], device=device),
             position_ids=torch.arange(start, start + len(chunk.ids), device=device).unsqueeze(0),
-            past_key_values=chunk.memory,
+            past_key_values=chunk.kv,
             use_cache=True,
             logits_to_keep=max(1, chunk.rows),
         ).logits[0]

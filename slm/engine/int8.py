@@ -17,13 +17,13 @@ import warnings
 import torch
 
 _LEVELS = 127
-"""Of a weight, to either side of nought."""
+"""Quantisation levels of a weight on either side of zero."""
 _LEAST = 1e-12
-"""Below this a row is nought."""
+"""A row whose largest magnitude is below this counts as zero."""
 
 
 class Int8Linear:
-    """x · Wᵀ + b, shape (rows, in) to (rows, out), in float32 outside.
+    """A linear layer with 8-bit weights: x · Wᵀ + b, float32 of shape (rows, in) to float32 of shape (rows, out).
 
     Args:
         weight: shape (out, in); not kept.
@@ -50,7 +50,7 @@ class Int8Linear:
         self._range[0, 0], self._range[0, -1] = -1.0, (self._read + 1) / self._read
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """See the class."""
+        """Apply the layer to `x`, float32 of shape (rows, in)."""
         most = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST)
         y = (self._finely(x / most) if self._fine else self._product(x / most)).mul_(most)
         return y if self._bias is None else y.add_(self._bias)

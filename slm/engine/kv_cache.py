@@ -24,14 +24,14 @@ _Key = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one token's keys and values take in one model. Every layer has full attention and the same heads."""
+    """The dimensions of one token's keys and values in a model. Every layer has full attention and the same heads."""
 
     layers: int
     heads: int
     head_dim: int
     dtype: torch.dtype
     device: str = "cpu"
-    """Where they lie: the model's device."""
+    """Device of the tensors: the model's."""
 
     @property
     def bytes_per_token(self) -> int:
@@ -39,7 +39,7 @@ class Shape:
         return 2 * self.layers * self.heads * self.head_dim * itemsize
 
 
-class KeyValues(Cache):  # type: ignore[misc]
+class KVCache(Cache):  # type: ignore[misc]
     """Keys and values of one draft, in one buffer that is allocated once and written in place.
 
     Args:
@@ -50,7 +50,9 @@ class KeyValues(Cache):  # type: ignore[misc]
         self._buffer = torch.empty(
             (2 * shape.layers, 1, shape.heads, capacity, shape.head_dim), dtype=shape.dtype, device=shape.device
         )
-        super().__init__(layers=[_Layer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)])
+        super().__init__(
+            layers=[_CacheLayer(self._buffer[2 * i], self._buffer[2 * i + 1]) for i in range(shape.layers)]
+        )
 
     @property
     def length(self) -> int:
@@ -62,7 +64,7 @@ class KeyValues(Cache):  # type: ignore[misc]
         return self._buffer[2 * index : 2 * index + 2, 0]
 
     def set_length(self, length: int) -> None:
-        """Say how many tokens are held: more, once they are written; fewer, to forget the last ones."""
+        """Set the number of tokens held: more, once they are written; fewer, to drop the last ones."""
         for layer in self.layers:
             layer.length = length
 
@@ -78,16 +80,16 @@ class KeyValues(Cache):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, slots=True)
-class Chunk:
-    """What a forward pass reads for one draft: `ids`, at least one, behind what `memory` holds; the logits behind the
-    last `rows` of them are wanted."""
+class TokenChunk:
+    """The tokens that a forward pass reads for one draft: `ids`, at least one, which follow the tokens held by `kv`.
+    The pass returns the logits after the last `rows` of them."""
 
-    memory: KeyValues
+    kv: KVCache
     ids: Sequence[int]
     rows: int
 
 
-class _Layer(CacheLayerMixin):  # type: ignore[misc]
+class _CacheLayer(CacheLayerMixin):  # type: ignore[misc]
     """One layer's view of the buffer, in the form in which transformers reads a cache."""
 
     is_sliding = False
@@ -138,8 +140,8 @@ class PrefixCache:
         self._most = capacity_bytes // self._block_bytes
         self._most_of_one = (self._most + 1) // 2
         self._blocks: OrderedDict[_Key, _Block] = OrderedDict()
-        """By the id of the block before (0 for none) and the block's tokens; least recently used first. A block is
-        always used after the blocks behind it, so no block outlives the one before it."""
+        """Blocks keyed by the id of the block before (0 for none) and the block's tokens; least recently used first. A
+        block is always used after the blocks behind it, so no block outlives the one before it."""
         self._next_id = 1
 
     @property
@@ -147,14 +149,14 @@ class PrefixCache:
         return len(self._blocks) * self._block_bytes
 
     def held(self, tokens: Sequence[int]) -> int:
-        """How many of `tokens` are held as a prefix: a multiple of `BLOCK_TOKENS`. Counts as no use."""
+        """Number of leading `tokens` that are held: a multiple of `BLOCK_TOKENS`. Does not count as use."""
         return len(self._chain(tokens)) * BLOCK_TOKENS
 
-    def lookup(self, tokens: Sequence[int], into: KeyValues) -> int:
-        """Fill a buffer, which is empty or holds whole blocks of `tokens`, on to the longest prefix that is held.
+    def lookup(self, tokens: Sequence[int], into: KVCache) -> int:
+        """Fill a buffer, which is empty or holds whole blocks of `tokens`, up to the longest prefix that is held.
 
         Returns:
-            How many tokens were filled in: a multiple of `BLOCK_TOKENS`.
+            Number of tokens filled in: a multiple of `BLOCK_TOKENS`.
         """
         keys = self._chain(tokens)
         more = keys[into.length // BLOCK_TOKENS :]
@@ -163,7 +165,7 @@ class PrefixCache:
         self._use(keys)
         return len(more) * BLOCK_TOKENS
 
-    def store(self, tokens: Sequence[int], source: KeyValues) -> None:
+    def store(self, tokens: Sequence[int], source: KVCache) -> None:
         """Keep the first whole blocks of `tokens`, whose keys and values `source` holds."""
         whole = min(len(tokens) // BLOCK_TOKENS, self._most_of_one)
         keys = self._chain(tokens[: whole * BLOCK_TOKENS])

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
 from slm.engine.int8 import Int8Linear
-from slm.engine.kv_cache import Chunk, KeyValues
+from slm.engine.kv_cache import KVCache, TokenChunk
 from slm.engine.signals import Pass
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
@@ -28,11 +28,11 @@ PROBED_SIXTHS = (3, 4, 5)
 """Depths at which inner states are kept for the signals, in sixths of the layers."""
 _KINDS = (LlamaForCausalLM, Qwen2ForCausalLM)
 _ROPE_KINDS = {"default", "linear", "llama3"}
-"""Those whose angles depend on nothing but the position."""
+"""Kinds of rotary embedding whose angles depend on nothing but the position."""
 
 
 def fits(model: PreTrainedModel) -> bool:
-    """Whether `LlamaForward` computes what this model computes."""
+    """True if `LlamaForward` computes the same function as this model."""
     config = model.config
     rope = getattr(config, "rope_parameters", None) or {}
     return (
@@ -45,7 +45,7 @@ def fits(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layer:
+class _DecoderLayer:
     attention_norm: torch.Tensor
     qkv: Linear
     out: Linear
@@ -55,7 +55,7 @@ class _Layer:
 
 
 class LlamaForward:
-    """See the module. Takes the model over.
+    """The lean forward pass of a Llama or Qwen2 model; it takes the model over.
 
     Without `int8` the model stays usable: its parameters become views of the joined ones, so weights are held once.
     """
@@ -70,7 +70,7 @@ class LlamaForward:
         self._norm = decoder.norm.weight.detach()
         self._cos, self._sin = _angles(model)
         self._layers = [
-            _Layer(
+            _DecoderLayer(
                 layer.input_layernorm.weight.detach(),
                 _joined([layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj], int8),
                 _joined([layer.self_attn.o_proj], int8),
@@ -82,12 +82,12 @@ class LlamaForward:
         ]
         self._head = _joined([model.lm_head], int8, fine=True, keep=True)
         self.head = model.lm_head.weight.detach()
-        """See `slm.engine.forward.Forward`."""
+        """The output matrix, shape (vocabulary, hidden)."""
         count = len(self._layers)
         self._probed = {count * share // 6 for share in PROBED_SIXTHS} - {0, count}
 
-    def __call__(self, chunks: Sequence[Chunk]) -> Pass:
-        """See `slm.engine.forward.Forward`."""
+    def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
+        """Run one pass over all chunks; implements `slm.engine.forward.Forward`."""
         device = self._embedding.device
         places, positions, kept = _places(chunks, device)
         x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device), self._embedding)
@@ -103,7 +103,7 @@ class LlamaForward:
             gate, up = layer.gate_up(F.rms_norm(x, size, layer.mlp_norm, self._eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         for place in places:
-            place.memory.set_length(place.end)
+            place.kv.set_length(place.end)
         states = F.rms_norm(torch.stack([*probes, x[kept]]), size, self._norm, self._eps)
         return Pass(self._head(states[-1]), states)
 
@@ -126,11 +126,11 @@ class LlamaForward:
         parts = []
         for place, mask in zip(places, masks, strict=True):
             rows = slice(place.row, place.row + place.count)
-            memory = place.memory.layer(index)
-            memory[:, :, place.start : place.end] = kv[:, :, rows]
+            stored = place.kv.layer(index)
+            stored[:, :, place.start : place.end] = kv[:, :, rows]
             query = turned[rows, :heads].view(place.count, kv_heads, group, dim).permute(1, 2, 0, 3)
             query = query.reshape(1, kv_heads, group * place.count, dim)
-            keys, values = memory[:, None, :, : place.end]
+            keys, values = stored[:, None, :, : place.end]
             out = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=self._scale)
             out = out.view(kv_heads, group, place.count, dim).permute(2, 0, 1, 3)
             parts.append(out.reshape(place.count, heads * dim))
@@ -139,9 +139,9 @@ class LlamaForward:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a chunk stands: `count` rows from `row` in the pass, tokens [start, end) in its memory."""
+    """Position of a chunk: `count` rows from `row` in the pass, tokens [start, end) in its `kv`."""
 
-    memory: KeyValues
+    kv: KVCache
     row: int
     count: int
     start: int
@@ -151,13 +151,13 @@ class _Place:
         return self.start + self.count
 
 
-def _places(chunks: Sequence[Chunk], device: torch.device) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
+def _places(chunks: Sequence[TokenChunk], device: torch.device) -> tuple[list[_Place], torch.Tensor, torch.Tensor]:
     """Places of the chunks, position of each row, and the rows whose logits are wanted."""
     places: list[_Place] = []
     positions: list[int] = []
     kept: list[int] = []
     for chunk in chunks:
-        place = _Place(chunk.memory, len(positions), len(chunk.ids), chunk.memory.length)
+        place = _Place(chunk.kv, len(positions), len(chunk.ids), chunk.kv.length)
         places.append(place)
         positions.extend(range(place.start, place.end))
         kept.extend(range(len(positions) - chunk.rows, len(positions)))
@@ -165,8 +165,8 @@ def _places(chunks: Sequence[Chunk], device: torch.device) -> tuple[list[_Place]
 
 
 def _causal(place: _Place, group: int, like: torch.Tensor) -> torch.Tensor | None:
-    """What each query may not see, added to its scores: shape (group · count, end), of the type and on the device of
-    `like`. None where it sees everything."""
+    """Causal mask to be added to the scores: shape (group · count, end), with the dtype and device of `like`. None
+    where every query sees every key."""
     if place.count == 1:
         return None
     full = like.new_full((place.count, place.end), -torch.inf)

@@ -24,17 +24,17 @@ from slm.weights.adapter import add_adapter
 from slm.weights.folders import TOKENIZER, FolderError, read_adapter, read_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}
-"""What a model is loaded in; `int8` is made of float32 by the engine, and computes in float32 between the products."""
+"""Torch types that weights are loaded in; the engine quantises `int8` from float32 and computes the rest in float32."""
 DTypeName = Literal["float32", "bfloat16", "int8"]
 DeviceName = Literal["cpu", "cuda"]
 
 
 class LoadError(ValueError):
-    """A folder that cannot be loaded; the message says why and holds no secrets."""
+    """A folder cannot be loaded; the message says why and holds no secrets."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedModel:
     """A model ready to run. `vocabulary` is the number of rows of its logits."""
 
     model: PreTrainedModel
@@ -46,11 +46,13 @@ class Loaded:
 
 
 def use_threads(count: int) -> None:
-    """CPU threads of this process from now on."""
+    """Set the number of CPU threads that torch uses in this process."""
     torch.set_num_threads(count)
 
 
-def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", device: DeviceName = "cpu") -> Loaded:
+def load(
+    folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32", device: DeviceName = "cpu"
+) -> LoadedModel:
     """Load a model for inference. `cuda` is the first GPU.
 
     Raises:
@@ -82,7 +84,7 @@ def load(folder: Path, adapter: Path | None = None, dtype: DTypeName = "float32"
             model.to(device)
         context = int(model.config.max_position_embeddings)
         vocabulary = int(model.get_output_embeddings().weight.shape[0])
-        return Loaded(
+        return LoadedModel(
             model=model,
             tokens=_tokens(folder, model, tokenizer, vocabulary),
             shape=_shape(model, device),

@@ -1,4 +1,4 @@
-"""Which tools of a large catalogue the small model is shown: those whose texts are closest to the request.
+"""Selects the tools of a large catalogue that the small model is shown: those whose texts are closest to the request.
 
 A model of this size reads a few tools well and two hundred badly, and every tool costs prompt tokens. Two ways to rank:
 BM25 over the words of names and descriptions (Robertson and Zaragoza 2009; bm25s), or the cosine between mean-pooled
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from slm.engine.model import Loaded
+from slm.engine.model import LoadedModel
 
 if TYPE_CHECKING:
     from bm25s import BM25 as Index
@@ -34,7 +34,7 @@ KINDS: tuple[Kind, ...] = ("none", "bm25", "embedding")
 QUERY_CHARS = 2000
 TOOL_CHARS = 1000
 EMBEDDED_TOKENS = 96
-"""Of a text: what is longer is cut."""
+"""Tokens of a text that are embedded; longer texts are cut."""
 EMBEDDED_AT_ONCE = 48
 """Tools of one request that embeddings rank; BM25 picks them where there are more. Drafts under way wait for them."""
 VECTORS_KEPT = 8192
@@ -46,14 +46,14 @@ Message = Mapping[str, Any]
 
 
 class Ranking(Protocol):
-    """Says how well tools fit a request."""
+    """Scores how well tools fit a request."""
 
     def scores(self, query: str, tools: Sequence[str]) -> NDArray[np.float64]:
         """One score for each tool's text, higher is closer; shape (tools,)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Shortlist:
+class ToolShortlist:
     """Cuts lists of more than `keep` tools down to the `keep` closest ones, and those that must stay."""
 
     ranking: Ranking
@@ -75,13 +75,14 @@ class Shortlist:
 
 
 class BM25:
-    """By words. Keeps the indexes of the last few lists of tools. Not safe to share between threads."""
+    """Ranks tools by their words (BM25). Keeps the indexes of the last few lists of tools. Not safe to share between
+    threads."""
 
     def __init__(self) -> None:
         self._indexes: OrderedDict[bytes, Index] = OrderedDict()
 
     def scores(self, query: str, tools: Sequence[str]) -> NDArray[np.float64]:
-        """See `Ranking`."""
+        """Return one BM25 score per tool; implements `Ranking`."""
         return np.asarray(self._index(tools).get_scores(words(query) or [""]), dtype=np.float64)
 
     def _index(self, tools: Sequence[str]) -> Index:
@@ -99,15 +100,16 @@ class BM25:
 
 
 class Embedding:
-    """By the small model's own states. Keeps vectors of tools by their text. Not safe to share between threads."""
+    """Ranks tools by the small model's hidden states. Caches the vectors of tools. Not safe to share between
+    threads."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self._loaded = loaded
         self._first = BM25()
         self._vectors: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
 
     def scores(self, query: str, tools: Sequence[str]) -> NDArray[np.float64]:
-        """See `Ranking`; minus infinity for tools that BM25 left out."""
+        """Return one cosine per tool, minus infinity for tools that BM25 left out; implements `Ranking`."""
         scores = np.full(len(tools), -np.inf)
         places = list(range(len(tools)))
         if len(tools) > EMBEDDED_AT_ONCE:
@@ -144,7 +146,7 @@ class Embedding:
         return made
 
 
-def shortlist_of(kind: Kind, keep: int, loaded: Loaded) -> Shortlist | None:
+def shortlist_of(kind: Kind, keep: int, loaded: LoadedModel) -> ToolShortlist | None:
     """The shortlist of a configuration; None for `none`.
 
     Raises:
@@ -155,11 +157,11 @@ def shortlist_of(kind: Kind, keep: int, loaded: Loaded) -> Shortlist | None:
         return None
     if kind == "embedding" and loaded.info.dtype == "int8":
         raise ValueError("a shortlist by embedding needs float32 or bfloat16")
-    return Shortlist(BM25() if kind == "bm25" else Embedding(loaded), keep)
+    return ToolShortlist(BM25() if kind == "bm25" else Embedding(loaded), keep)
 
 
 def query_of(messages: Sequence[Message]) -> str:
-    """What is asked now: the user's last message, and what came after it, at most QUERY_CHARS."""
+    """Return the text of the user's last message and of the messages after it, at most QUERY_CHARS characters."""
     last = max((place for place, message in enumerate(messages) if message.get("role") == "user"), default=0)
     texts = [_content(message) for message in messages[last:]]
     return "\n".join(text for text in texts if text)[:QUERY_CHARS]

@@ -1,4 +1,4 @@
-"""What a distribution over tokens says about the token that was written. Formulas stand here and nowhere else.
+"""Signals of a written token, computed from the model's distribution at its place. All formulas are in this module.
 
 p = softmax(logits) over the whole vocabulary, before any grammar and at temperature 1; computed in float32.
 """
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from slm.format.grammar import Mask
-from slm.format.pattern import Span
+from slm.format.pattern import DraftSpan
 
 HIDDEN_SIZE = 16
 """Numbers that a hidden state is projected to."""
@@ -22,7 +22,7 @@ CANDIDATES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Signals:
+class MeasuredSignals:
     """Signals of one token; meanings and units as in `slm.protocol.Token`."""
 
     logprob: float
@@ -38,14 +38,14 @@ class Signals:
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a forward pass gives: `logits`, shape (rows, vocabulary), and, where the model's insides can be read,
+    """The output of a forward pass: `logits`, shape (rows, vocabulary), and, where the model's insides can be read,
     `states`, shape (probed layers + 1, rows, hidden), behind the final norm, the last layer's last."""
 
     logits: torch.Tensor
     states: torch.Tensor | None = None
 
     def rows(self, start: int, count: int) -> Pass:
-        """Some of its rows."""
+        """Return `count` rows from `start` on."""
         states = None if self.states is None else self.states[:, start : start + count]
         return Pass(self.logits[start : start + count], states)
 
@@ -68,7 +68,7 @@ class Lens:
         self._projection = projection.to(head.device)
 
     def first(self, states: torch.Tensor, candidates: torch.Tensor) -> torch.Tensor:
-        """The candidate that each state puts first.
+        """Return the most probable candidate by each state.
 
         Args:
             states: shape (layers, rows, hidden).
@@ -81,7 +81,7 @@ class Lens:
         return candidates.expand(len(states), -1, -1).gather(2, scores.argmax(dim=-1, keepdim=True))[:, :, 0]
 
     def projected(self, states: torch.Tensor) -> torch.Tensor:
-        """States in few numbers: shape (rows, hidden) to (rows, HIDDEN_SIZE)."""
+        """Project states of shape (rows, hidden) to shape (rows, HIDDEN_SIZE)."""
         return states.float() @ self._projection
 
 
@@ -116,7 +116,7 @@ class Distribution:
                 self._first = lens.first(rows.states[:-1], candidates).T.tolist()
 
     def best(self, position: int, allowed: Mask | None) -> int:
-        """The most probable token, among the allowed ones where some are named; the lowest id of equals."""
+        """Return the most probable token, among the allowed ones if a mask is given; of equals the lowest id."""
         row = self._logits[position]
         if allowed is not None:
             row = row.masked_fill(~_on(row, allowed), -torch.inf)
@@ -128,7 +128,7 @@ class Distribution:
         tokens: Sequence[int],
         masks: Sequence[Mask | None],
         alternatives: int = 0,
-    ) -> list[Signals]:
+    ) -> list[MeasuredSignals]:
         """Signals of `tokens`, each written after its position; `masks` holds what the grammar allowed there.
 
         Args:
@@ -138,7 +138,7 @@ class Distribution:
         for position, token, mask in zip(positions, tokens, masks, strict=True):
             mass = 1.0 if mask is None else float(self._p[position].dot(_on(self._p, mask).float()))
             made.append(
-                Signals(
+                MeasuredSignals(
                     logprob=min(0.0, float(self._logs[position, token])),
                     margin=self._margin[position],
                     entropy=max(0.0, self._entropy[position]),
@@ -157,34 +157,34 @@ class Distribution:
 
 
 class Marks:
-    """Hidden states at the marked places of a draft; see `slm.protocol.Done.hidden`."""
+    """Collects the hidden states at the marked places of a draft, those of `slm.protocol.Done.hidden`."""
 
     def __init__(self) -> None:
         self._first: torch.Tensor | None = None
-        self._starts: dict[Span, torch.Tensor] = {}
+        self._starts: dict[DraftSpan, torch.Tensor] = {}
         self._values: torch.Tensor | None = None
         self._count = 0
         self._last: torch.Tensor | None = None
 
-    def add(self, hidden: torch.Tensor | None, span: Span) -> None:
-        """The state in which the next token of the draft was chosen; None where there are no states."""
+    def add(self, hidden: torch.Tensor | None, span: DraftSpan) -> None:
+        """Add the state from which the draft's next token was chosen; None where there are no states."""
         if hidden is None:
             return
         self._last = hidden
         if self._first is None:
             self._first = hidden
         self._starts.setdefault(span, hidden)
-        if span is Span.VALUE:
+        if span is DraftSpan.VALUE:
             self._values = hidden if self._values is None else self._values + hidden
             self._count += 1
 
     def rows(self) -> list[list[float]]:
-        """First, plan, name, mean of values, last: HIDDEN_SIZE numbers each, none for a place that the draft does not
-        have; no row at all where no state was added."""
+        """Return the rows of first, plan, name, mean of values and last: HIDDEN_SIZE numbers each, none for a place
+        that the draft does not have; no row at all where no state was added."""
         if self._last is None:
             return []
         mean = None if self._values is None else self._values / self._count
-        places = (self._first, self._starts.get(Span.PLAN), self._starts.get(Span.NAME), mean, self._last)
+        places = (self._first, self._starts.get(DraftSpan.PLAN), self._starts.get(DraftSpan.NAME), mean, self._last)
         return [[] if row is None else row.tolist() for row in places]
 
 

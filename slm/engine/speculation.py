@@ -1,4 +1,4 @@
-"""What a draft will probably say next: mostly what the conversation already said.
+"""Prompt lookup: guesses of a draft's next tokens, which mostly repeat what the conversation already said.
 
 A guess costs rows of a forward pass and never changes what is written: each guessed token is held against the model's
 own choice. Two sources, in this order: a value that is being written is looked up in the conversation's text, and goes
@@ -20,8 +20,8 @@ GRAM = 3
 """Tokens that must agree where tokens are looked up."""
 
 
-class Lookahead:
-    """Guesses of one draft.
+class PromptLookup:
+    """Guesses the next tokens of one draft from its prompt and its own text.
 
     Args:
         text: the conversation as the model reads it, without the tools.
@@ -31,11 +31,11 @@ class Lookahead:
     def __init__(self, text: str, encode: Callable[[str], list[int]]) -> None:
         self._text, self._encode = text, encode
         self._after: dict[tuple[int, ...], int] = {}
-        """Where each run of `GRAM` tokens was last followed by something."""
+        """Index of the token that last followed each run of `GRAM` tokens."""
         self._known = GRAM
 
     def guess(self, ids: Sequence[int], value: str) -> list[int]:
-        """Tokens that may follow `ids`, at most `GUESS_TOKENS`; often none.
+        """Return tokens that may follow `ids`, at most `GUESS_TOKENS`; often none.
 
         Args:
             ids: prompt and draft; must only have grown since the last call.

@@ -18,7 +18,7 @@ from slm.format.pattern import CHATML, PLAIN, Frame, Segment
 
 
 class TokenizerError(ValueError):
-    """A tokenizer that drafts cannot be written with."""
+    """Drafts cannot be written with this tokenizer."""
 
 
 class Tokens:
@@ -31,7 +31,7 @@ class Tokens:
         bos_id: token that every prompt of this model begins with, if any.
 
     Raises:
-        TokenizerError: it does not fit the model, or its control tokens cannot be told from text.
+        TokenizerError: it does not fit the model, or its control tokens cannot be distinguished from text.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocabulary: int, end_ids: Iterable[int], bos_id: int | None) -> None:
@@ -48,7 +48,7 @@ class Tokens:
         self._spelt = re.compile("(" + "|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) + ")")
         chatml = CHATML.open_control in self._control and CHATML.close_control in self._control
         self.frame: Frame = CHATML if chatml else PLAIN
-        """How turns are delimited for this model."""
+        """The delimiters of turns for this model."""
         ends = set(end_ids) | ({self._control[CHATML.close_control]} if chatml else set())
         if not ends:
             raise TokenizerError("neither the model nor its tokenizer names an end-of-sequence token")

@@ -22,7 +22,7 @@ Schema = Mapping[str, Any]
 
 
 class Detail(IntEnum):
-    """How much of a schema a grammar follows; each step down is tried where the one above cannot be compiled."""
+    """The share of a schema that a grammar enforces; a lower level is used where the one above cannot be compiled."""
 
     ANY = 0
     """Any JSON object."""
@@ -43,8 +43,9 @@ class SchemaLimits:
     properties: int = 256
     alternatives: int = 32
     all_alternatives: int = 512
-    """Of all `anyOf` and `oneOf`, each as often as it is looked at, and of all lists and objects in enums, each value
-    inside them too: what a grammar's parser keeps apart, 0.1 ms each to compile, and of some a step for each pair."""
+    """Alternatives of all `anyOf` and `oneOf`, each as often as it is visited, and of all lists and objects in enums,
+    each value inside them too: what a grammar's parser keeps apart, 0.1 ms each to compile, and of some a step for each
+    pair."""
     enum_values: int = 512
     literal_chars: int = 1024
     items: int = 64
@@ -127,7 +128,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _drafted(schema: Any) -> bool:
-    """Whether any value fits: `false` forbids a key, an item or an alternative altogether."""
+    """True unless the schema is `false`, which forbids a key, an item or an alternative."""
     return schema is not False
 
 
@@ -195,7 +196,7 @@ class _Narrowing:
         self.left -= sum(len(part) for part in parts if isinstance(part, Mapping | list)) // 16 + chars // 256
 
     def _granted(self, alternatives: int) -> bool:
-        """Whether there is room for so many; it is taken then."""
+        """True if the budget has room for that many alternatives, which are then taken from it."""
         if alternatives > self._alternatives:
             return False
         self._alternatives -= alternatives

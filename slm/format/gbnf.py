@@ -18,19 +18,19 @@ from slm.format.pattern import MAX_CALLS, canonical_json, written_name
 from slm.protocol import ToolChoice
 
 MAX_GRAMMAR_CHARS = 200_000
-"""Of a grammar that is read, and of the rules of arguments that are written."""
+"""Largest length of a grammar that is read, and of the rules of arguments that are written."""
 MAX_GRAMMAR_SYMBOLS = 4_000
-"""The same of its symbols (see `symbols`): reading rules and alternatives takes time quadratic in their number, and
-thousands of rules that lead to one another exhaust the stack of whoever compiles them."""
+"""Largest number of symbols of a grammar, as counted by `symbols`: reading takes time quadratic in their number, and
+thousands of rules that lead to one another exhaust the compiler's stack."""
 _SYMBOL = re.compile(
     r"""\#[^\r\n]* | "(?:\\.|[^"\\])*"? | (?P<characters>\[(?:\\.|[^\]\\])*\]?) | [\w-]+ | ::= | [|.*+?(){}]""",
     re.DOTALL | re.VERBOSE,
 )
-"""What is not closed reaches to the end, so that a text is gone through once."""
+"""Unclosed literals and classes reach to the end, so that a text is read once."""
 _SYMBOLS_OF_PLANS, _SYMBOLS_OF_A_TOOL = 64, 8
-"""At most, without rules of arguments."""
+"""Upper bounds on symbols, rules of arguments excluded."""
 _NODES = 10 * DEFAULT_LIMITS.nodes
-"""Of all schemas that one grammar is made of."""
+"""Bound on the nodes of all schemas in one grammar."""
 
 _PRIMITIVES = r"""
 string ::= "\"" char* "\""
@@ -102,7 +102,7 @@ class _Writer:
         self._symbols = MAX_GRAMMAR_SYMBOLS - symbols(_PRIMITIVES) - _SYMBOLS_OF_PLANS - _SYMBOLS_OF_A_TOOL * tools
 
     def arguments(self, prefix: str, parameters: Any) -> str:
-        """Of one tool; its definitions get the tool's prefix. Any object where there is no room left for its rules."""
+        """Rules of one tool's arguments, with `prefix` in their names; any object once the budget is spent."""
         if min(self._left, self._symbols) <= 0:
             return "object"
         before = len(self.rules)

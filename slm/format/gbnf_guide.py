@@ -1,4 +1,4 @@
-"""What a completion may say next, by a grammar in llama.cpp's form (GBNF) that a client sent.
+"""Constrains a completion by a grammar in llama.cpp's format (GBNF) that a client sent.
 
 Hostile like a tool's schema: its size is bounded before it is read, compilation and each step run under the same
 limits. There is nothing to fall back to: where such a grammar fails, so does its completion.
@@ -31,27 +31,27 @@ class GbnfGuide:
 
     @property
     def ended(self) -> bool:
-        """See `slm.format.grammar.Constraint`."""
+        """True if the completion is complete and only its end may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def forced(self) -> list[int]:
-        """See `slm.format.grammar.Constraint`."""
+        """Return the tokens that must come next; empty where there is a choice."""
         tokens: list[int] = self._matcher.compute_ff_tokens()
         self._checked()
         return tokens
 
     def allowed(self) -> Mask:
-        """See `slm.format.grammar.Constraint`."""
+        """Return the mask of tokens that may come next, shape (vocabulary,)."""
         bits = self._matcher.compute_bitmask()
         self._checked()
         return mask_of(bits, self._vocabulary)
 
     def possible(self, tokens: Sequence[int]) -> list[int]:
-        """See `slm.format.grammar.Constraint`."""
+        """Return the longest prefix of `tokens` that the grammar allows here."""
         return leading(self._matcher, tokens)
 
     def write(self, token: int) -> None:
-        """See `slm.format.grammar.Constraint`."""
+        """Advance the grammar by a token."""
         self._matcher.consume_token(token)
         self._checked()
 
@@ -68,6 +68,6 @@ def _lark(grammar: str) -> str:
         raise GrammarError(f"more than {MAX_GRAMMAR_SYMBOLS} symbols")
     try:
         lark: str = gbnf_to_lark(grammar)
-    except Exception as exc:  # The reader tells of undefined rules, of no root and of rules defined twice by this one.
+    except Exception as exc:  # The reader raises it for undefined rules, a missing root and rules defined twice.
         raise GrammarError(f"cannot be read: {str(exc)[:200] or type(exc).__name__}") from exc
     return lark

@@ -1,4 +1,4 @@
-"""What a draft may say next: the request's tools as a grammar over tokens.
+"""Constrains drafts: the request's tools as a grammar over tokens.
 
 Two phases. The plan grammar knows the tools' names only, so a thousand tools cost a thousand words; when the `Thought:`
 line stands, a second grammar holds that line as a literal and the schemas of the planned tools, and reads what is
@@ -43,7 +43,7 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Guide(Protocol):
-    """What a draft under way asks of its grammar; see `Constraint`."""
+    """A grammar that guides one text token by token. `Constraint` documents the methods."""
 
     warnings: list[str]
 
@@ -65,7 +65,7 @@ def mask_of(bits: bytes, vocabulary: int) -> Mask:
 
 
 def leading(matcher: LLMatcher, tokens: Sequence[int]) -> list[int]:
-    """The first of these tokens, as far as they may follow one another in the matcher's state."""
+    """Return the longest prefix of `tokens` that the matcher allows in its current state."""
     return list(tokens[: matcher.validate_tokens(list(tokens))]) if tokens else []
 
 
@@ -163,7 +163,7 @@ def _quoted(text: str) -> str:
 
 
 class Constraint:
-    """The grammar of one draft under way: ask what is allowed, tell what was written.
+    """The grammar of one draft: `allowed` and `forced` say which tokens may follow, `write` advances it.
 
     Not safe to share between threads.
 
@@ -189,11 +189,12 @@ class Constraint:
 
     @property
     def ended(self) -> bool:
-        """Whether the draft is whole and nothing but its end may follow."""
+        """True if the draft is complete and only its end may follow."""
         return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
 
     def forced(self) -> list[int]:
-        """Tokens that must come next in the tokeniser's own division; fewer where a longer token may span their end.
+        """Return the tokens that must come next, as the tokeniser divides them; fewer where a longer token may span
+        their end.
 
         There may be more behind them: ask again when they are written.
         """
@@ -208,7 +209,8 @@ class Constraint:
         return tokens
 
     def allowed(self) -> Mask:
-        """Which tokens may come next, end tokens among them where the draft may end; shape (vocabulary,)."""
+        """Return the mask of tokens that may come next, shape (vocabulary,); end tokens are in it where the draft may
+        end."""
         bits = self._matcher.compute_bitmask()
         while self._matcher.is_error():
             self._loosen()
@@ -216,11 +218,11 @@ class Constraint:
         return mask_of(bits, self._tokenizer.vocab_size)
 
     def possible(self, tokens: Sequence[int]) -> list[int]:
-        """The first of these tokens, as far as they may follow one another here."""
+        """Return the longest prefix of `tokens` that the grammar allows here."""
         return leading(self._matcher, tokens)
 
     def write(self, token: int) -> None:
-        """Take in a token that `allowed` or `forced` named."""
+        """Advance the grammar by a token that `allowed` or `forced` returned. Raises GrammarError."""
         self._matcher.consume_token(token)
         self._written.append(token)
         while self._matcher.is_error():

@@ -44,11 +44,11 @@ _INSTRUCTION = (
 MAX_CALLS = 16
 """Calls that one draft may plan."""
 TOOL_RESULT_CHARS = 2000
-"""Of a tool's result that the model is shown; a longer one loses its middle."""
+"""Characters of a tool's result that the model is shown; a longer result loses its middle."""
 
 
-class Span(IntEnum):
-    """What a character of a draft belongs to; equal in value to `policies.types.Span`."""
+class DraftSpan(IntEnum):
+    """The part of a draft that a character belongs to; values equal those of `policies.types.Span`."""
 
     SYNTAX = 0
     PLAN = 1
@@ -62,7 +62,7 @@ class PatternError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ParsedCall:
     """One call: `arguments` is JSON text as written."""
 
     name: str
@@ -75,7 +75,7 @@ class Parsed:
 
     kind: Kind
     plan: tuple[str, ...]
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ParsedCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """How a base model's turns are delimited. `open` holds `{role}` outside its control token."""
+    """The delimiters of a base model's turns. `open_text` holds `{role}`."""
 
     name: str
     open_control: str
@@ -96,7 +96,8 @@ class Frame:
     close_control: str
     close_text: str
     guard: str = ""
-    """A line of client text that begins like this is indented, where turns are told apart by text alone."""
+    """A line of client text that begins like this is indented, so that it cannot open a turn in frames without control
+    tokens."""
 
 
 CHATML = Frame("chatml", "<|im_start|>", "{role}\n", "<|im_end|>", "\n")
@@ -107,7 +108,7 @@ PLAIN = Frame("plain", "", "### {role}\n", "", "\n\n", guard="### ")
 
 
 def written_name(name: str) -> str:
-    """The name as it stands in a draft: reserved words get a dot."""
+    """Return a tool's name as it is written in a draft: reserved words get a dot."""
     return name + "." if name in _RESERVED else name
 
 
@@ -142,7 +143,7 @@ def render_draft(parsed: Parsed) -> str:
 
 def calls_draft(calls: Iterable[tuple[str, Any]]) -> Parsed:
     """A draft of `(name, arguments)` pairs whose plan agrees with its calls."""
-    made = tuple(Call(name, canonical_json(arguments)) for name, arguments in calls)
+    made = tuple(ParsedCall(name, canonical_json(arguments)) for name, arguments in calls)
     return Parsed("calls", tuple(call.name for call in made), made)
 
 
@@ -182,13 +183,13 @@ def parse_draft(text: str) -> Parsed:
     return Parsed("calls", plan, calls)
 
 
-def _parse_calls(lines: Sequence[str]) -> Iterable[Call]:
+def _parse_calls(lines: Sequence[str]) -> Iterable[ParsedCall]:
     if not lines or len(lines) % 2:
         raise PatternError("every Action needs one Action Input")
     for action, argument in zip(lines[::2], lines[1::2], strict=True):
         if not action.startswith(_ACTION) or not argument.startswith(_INPUT):
             raise PatternError("expected an Action line and an Action Input line")
-        yield Call(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
+        yield ParsedCall(_read_name(action[len(_ACTION) :].strip()), argument[len(_INPUT) :].strip())
 
 
 # ── prompts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -252,7 +253,7 @@ def _assistant_text(message: Mapping[str, Any]) -> str:
     if not calls:
         return _text(message)
     pairs = [call.get("function") or {} for call in calls]
-    made = tuple(Call(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
+    made = tuple(ParsedCall(str(f.get("name", "")), _one_line_json(f.get("arguments") or "{}")) for f in pairs)
     return render_draft(Parsed("calls", tuple(call.name for call in made), made))
 
 
@@ -314,24 +315,24 @@ class SpanTracker:
         self._line = ""
         self._json: _JsonSpans | None = None
 
-    def feed(self, piece: str) -> Span:
+    def feed(self, piece: str) -> DraftSpan:
         """The label of the next piece of text."""
-        return max((self._label(character) for character in piece), default=Span.SYNTAX)
+        return max((self._label(character) for character in piece), default=DraftSpan.SYNTAX)
 
-    def _label(self, character: str) -> Span:
+    def _label(self, character: str) -> DraftSpan:
         if character == "\n":
             self._line, self._json = "", None
-            return Span.SYNTAX
+            return DraftSpan.SYNTAX
         if self._json is not None:
             return self._json.label(character)
         self._line += character
         if self._line == _INPUT:
             self._json = _JsonSpans()
-            return Span.SYNTAX
-        for head, span in ((_THOUGHT, Span.PLAN), (_ACTION, Span.NAME)):
+            return DraftSpan.SYNTAX
+        for head, span in ((_THOUGHT, DraftSpan.PLAN), (_ACTION, DraftSpan.NAME)):
             if self._line.startswith(head) and len(self._line) > len(head):
-                return Span.SYNTAX if character in ", " else span
-        return Span.SYNTAX
+                return DraftSpan.SYNTAX if character in ", " else span
+        return DraftSpan.SYNTAX
 
 
 class _JsonSpans:
@@ -339,16 +340,16 @@ class _JsonSpans:
 
     def __init__(self) -> None:
         self._stack: list[str] = []
-        self._string: Span | None = None
+        self._string: DraftSpan | None = None
         self._escaped = False
         self._expect_key = False
 
-    def label(self, character: str) -> Span:
+    def label(self, character: str) -> DraftSpan:
         if self._string is not None:
             return self._in_string(character)
         if character == '"':
-            self._string = Span.KEY if self._expect_key else Span.VALUE
-            return Span.SYNTAX
+            self._string = DraftSpan.KEY if self._expect_key else DraftSpan.VALUE
+            return DraftSpan.SYNTAX
         if character in "{[":
             self._stack.append(character)
             self._expect_key = character == "{"
@@ -361,10 +362,10 @@ class _JsonSpans:
         elif character == ":":
             self._expect_key = False
         elif character != " ":
-            return Span.VALUE
-        return Span.SYNTAX
+            return DraftSpan.VALUE
+        return DraftSpan.SYNTAX
 
-    def _in_string(self, character: str) -> Span:
+    def _in_string(self, character: str) -> DraftSpan:
         assert self._string is not None
         span = self._string
         if self._escaped:
@@ -373,5 +374,5 @@ class _JsonSpans:
             self._escaped = True
         elif character == '"':
             self._string = None
-            return Span.SYNTAX
+            return DraftSpan.SYNTAX
         return span

@@ -43,12 +43,12 @@ class SignatureLimits:
 
 DEFAULT_LIMITS = SignatureLimits()
 REFERENCE_CHARS, REFERENCE_PARTS = 1024, 24
-"""Of a `$ref` that is followed, at most."""
+"""Largest length of a `$ref` that is followed, in characters and in parts."""
 
 
 @dataclass(slots=True)
 class Room:
-    """What may still be spelled out and read; of one signature, or of all that share a prompt (`whole`)."""
+    """The budget that is left for rendering: of one signature, or of all that share a prompt (`whole`)."""
 
     types: int = 32 * DEFAULT_LIMITS.types
     read: int = 16 * DEFAULT_LIMITS.read
@@ -59,7 +59,7 @@ class Room:
         return self.types > 0 and self.read > 0 and (self.whole is None or self.whole.left)
 
     def spend(self, types: int, read: int) -> None:
-        """May be more than is left."""
+        """Take from the budget; it may go below zero."""
         self.types -= types
         self.read -= read
         if self.whole is not None:
@@ -82,8 +82,8 @@ def _words(text: str) -> set[str]:
     return {word[:-1] if len(word) > 3 and word.endswith("s") else word for word in (part.lower() for part in parts)}
 
 
-def tells_nothing_new(description: str, *said: str) -> bool:
-    """Whether every content word of a description already stands in what is said anyway (the names)."""
+def adds_nothing(description: str, *said: str) -> bool:
+    """True if every content word of a description already occurs in the texts `said` (the names)."""
     return _words(description) - _EMPTY_WORDS <= set().union(*(_words(text) for text in said))
 
 
@@ -216,14 +216,14 @@ def signature(
 
 
 def _notes(name: str, schema: Schema, root: Schema, limits: SignatureLimits, room: Room) -> list[str]:
-    """What the parameters' descriptions say that their names do not."""
+    """Notes on the parameters whose descriptions say more than their names."""
     properties = schema.get("properties")
     notes = []
     for key, raw in islice(properties.items(), limits.properties) if isinstance(properties, Mapping) else ():
         inner = resolve(raw, root)
-        told = str(inner.get("description", "")) if isinstance(inner, Mapping) and room.left else ""
-        room.spend(0, len(told))
-        text = one_line(told, limits.parameter_description)
-        if text and not tells_nothing_new(text, key, name):
+        full = str(inner.get("description", "")) if isinstance(inner, Mapping) and room.left else ""
+        room.spend(0, len(full))
+        text = one_line(full, limits.parameter_description)
+        if text and not adds_nothing(text, key, name):
             notes.append(f"{key}: {text}")
     return notes

@@ -1,4 +1,4 @@
-"""From examples to the exact sequence of trees that a run is taught: mixture, grouping, variation, order.
+"""Turns examples into the exact sequence of trees that a run trains on: mixture, grouping, variation, data order.
 
 Everything follows from the recipe, the examples and the seed, so a run that was killed sees the same trees in the same
 order when it goes on.
@@ -20,13 +20,13 @@ from slm.dataset.paraphrase import paraphrased
 from slm.dataset.tool_errors import after_error
 from slm.engine.tokenizer import Tokens
 from slm.format.signature import DEFAULT_LIMITS
-from slm.training.packing import Tree, planted
+from slm.training.packing import Tree, pack_trees
 from slm.training.recipe import Augment, Data, Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
-    """Trees in the order in which they are taught, what their rows are, and how many were left out for what."""
+class TrainingData:
+    """Trees in data order, counts of their rows, and counts of the rows that were left out, by reason."""
 
     trees: tuple[Tree, ...]
     sources: Mapping[str, int]
@@ -41,22 +41,22 @@ class Course:
 
     @property
     def tokens(self) -> int:
-        """Tokens that are computed."""
+        """Number of tokens in all trees: those that are computed."""
         return sum(len(tree) for tree in self.trees)
 
     @property
-    def taught(self) -> int:
-        """Tokens that are taught."""
-        return sum(sum(tree.taught) for tree in self.trees)
+    def supervised_tokens(self) -> int:
+        """Number of supervised tokens in all trees: those that the loss is computed on."""
+        return sum(sum(tree.supervised) for tree in self.trees)
 
     @property
     def rows(self) -> int:
-        """Rows in all trees."""
+        """Number of rows in all trees."""
         return sum(tree.rows for tree in self.trees)
 
 
 @dataclass(slots=True)
-class _Tally:
+class _RowCounts:
     sources: Counter[str] = field(default_factory=Counter)
     kinds: Counter[str] = field(default_factory=Counter)
     refused: Counter[str] = field(default_factory=Counter)
@@ -64,11 +64,11 @@ class _Tally:
     drawn: Counter[str] = field(default_factory=Counter)
     """Rows by source, before any is refused."""
     several: Counter[str] = field(default_factory=Counter)
-    """Those of them that make several calls."""
+    """Rows in `drawn` that make several calls, by source."""
     row_tokens: int = 0
 
     def lacks_joined(self, source: str, share: float) -> bool:
-        """Whether fewer than `share` of a source's rows make several calls so far."""
+        """True while less than `share` of the source's drawn rows make several calls."""
         return self.several[source] < share * self.drawn[source]
 
     def count(self, example: Example, encoded: Encoded) -> Encoded:
@@ -77,18 +77,23 @@ class _Tally:
         self.row_tokens += len(encoded.ids)
         return encoded
 
-    def course(self, trees: Iterable[Tree]) -> Course:
+    def training_data(self, trees: Iterable[Tree]) -> TrainingData:
         constructed = dict(sorted(self.constructed.items()))
-        return Course(
+        return TrainingData(
             tuple(trees), dict(self.sources), dict(self.kinds), self.row_tokens, dict(self.refused), constructed
         )
 
 
-def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> Course:
-    """All epochs' trees, in random order within an epoch."""
-    rng = random.Random(f"{recipe.run.seed}/course")
+def training_data(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> TrainingData:
+    """Draw, vary, group and pack the rows of all epochs; trees are in random order within an epoch.
+
+    Args:
+        examples: rows of the training part.
+        tokens: the base model's tokenizer.
+    """
+    rng = random.Random(f"{recipe.run.seed}/course")  # the text is part of the seed: another one is another data order
     data, augment = recipe.data, recipe.augment
-    tally = _Tally()
+    tally = _RowCounts()
     joiner = Joiner(examples) if augment.join_calls else None
     trees: list[Tree] = []
     for _ in range(recipe.optimiser.epochs):
@@ -102,18 +107,18 @@ def training_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens)
         asked = (_constructed(group, augment, joiner, rng, tally) for group in grouped)
         encoded = [list(_varied(group, recipe, tokens, examples, rng, tally)) for group in asked]
         rng.shuffle(encoded)
-        epoch = planted(encoded, data.tree_tokens)
+        epoch = pack_trees(encoded, data.tree_tokens)
         rng.shuffle(epoch)
         trees += epoch
-    return tally.course(trees)
+    return tally.training_data(trees)
 
 
-def validation_course(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> Course:
-    """Rows of the validation part as they are but for the number of tools; not varied."""
+def validation_data(examples: Sequence[Example], recipe: Recipe, tokens: Tokens) -> TrainingData:
+    """Pack at most `data.validation_rows` rows of the validation part: not varied, only surplus tools are cut."""
     rng = random.Random(f"{recipe.run.seed}/validation")
     data = recipe.data
     pool = _mixed(examples, data, data.validation_rows * 4, rng) if data.sources else _in_random_order(examples, rng)
-    tally = _Tally()
+    tally = _RowCounts()
     rows: dict[tuple[str, str], Encoded] = {}
     for example in pool:
         if len(rows) >= data.validation_rows:
@@ -124,7 +129,7 @@ def validation_course(examples: Sequence[Example], recipe: Recipe, tokens: Token
                 rows[example.source, example.id] = tally.count(plain, encode(plain, tokens, data.max_tokens))
             except BadRow as bad:
                 tally.refused[bad.reason] += 1
-    return tally.course(planted([list(rows.values())], data.tree_tokens))
+    return tally.training_data(pack_trees([list(rows.values())], data.tree_tokens))
 
 
 def _drawn(examples: Sequence[Example], data: Data, rng: random.Random) -> list[Example]:
@@ -159,7 +164,7 @@ def _mixed(examples: Sequence[Example], data: Data, most: int, rng: random.Rando
 
 
 def _constructed(
-    group: Sequence[Example], augment: Augment, joiner: Joiner | None, rng: random.Random, tally: _Tally
+    group: Sequence[Example], augment: Augment, joiner: Joiner | None, rng: random.Random, tally: _RowCounts
 ) -> list[Example]:
     """The rows of a group, some of which ask something else now; they still share their tools."""
     made = []
@@ -178,7 +183,12 @@ def _constructed(
 
 
 def _varied(
-    group: Sequence[Example], recipe: Recipe, tokens: Tokens, pool: Sequence[Example], rng: random.Random, tally: _Tally
+    group: Sequence[Example],
+    recipe: Recipe,
+    tokens: Tokens,
+    pool: Sequence[Example],
+    rng: random.Random,
+    tally: _RowCounts,
 ) -> Iterator[Encoded]:
     """The rows of a group, varied in one way: they still share their tools afterwards."""
     augment = recipe.augment

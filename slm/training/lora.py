@@ -1,4 +1,4 @@
-"""A model with a LoRA adapter that is to be trained: a fresh one, or one to go on from."""
+"""A model with a LoRA adapter that is to be trained: a fresh adapter, or an existing one to continue from."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 class AdapterStartError(ValueError):
-    """An adapter that a run cannot begin or go on with; the message says why."""
+    """A run cannot start from this adapter; the message says why."""
 
 
 def trainable(model: PreTrainedModel, lora: Lora, start: Path | None, *, seed: int) -> PeftModel:
-    """The model, frozen, under an adapter whose weights are trained from `lora.from_layer` on.
+    """Freeze the model and put an adapter on it whose weights are trained from `lora.from_layer` on.
 
     Args:
         start: folder of an adapter of the same rank and alpha; None makes a fresh one, which changes nothing yet.
@@ -28,7 +28,7 @@ def trainable(model: PreTrainedModel, lora: Lora, start: Path | None, *, seed: i
 
     Raises:
         AdapterStartError: the adapter cannot be read, or is of another rank or scale; or the model has no numbered
-            layers to tell `lora.from_layer` by.
+            layers for `lora.from_layer` to count.
     """
     model.requires_grad_(False)
     if start is None:

@@ -1,8 +1,8 @@
-"""Token rows that begin alike, taught in one pass: a prefix tree in place of a padded batch.
+"""Token rows that share prefixes, trained on in one pass: a prefix tree in place of a padded batch.
 
 Rows that offer the same tools, or go on with the same conversation, share most of their tokens. Put into one tree,
 every shared beginning is computed once, and nothing is padded: a token sees its ancestors only and stands at its own
-depth, so each row has exactly the loss that it has alone. A token that several rows teach after the same beginning
+depth, so each row has exactly the loss that it has alone. A token that several rows supervise after the same prefix
 counts once.
 """
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from slm.dataset.examples import IGNORED, Encoded
 
 _OPEN_BINS = 32
-"""How many trees that are not full are tried for a row."""
+"""Number of trees that are not full that are tried for a row."""
 
 
 @dataclass(slots=True)
@@ -29,7 +29,7 @@ class Tree:
     parents: list[int] = field(default_factory=list)
     """Index of the token before; -1 for the first of a row."""
     depths: list[int] = field(default_factory=list)
-    taught: list[bool] = field(default_factory=list)
+    supervised: list[bool] = field(default_factory=list)
     rows: int = 0
     _children: dict[tuple[int, int], int] = field(default_factory=dict, repr=False, compare=False)
 
@@ -38,11 +38,11 @@ class Tree:
 
     @property
     def labels(self) -> list[int]:
-        """`ids` with `IGNORED` where a token is not taught."""
-        return [token if taught else IGNORED for token, taught in zip(self.ids, self.taught, strict=True)]
+        """`ids` with `IGNORED` where a token is not supervised."""
+        return [token if supervised else IGNORED for token, supervised in zip(self.ids, self.supervised, strict=True)]
 
     def new_tokens(self, row: Encoded) -> int:
-        """By how many tokens the row would make the tree larger."""
+        """Number of tokens that adding the row would add to the tree."""
         node = -1
         for index, token in enumerate(row.ids):
             child = self._children.get((node, token))
@@ -52,7 +52,7 @@ class Tree:
         return 0
 
     def add(self, row: Encoded) -> None:
-        """Put a row in."""
+        """Add a row; tokens of a prefix that the tree already holds are shared."""
         node = -1
         for index, token in enumerate(row.ids):
             child = self._children.get((node, token))
@@ -61,13 +61,13 @@ class Tree:
                 self.ids.append(token)
                 self.parents.append(node)
                 self.depths.append(index)
-                self.taught.append(False)
-            self.taught[child] |= index >= row.prompt_tokens
+                self.supervised.append(False)
+            self.supervised[child] |= index >= row.prompt_tokens
             node = child
         self.rows += 1
 
 
-def planted(groups: Iterable[Sequence[Encoded]], budget: int) -> list[Tree]:
+def pack_trees(groups: Iterable[Sequence[Encoded]], budget: int) -> list[Tree]:
     """Trees of at most `budget` tokens (more only where a single row has more), in the order in which they were begun.
 
     Args:
@@ -110,7 +110,7 @@ def _cut(group: Sequence[Encoded], budget: int) -> Iterable[list[Encoded]]:
 
 
 def visible(parents: Sequence[int]) -> NDArray[np.bool_]:
-    """Which tokens a token sees: itself and its ancestors. Shape (tokens, tokens), rows look at columns."""
+    """Attention mask of a tree, (tokens, tokens): True where a token (row) sees itself or an ancestor (column)."""
     mask = np.zeros((len(parents), len(parents)), dtype=np.bool_)
     for index, parent in enumerate(parents):
         if parent >= 0:
@@ -120,7 +120,7 @@ def visible(parents: Sequence[int]) -> NDArray[np.bool_]:
 
 
 def digest(trees: Iterable[Tree]) -> str:
-    """SHA-256 of a sequence of trees, in order: names what a run was taught."""
+    """Return the SHA-256 of a sequence of trees, order included; it identifies the data that a run was trained on."""
     whole = hashlib.sha256()
     for tree in trees:
         for column in (tree.ids, tree.parents, tree.labels):

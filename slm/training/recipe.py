@@ -1,4 +1,4 @@
-"""A training recipe: what is taught, to which model, and how. YAML; unknown keys and wrong values are refused."""
+"""A training recipe: the data, the base model and the method, as YAML; unknown keys and wrong values are refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class RecipeError(ValueError):
     """A recipe that cannot be used; the message names every wrong field."""
 
 
-class _Part(BaseModel):
+class _RecipePart(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Data(_Part):
-    """Which rows are taught and how they are cut down."""
+class Data(_RecipePart):
+    """The rows that are trained on, and the bounds on their size."""
 
     sources: Mapping[str, Annotated[float, Field(gt=0)]] | None = None
     """Share of the rows by source, relative to each other; those not named are left out. None takes all rows once."""
@@ -44,8 +44,8 @@ class Data(_Part):
     validation_rows: Annotated[int, Field(ge=0)] = 128
 
 
-class Augment(_Part):
-    """How rows are varied: each figure is the share of rows that it applies to."""
+class Augment(_RecipePart):
+    """Variations of rows; each value is the share of rows, from 0 to 1, that the variation applies to."""
 
     shuffle_tools: Share = 1.0
     other_tools: Share = 0.0
@@ -68,7 +68,7 @@ class Augment(_Part):
     """A wrong call and its tool's complaint come before (`slm.dataset.tool_errors`): the draft puts it right."""
 
 
-class Lora(_Part):
+class Lora(_RecipePart):
     """A low-rank adapter on all linear layers but the head."""
 
     rank: Count = 16
@@ -78,7 +78,7 @@ class Lora(_Part):
     """Layers below are left as they are, those of a start adapter included: nothing is computed backwards there."""
 
 
-class Optimiser(_Part):
+class Optimiser(_RecipePart):
     """AdamW and its schedule."""
 
     learning_rate: Annotated[float, Field(gt=0)]
@@ -92,34 +92,34 @@ class Optimiser(_Part):
     trees_a_step: Count = 4
     """Trees of rows to a step of the optimiser; see `data.tree_tokens`."""
     steps: Count | None = None
-    """End after so many steps, the schedule with them; None goes through all rows."""
+    """Stop after this many steps, and end the schedule there; None goes through all rows."""
 
 
-class Run(_Part):
-    """What does not change the mathematics, except for the seed and early stopping."""
+class Run(_RecipePart):
+    """Settings that do not change the mathematics, except for the seed and early stopping."""
 
     seed: int = 0
     precision: Literal["float32", "bfloat16", "half"] = "float32"
-    """Of the computation; `half` is float16 on a GPU and bfloat16 elsewhere. Trained weights stay float32."""
+    """Precision of the computation; `half` is float16 on a GPU and bfloat16 elsewhere. Trained weights stay float32."""
     base_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of a base that stays frozen under an adapter; bfloat16 takes half of the memory."""
+    """Precision of a base that stays frozen under an adapter; bfloat16 takes half of the memory."""
     evaluate_every: Count = 50
     """Steps between validations and checkpoints."""
     patience: Count | None = None
-    """Stop after so many validations without a better loss. An adapter that the run starts from is no candidate."""
+    """Stop after this many validations without a better loss. An adapter that the run starts from is no candidate."""
     report_to: tuple[Tracker, ...] = ()
-    """Experiment trackers that hear of losses and arguments, each an extra of the package; configured by their own
+    """Experiment trackers that losses and arguments are sent to, each an extra of the package; configured by their own
     environment variables (`MLFLOW_TRACKING_URI`, `WANDB_MODE`)."""
 
 
-class Recipe(_Part):
+class Recipe(_RecipePart):
     """One training run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     base: str
     """A known model name or a folder in Hugging Face layout."""
     note: str = ""
-    """What is taken from where, and what is not known."""
+    """Remarks for readers: where the settings come from, and what is not known about them."""
     data: Data = Data()
     augment: Augment = Augment()
     lora: Lora | None = None
@@ -147,7 +147,7 @@ def recipe_names() -> list[str]:
 
 
 def load_recipe(spec: str) -> Recipe:
-    """A recipe by its name, or from a YAML file's path.
+    """Load a shipped recipe by its name, or a recipe from the path of a YAML file.
 
     Raises:
         RecipeError: there is no such recipe, or it is not valid.

@@ -1,7 +1,7 @@
 """TRL's `SFTTrainer` with the waste taken out, for one process.
 
 Its unit is a tree of rows (`slm.training.packing`): what rows have in common is computed once, nothing is padded, and
-the head is applied only where a taught token is predicted. The loss is the one that the rows have alone.
+the head is applied only where a supervised token is predicted. The loss equals that of the rows computed one by one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from slm.training.packing import visible
 
 
 def collate(trees: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Tensor]:
-    """One tree to tensors of shape (1, tokens)."""
+    """Turn a batch of exactly one tree into tensors of shape (1, tokens)."""
     (tree,) = trees
     return {name: torch.tensor([tree[name]]) for name in ("input_ids", "labels", "parents", "position_ids")}
 
@@ -28,33 +28,33 @@ def collate(trees: Sequence[Mapping[str, Sequence[int]]]) -> dict[str, torch.Ten
 def tree_loss(
     model: Any, ids: torch.Tensor, labels: torch.Tensor, parents: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
-    """Sum of the cross-entropy over the taught tokens of a tree, in nats.
+    """Return the sum of the cross-entropy over the supervised tokens of a tree, in nats.
 
     Args:
         model: a causal language model of transformers, without its adapter's wrapper, that takes `position_ids` and a
             mask of four dimensions.
         ids: (1, tokens).
-        labels: the same shape; `IGNORED` where a token is not taught.
+        labels: the same shape; `IGNORED` where a token is not supervised.
         parents: index of the token before, -1 for a row's first.
         positions: number of ancestors.
     """
     mask = torch.from_numpy(visible(parents[0].tolist()))[None, None].to(ids.device)
     decoder = model.get_decoder()
     hidden = decoder(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).last_hidden_state
-    taught = labels[0] != IGNORED
-    logits = model.get_output_embeddings()(hidden[0, parents[0, taught]]).float()
-    return cross_entropy(logits, labels[0, taught], reduction="sum")
+    supervised = labels[0] != IGNORED
+    logits = model.get_output_embeddings()(hidden[0, parents[0, supervised]]).float()
+    return cross_entropy(logits, labels[0, supervised], reduction="sum")
 
 
 class TreeTrainer(SFTTrainer):  # type: ignore[misc]
-    """`SFTTrainer` over trees that are in order. See the module's docstring."""
+    """An `SFTTrainer` whose training examples are trees, taken in the order given."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(_CountsOn(self))
 
     def count_on(self, history: Sequence[Mapping[str, float]]) -> None:
-        """Count tokens from the last number in a history on."""
+        """Continue counting tokens from the last `num_tokens` in a log history."""
         counted = [entry["num_tokens"] for entry in history if "num_tokens" in entry]
         self._total_train_tokens = int(counted[-1]) if counted else 0
 
@@ -64,7 +64,7 @@ class TreeTrainer(SFTTrainer):  # type: ignore[misc]
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean cross-entropy over the taught tokens of the step; in a validation, of the tree."""
+        """Mean cross-entropy per supervised token, in nats: of the step in training, of the tree in validation."""
         labels = inputs["labels"]
         bare = self.accelerator.unwrap_model(model)
         if hasattr(bare, "get_base_model"):

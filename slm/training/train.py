@@ -30,9 +30,9 @@ from trl import SFTConfig
 
 from slm.dataset.examples import Example, split_by_conversation
 from slm.dataset.rows import names_of, read_rows
-from slm.engine.model import Loaded, load
+from slm.engine.model import LoadedModel, load
 from slm.malloc import keep_pages
-from slm.training.curriculum import Course, training_course, validation_course
+from slm.training.curriculum import TrainingData, training_data, validation_data
 from slm.training.lora import AdapterStartError, trainable
 from slm.training.packing import Tree, digest
 from slm.training.recipe import Recipe
@@ -47,37 +47,37 @@ CURVE = "curve"
 
 
 class TrainingError(ValueError):
-    """A run that cannot be started or gone on with; the message says why."""
+    """A run cannot be started or resumed; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Where a run stands."""
+    """Progress of a run: steps done and planned, tokens computed, losses, and the seconds that are left."""
 
     step: int
     steps: int
     tokens: int
     loss: float | None
-    """Mean over the latest steps, in nats a token."""
+    """Mean over the latest steps, in nats per supervised token."""
     validation_loss: float | None
     left_s: float
 
 
-Progress = Callable[[Step], None]
+OnProgress = Callable[[Step], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """What a run made."""
+class TrainingResult:
+    """The outcome of a run."""
 
     folder: Path
     """The adapter or the model."""
     steps: int
-    """Steps that it has behind it; with `run.patience` those of the best checkpoint, which is then taken."""
+    """Steps that the result was trained for; with `run.patience` those of the best checkpoint, which is then taken."""
     tokens: int
     """Tokens computed in these steps."""
     validation_loss: float | None
-    """Its own, in nats a token; None where it was not validated."""
+    """Validation loss of the result, in nats per supervised token; None where it was not validated."""
 
 
 def train(
@@ -87,11 +87,11 @@ def train(
     run: Path,
     *,
     start: Path | None = None,
-    progress: Progress,
+    on_progress: OnProgress,
     clock: Callable[[], float] = time.monotonic,
     stop_after: int | None = None,
-) -> Result:
-    """Train by a recipe, or go on with the run in `run`.
+) -> TrainingResult:
+    """Train by a recipe, or resume the run in `run`.
 
     Args:
         base: the base model's folder.
@@ -110,7 +110,7 @@ def train(
     require_trackers(recipe.run.report_to)
     keep_pages()
     loaded = load(base, dtype=recipe.run.base_dtype)
-    course, validation, facts = _courses(recipe, loaded, files)
+    data, validation, facts = _datasets(recipe, loaded, files)
     facts["base_weights_sha256"] = loaded.info.weights_sha256
     facts["pattern_version"] = loaded.info.pattern_version
     if start is not None and recipe.lora is not None:
@@ -122,15 +122,15 @@ def train(
         model = _model(recipe, loaded, start)
     except AdapterStartError as error:
         raise TrainingError(str(error)) from error
-    whole = -(-len(course.trees) // recipe.optimiser.trees_a_step)
+    whole = -(-len(data.trees) // recipe.optimiser.trees_a_step)
     steps = min(whole, recipe.optimiser.steps or whole)
     if left is not None and left.out_of_patience(recipe):
         steps = left.step
-    trees = course.trees[: steps * recipe.optimiser.trees_a_step]
+    trees = data.trees[: steps * recipe.optimiser.trees_a_step]
     trainer = _trainer(recipe, base, model, trees, validation, run, eval_on_start=start is not None and left is None)
     if trainer.accelerator.num_processes > 1:
-        raise TrainingError("trees are taught in one process: start it without a launcher")
-    trainer.add_callback(_Report(progress, clock, stop_after))
+        raise TrainingError("training runs in one process: start it without a launcher")
+    trainer.add_callback(_Report(on_progress, clock, stop_after))
     if recipe.lora is not None:
         trainer.add_callback(_KeepAdapters(run / CURVE, recipe))
     if recipe.run.patience is not None and validation.trees:
@@ -139,7 +139,7 @@ def train(
     state = trainer.state
     _write_curve(run, state.log_history)
     if stop_after is not None and state.global_step < state.max_steps:
-        return Result(run / "checkpoints", state.global_step, _tokens(course, recipe, state.global_step), None)
+        return TrainingResult(run / "checkpoints", state.global_step, _tokens(data, recipe, state.global_step), None)
     if recipe.lora is not None:
         folder = run / "adapter"
         export_adapter(trainer.model, folder, recipe.base)
@@ -150,14 +150,14 @@ def train(
     if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
         taken = state.best_global_step
     losses = {entry["step"]: entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry}
-    result = Result(folder, taken, _tokens(course, recipe, taken), losses.get(taken))
+    result = TrainingResult(folder, taken, _tokens(data, recipe, taken), losses.get(taken))
     scores = {**asdict(result), "folder": folder.name, "validation_losses": losses}
     (run / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return result
 
 
-def _tokens(course: Course, recipe: Recipe, steps: int) -> int:
-    return sum(map(len, course.trees[: steps * recipe.optimiser.trees_a_step]))
+def _tokens(data: TrainingData, recipe: Recipe, steps: int) -> int:
+    return sum(map(len, data.trees[: steps * recipe.optimiser.trees_a_step]))
 
 
 def export_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
@@ -173,36 +173,39 @@ def export_adapter(model: PeftModel, folder: Path, base_name: str) -> None:
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _courses(recipe: Recipe, loaded: Loaded, files: Sequence[Path]) -> tuple[Course, Course, dict[str, Any]]:
+def _datasets(
+    recipe: Recipe, loaded: LoadedModel, files: Sequence[Path]
+) -> tuple[TrainingData, TrainingData, dict[str, Any]]:
+    """Training data, validation data, and the facts that `data.json` records about them."""
     examples: list[Example] = []
     facts: dict[str, Any] = {"files": {}}
-    told: dict[str, Path] = {}
+    seen: dict[str, Path] = {}
     for path, name in zip(files, names_of(files), strict=True):
         rows = read_rows(path, name=name)
-        if rows.sha256 in told:
-            raise TrainingError(f"{path} holds the same rows as {told[rows.sha256]}: give them once")
-        told[rows.sha256] = path
+        if rows.sha256 in seen:
+            raise TrainingError(f"{path} holds the same rows as {seen[rows.sha256]}: give them once")
+        seen[rows.sha256] = path
         examples += rows.examples
         facts["files"][name] = {"sha256": rows.sha256, "rows": len(rows.examples), "refused": rows.refused}
-    taught, kept = split_by_conversation(examples, recipe.data.validation_share)
-    course = training_course(taught, recipe, loaded.tokens)
-    if not course.trees:
-        refused = sum((Counter(file["refused"]) for file in facts["files"].values()), Counter(course.refused))
+    train_rows, validation_rows = split_by_conversation(examples, recipe.data.validation_share)
+    data = training_data(train_rows, recipe, loaded.tokens)
+    if not data.trees:
+        refused = sum((Counter(file["refused"]) for file in facts["files"].values()), Counter(data.refused))
         raise TrainingError(f"no row to train on; refused: {dict(refused)}")
-    validation = validation_course(kept, recipe, loaded.tokens)
-    for name, part in (("train", course), ("validation", validation)):
+    validation = validation_data(validation_rows, recipe, loaded.tokens)
+    for name, part in (("train", data), ("validation", validation)):
         facts[name] = {
             "rows": part.rows,
             "row_tokens": part.row_tokens,
             "tokens": part.tokens,
-            "taught_tokens": part.taught,
+            "supervised_tokens": part.supervised_tokens,
             "sources": dict(sorted(part.sources.items())),
             "kinds": dict(sorted(part.kinds.items())),
             "constructed": dict(part.constructed),
             "refused": dict(part.refused),
             "sha256": digest(part.trees),
         }
-    return course, validation, facts
+    return data, validation, facts
 
 
 def _prepare_folder(run: Path, recipe: Recipe, facts: dict[str, Any]) -> None:
@@ -229,7 +232,7 @@ class _Checkpoint:
     state: Mapping[str, Any]
 
     def out_of_patience(self, recipe: Recipe) -> bool:
-        """Whether the run ended here early: no step follows."""
+        """True if the run stopped early at this checkpoint, so that no step follows."""
         stopping = self.state["stateful_callbacks"].get(EarlyStoppingCallback.__name__)
         return (
             recipe.run.patience is not None
@@ -239,7 +242,7 @@ class _Checkpoint:
 
 
 def _newest_checkpoint(run: Path) -> _Checkpoint | None:
-    """The newest that is whole: its last file, the trainer's state, can be read. A kill may leave one that is not."""
+    """The newest complete checkpoint, whose last file, the trainer's state, can be read. A kill may leave others."""
     made = {int(path.name.rpartition("-")[2]): path for path in (run / "checkpoints").glob("checkpoint-*")}
     for step in sorted(made, reverse=True):
         try:
@@ -250,8 +253,8 @@ def _newest_checkpoint(run: Path) -> _Checkpoint | None:
     return None
 
 
-def _model(recipe: Recipe, loaded: Loaded, start: Path | None) -> Any:
-    """What is trained. Raises AdapterStartError, TrainingError."""
+def _model(recipe: Recipe, loaded: LoadedModel, start: Path | None) -> Any:
+    """The model whose weights are trained. Raises AdapterStartError, TrainingError."""
     if recipe.lora is not None:
         return trainable(loaded.model, recipe.lora, start, seed=recipe.run.seed)
     if start is not None:
@@ -264,7 +267,7 @@ def _trainer(
     base: Path,
     model: Any,
     trees: Sequence[Tree],
-    validation: Course,
+    validation: TrainingData,
     run: Path,
     *,
     eval_on_start: bool,
@@ -336,10 +339,10 @@ def _table(trees: Sequence[Tree]) -> Dataset:
 
 
 class _Report(TrainerCallback):  # type: ignore[misc]
-    """Tells how the run goes, and ends it early on demand."""
+    """Reports progress, and stops the run early on demand."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float], stop_after: int | None) -> None:
-        self._progress, self._clock, self._stop_after = progress, clock, stop_after
+    def __init__(self, on_progress: OnProgress, clock: Callable[[], float], stop_after: int | None) -> None:
+        self._on_progress, self._clock, self._stop_after = on_progress, clock, stop_after
         self._began, self._first = 0.0, 0
         self._losses: list[float] = []
         self._validation: float | None = None
@@ -365,7 +368,7 @@ class _Report(TrainerCallback):  # type: ignore[misc]
         pace = (self._clock() - self._began) / done if done else 0.0
         mean = sum(self._losses) / len(self._losses) if self._losses else None
         left_s = pace * (state.max_steps - state.global_step)
-        self._progress(Step(state.global_step, state.max_steps, self._tokens, mean, self._validation, left_s))
+        self._on_progress(Step(state.global_step, state.max_steps, self._tokens, mean, self._validation, left_s))
 
 
 class _KeepAdapters(TrainerCallback):  # type: ignore[misc]
@@ -394,6 +397,6 @@ def _write_curve(run: Path, history: Sequence[dict[str, Any]]) -> None:
         if shown:
             axes.plot(*zip(*shown, strict=True), label=label, marker="o" if key == "eval_loss" else None)
     axes.set_xlabel("step")
-    axes.set_ylabel("cross-entropy, nats a taught token")
+    axes.set_ylabel("cross-entropy, nats per supervised token")
     axes.legend()
     figure.savefig(run / "curve.png", dpi=110)

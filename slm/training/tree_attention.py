@@ -1,4 +1,4 @@
-"""Attention over a tree of rows without the scores that nobody sees.
+"""Attention over a tree of rows without the scores that the mask hides.
 
 A tree's mask is mostly empty: a row sees what it begins with and itself, not its neighbours. So queries are taken in
 blocks, and each block reads only the keys that one of its queries sees. The result is that of one masked attention
@@ -15,13 +15,13 @@ from transformers import AttentionInterface, PreTrainedModel
 
 NAME = "smallcall_tree"
 NOT_COMPUTED = ("position_bias", "s_aux", "sliding_window", "softcap")
-"""What some models add to their attention, and this one does not have."""
+"""Arguments of attention functions that some models use and that this one does not support."""
 BLOCK = 192
-"""Queries of a block. Fewer read fewer keys in vain, more make better use of a core."""
+"""Queries per block. Smaller blocks read fewer masked keys; larger blocks make better use of a core."""
 
 
 def use_tree_attention(model: PreTrainedModel) -> bool:
-    """Let the model compute its attention here; False where its kind cannot be told how to.
+    """Make the model compute its attention by `tree_attention`; return False if its kind does not allow that.
 
     It must then be called with a boolean mask of shape (1, 1, tokens, tokens).
     """
@@ -43,7 +43,7 @@ def tree_attention(
     dropout: float = 0.0,
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls its attention functions.
+    """Attention over blocks of queries, with the signature that transformers expects of attention functions.
 
     Args:
         query: (1, heads, tokens, head_dim).

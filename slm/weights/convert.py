@@ -43,8 +43,8 @@ class FileEntry(msgspec.Struct, frozen=True):
     sha256: str
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What a converted folder holds and what it was made of and by."""
+class ConversionManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The record of a conversion: source, converter, versions and the files of the folder."""
 
     source_sha256: str
     converter_version: int
@@ -65,7 +65,7 @@ def write_manifest(folder: Path, source_sha256: str, transformers: str) -> None:
     for path in paths:
         path.chmod(0o644)  # safetensors writes 0600, which another user of a shared cache could not read
         _sync(path)
-    manifest = Manifest(
+    manifest = ConversionManifest(
         source_sha256=source_sha256,
         converter_version=CONVERTER_VERSION,
         transformers=transformers,
@@ -77,7 +77,7 @@ def write_manifest(folder: Path, source_sha256: str, transformers: str) -> None:
     _sync(folder / MANIFEST)
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> ConversionManifest:
     """The manifest of a converted folder.
 
     Raises:
@@ -85,12 +85,12 @@ def read_manifest(folder: Path) -> Manifest:
     """
     try:
         with (folder / MANIFEST).open("rb") as file:
-            return msgspec.json.decode(file.read(_MANIFEST_BYTES), type=Manifest)
+            return msgspec.json.decode(file.read(_MANIFEST_BYTES), type=ConversionManifest)
     except (OSError, msgspec.MsgspecError) as exc:
         raise FolderError(f"{folder} has no readable {MANIFEST}") from exc
 
 
-def check_files(folder: Path, manifest: Manifest, *, content: bool) -> None:
+def check_files(folder: Path, manifest: ConversionManifest, *, content: bool) -> None:
     """Compare a folder with its manifest: the sizes of all files, and their hashes where `content` is asked for.
 
     Raises:

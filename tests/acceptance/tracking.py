@@ -82,7 +82,7 @@ def run(folder: Path) -> tuple[int, int]:
             "run": {"report_to": ["mlflow", "wandb"]},
         }
     )
-    train(recipe, tiny_base(folder / "base"), [rows(folder / "rows.jsonl")], folder / "run", progress=lambda _: None)
+    train(recipe, tiny_base(folder / "base"), [rows(folder / "rows.jsonl")], folder / "run", on_progress=lambda _: None)
     curve = [entry["loss"] for entry in json.loads((folder / "run" / "curve.json").read_text()) if "loss" in entry]
     assert len(curve) == STEPS, curve
     mlflow = _mlflow_losses()

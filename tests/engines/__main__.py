@@ -21,7 +21,7 @@ from bench.gguf_file import write_q8_0
 from bench.run import ADAPTER, base_file, base_folder
 from router.small.remote import RemoteModel, RemoteServer
 from router.small.worker_client import DraftBuilder, SmallModel
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.model import load
 from tests.engines.conformance import CHECKS, LLAMACPP, asked, drafted
 
@@ -30,7 +30,7 @@ NATS = 0.1
 TOWNS = ("Oslo", "Rome", "Kyiv", "Lima")
 
 
-async def checked(model: SmallModel, engine: Engine) -> int:
+async def checked(model: SmallModel, engine: DraftEngine) -> int:
     """Run all checks and tell of each; how many failed."""
     failed = 0
     for check in CHECKS:
@@ -47,7 +47,7 @@ async def checked(model: SmallModel, engine: Engine) -> int:
     return failed + (not same or max(same) > NATS)
 
 
-async def _moved(model: SmallModel, engine: Engine, text: str) -> float | None:
+async def _moved(model: SmallModel, engine: DraftEngine, text: str) -> float | None:
     """How far a token's log-probability is from our worker's on average; None where the drafts differ."""
     theirs, told, _ = await drafted(model, asked(text))
     builder = DraftBuilder()
@@ -58,7 +58,7 @@ async def _moved(model: SmallModel, engine: Engine, text: str) -> float | None:
     return round(abs(float(np.sum(told.logprob) - np.sum(builder.signals().logprob))) / len(told.logprob), 4)
 
 
-async def _conforms(engine: Engine) -> int:
+async def _conforms(engine: DraftEngine) -> int:
     server = RemoteServer(f"http://127.0.0.1:{llamacpp.PORT}/v1", "llama.cpp", guided="llamacpp", check_every_s=0.2)
     async with RemoteModel(server).running() as model:
         async with asyncio.timeout(30):
@@ -82,7 +82,7 @@ def main() -> int:
         print(f"llama.cpp by {peer.package}")
         log = Path(folder) / "server.log"
         with llamacpp.serving(peer, log):
-            return 1 if asyncio.run(_conforms(Engine(loaded))) else 0
+            return 1 if asyncio.run(_conforms(DraftEngine(loaded))) else 0
 
 
 if __name__ == "__main__":

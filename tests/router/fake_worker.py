@@ -131,7 +131,7 @@ async def main() -> None:
     parser.add_argument("--infos", type=int, required=True)
     parser.add_argument("--stalls", action="store_true")
     options = parser.parse_args()
-    later = protocol.Failed(code="internal", message="the engine hangs") if options.stalls else 3600.0
+    later = protocol.DraftFailed(code="internal", message="the engine hangs") if options.stalls else 3600.0
     sys.stderr.write("x" * options.chatter + "\n")
     sys.stderr.flush()
     options.socket.unlink(missing_ok=True)

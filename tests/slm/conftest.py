@@ -16,7 +16,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.protocol import DraftCommand
 
 TEXT = [
@@ -128,19 +128,19 @@ def opt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama(llama_folder: Path) -> Engine:
+def llama(llama_folder: Path) -> DraftEngine:
     """The tiny Llama, loaded."""
-    return Engine.load(llama_folder)
+    return DraftEngine.load(llama_folder)
 
 
 @pytest.fixture(scope="session")
-def opt(opt_folder: Path) -> Engine:
+def opt(opt_folder: Path) -> DraftEngine:
     """The tiny OPT, loaded."""
-    return Engine.load(opt_folder)
+    return DraftEngine.load(opt_folder)
 
 
 @pytest.fixture(params=["llama", "opt"])
-def engine(request: pytest.FixtureRequest) -> Engine:
+def engine(request: pytest.FixtureRequest) -> DraftEngine:
     """Each of the two tiny models."""
-    made: Engine = request.getfixturevalue(request.param)
+    made: DraftEngine = request.getfixturevalue(request.param)
     return made

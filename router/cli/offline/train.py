@@ -121,4 +121,4 @@ def _run(
                 parts.insert(1, f"validation {step.validation_loss:.3f}")
             bars.update(task, description=", ".join(parts), completed=step.step, total=step.steps)
 
-        return train(recipe, base, files, run, start=start, progress=show).folder
+        return train(recipe, base, files, run, start=start, on_progress=show).folder

@@ -43,7 +43,7 @@ class Scripted:
             self.left += not ended
 
     async def _events(self, ended: list[bool]) -> AsyncIterator[protocol.Event]:
-        if isinstance(self.end, protocol.Failed):
+        if isinstance(self.end, protocol.DraftFailed):
             ended.append(True)
             yield self.end
             return
@@ -177,7 +177,7 @@ async def test_the_workers_failures_have_a_status(
     failure: str, status: int, code: str, param: str | None, stream: bool
 ) -> None:
     """Before anything is sent a failure is a status, of a stream too."""
-    response = await asked(Scripted(protocol.Failed(code=failure, message="m")), grammar="g", stream=stream)
+    response = await asked(Scripted(protocol.DraftFailed(code=failure, message="m")), grammar="g", stream=stream)
     error = response.json()["error"]
     assert (response.status_code, error["code"], error["param"]) == (status, code, param)
 

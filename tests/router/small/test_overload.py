@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from router.small.worker_client import WorkerClient
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.worker.scheduler import Scheduler
-from slm.worker.server import Server
+from slm.worker.server import WorkerServer
 from tests.router.cascade.test_gateway import Scripted, ask, post, rows_of
 from tests.router.conftest import Make, served
 from tests.router.fake_worker import INFO
@@ -30,7 +30,7 @@ async def worker(engine: Tripping, socket: Path) -> AsyncIterator[Scheduler]:
     crashes: list[str] = []
     scheduler = Scheduler(engine, max_queue=8, max_wait_s=MAX_WAIT_S, clock=time.monotonic, crashed=crashes.append)
     scheduler.start()
-    server = await asyncio.start_unix_server(Server(engine._engine, scheduler).serve, path=socket)
+    server = await asyncio.start_unix_server(WorkerServer(engine._engine, scheduler).serve, path=socket)
     try:
         yield scheduler
     finally:
@@ -45,7 +45,7 @@ async def test_an_overloaded_small_model_lets_requests_go_large(
 ) -> None:
     """While one draft holds the slot and another has waited for longer than the bound, a third request is
     answered large at once, for that reason in its row; the two are drafted."""
-    engine = Tripping(Engine.load(llama_folder))
+    engine = Tripping(DraftEngine.load(llama_folder))
     engine.gate.clear()
     async with worker(engine, tmp_path / "s") as scheduler:
         app = gateway(small=Small(tmp_path / "s"), upstream=Scripted())

@@ -77,12 +77,12 @@ async def test_a_completion_is_told_like_a_draft(form: str) -> None:
     assert draft.calls[0].arguments == '{"city": "Paris"}'
     assert draft.plan == ("get_weather",)
     assert len(signals.logprob) == len(TEXT) + (form == "llamacpp")
-    assert signals.span[-1] == int(pattern.Span.SYNTAX)
+    assert signals.span[-1] == int(pattern.DraftSpan.SYNTAX)
     assert signals.logprob[0] == pytest.approx(-0.1)
     assert signals.margin[0] == pytest.approx(math.exp(-0.1) / 2, rel=1e-5)
     assert all(math.isnan(value) for value in [*signals.entropy, *signals.feasible_mass])
     assert not signals.forced.any()
-    assert {int(span) for span in signals.span} == {int(span) for span in pattern.Span}
+    assert {int(span) for span in signals.span} == {int(span) for span in pattern.DraftSpan}
     plan = next(place for place, event in enumerate(events) if isinstance(event, protocol.PlanMade))
     assert plan < len(events) // 2
 
@@ -153,7 +153,7 @@ async def test_a_draft_that_is_cut_inside_a_character_keeps_its_tokens() -> None
         server.finish = "length"
         cut = built(await drafted(model)).signals()
     assert len(ended.span) == len(server.text)
-    assert cut.span.tolist() == [*ended.span.tolist(), int(pattern.Span.VALUE), int(pattern.Span.VALUE)]
+    assert cut.span.tolist() == [*ended.span.tolist(), int(pattern.DraftSpan.VALUE), int(pattern.DraftSpan.VALUE)]
 
 
 @pytest.mark.parametrize(("guided", "key"), [("vllm", "structured_outputs"), ("llamacpp", "grammar"), ("none", None)])

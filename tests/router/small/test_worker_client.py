@@ -69,12 +69,12 @@ async def test_what_the_engine_sees_inside_arrives_or_is_missing(tmp_path: Path)
         ([b'{"event": "unheard"}\n'], "worker_lost"),
         ([b"x" * (protocol.MAX_LINE_BYTES + 2)], "worker_lost"),
         ([INFO], "worker_lost"),
-        ([protocol.Failed(code="queue_full", message="m")], "queue_full"),
-        ([protocol.Failed(code="wait_too_long", message="m")], "wait_too_long"),
-        ([protocol.Failed(code="deadline", message="m")], "draft_timeout"),
-        ([protocol.Failed(code="bad_request", message="m")], "draft_refused"),
-        ([protocol.Failed(code="prompt_too_long", message="m")], "prompt_too_long"),
-        ([protocol.Failed(code="of tomorrow", message="m")], "worker_failed"),
+        ([protocol.DraftFailed(code="queue_full", message="m")], "queue_full"),
+        ([protocol.DraftFailed(code="wait_too_long", message="m")], "wait_too_long"),
+        ([protocol.DraftFailed(code="deadline", message="m")], "draft_timeout"),
+        ([protocol.DraftFailed(code="bad_request", message="m")], "draft_refused"),
+        ([protocol.DraftFailed(code="prompt_too_long", message="m")], "prompt_too_long"),
+        ([protocol.DraftFailed(code="of tomorrow", message="m")], "worker_failed"),
     ],
 )
 async def test_every_failure_of_the_worker_has_one_of_our_reasons(

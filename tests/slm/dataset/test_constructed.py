@@ -1,4 +1,4 @@
-"""Rows made of rows: whatever a rule changes in a request, the draft that is taught is still the right one."""
+"""Rows made of rows: whatever a rule changes in a request, the draft that is trained on is still the right one."""
 
 import json
 import random
@@ -17,10 +17,10 @@ from slm.dataset.missing_values import without_value
 from slm.dataset.parallel_calls import Joiner
 from slm.dataset.paraphrase import paraphrased, reworded
 from slm.dataset.tool_errors import after_error
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.model import load
 from slm.format.pattern import render_prompt
-from slm.training.curriculum import training_course
+from slm.training.curriculum import training_data
 from slm.training.recipe import Recipe
 from tests.slm.conftest import schema, tool
 
@@ -72,9 +72,9 @@ def test_one_request_for_several_values_becomes_a_call_for_each() -> None:
     """Only the listed value differs between the calls; the enumeration stands in its place."""
     joiner = Joiner([ROME, row("Weather in Oslo, today", "get_weather", [WEATHER], city="Oslo", day="today")])
     alone = row("What is the weather in Rome on Monday?", "get_weather", [WEATHER, MODE], city="Rome", day="Monday")
-    told = {request_text(made) for seed in range(40) if (made := joiner.joined(alone, random.Random(seed)))}
-    assert "What is the weather in Rome and Oslo on Monday?" in told
-    assert all("on Monday" in (text or "") for text in told)
+    texts = {request_text(made) for seed in range(40) if (made := joiner.joined(alone, random.Random(seed)))}
+    assert "What is the weather in Rome and Oslo on Monday?" in texts
+    assert all("on Monday" in (text or "") for text in texts)
 
 
 def test_a_value_that_follows_from_another_is_not_listed() -> None:
@@ -120,13 +120,13 @@ def test_rows_that_were_asked_under_other_conditions_are_not_joined(partner: Exa
 
 def test_a_request_without_its_value_asks_back() -> None:
     """The whole phrase goes, the rest stays as it was, and the draft is ask."""
-    told = set()
+    texts = set()
     for seed in range(20):
         made = without_value(ROME, random.Random(seed))
         assert made is not None
         assert (made.kind, made.calls, made.tools) == ("ask", (), ROME.tools)
-        told.add(request_text(made))
-    assert told == {"What is the weather on Monday?", "What is the weather in Rome?"}
+        texts.add(request_text(made))
+    assert texts == {"What is the weather on Monday?", "What is the weather in Rome?"}
 
 
 @pytest.mark.parametrize(
@@ -215,8 +215,8 @@ def test_paraphrased_tools_still_fit_the_gold(rng: random.Random) -> None:
 
 def test_a_description_is_said_in_other_words() -> None:
     """The leading verb and phrases of the table change, nothing else does."""
-    told = {reworded("Get the weather of the specified city.", random.Random(seed)) for seed in range(60)}
-    assert told == {
+    texts = {reworded("Get the weather of the specified city.", random.Random(seed)) for seed in range(60)}
+    assert texts == {
         f"{verb} the weather of the {which} city."
         for verb in ("Get", "Retrieve", "Fetch")
         for which in ("specified", "given")
@@ -239,21 +239,21 @@ def test_one_seed_gives_a_group_the_same_words() -> None:
     assert first.tools == second.tools
 
 
-# ── the course ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the training data ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("switch", ["join_calls", "ask_back", "tool_errors", "paraphrase"])
 def test_each_is_a_switch_of_the_recipe(llama_folder: Path, switch: str) -> None:
-    """Off, the course is as without it; on, it differs, and rows that ask something else are counted."""
+    """Off, the data are as without it; on, they differ, and rows that ask something else are counted."""
     tokens = load(llama_folder).tokens
 
-    def course(**augment: float) -> Any:
+    def data(**augment: float) -> Any:
         fields = {"name": "x", "base": "x", "augment": augment, "optimiser": {"learning_rate": 1e-3}}
-        return training_course([ROME, OSLO, TRAIN], Recipe.model_validate(fields), tokens)
+        return training_data([ROME, OSLO, TRAIN], Recipe.model_validate(fields), tokens)
 
-    plain, on = course(), course(**{switch: 1.0})
+    plain, on = data(), data(**{switch: 1.0})
     assert plain.constructed == {}
-    assert plain == course(**{switch: 0.0})
+    assert plain == data(**{switch: 0.0})
     assert [tree.ids for tree in on.trees] != [tree.ids for tree in plain.trees]
     assert on.rows == plain.rows
     if switch != "paraphrase":
@@ -261,8 +261,8 @@ def test_each_is_a_switch_of_the_recipe(llama_folder: Path, switch: str) -> None
     assert on.kinds.get("ask", 0) == (on.constructed["ask_back"] if switch == "ask_back" else 0)
 
 
-def test_made_rows_are_prompts_that_the_engine_takes(llama: Engine) -> None:
-    """What is taught can be asked: an engine begins a draft for each."""
+def test_made_rows_are_prompts_that_the_engine_takes(llama: DraftEngine) -> None:
+    """Every training row can be asked: an engine begins a draft for each."""
     from tests.slm.conftest import command
 
     made = [

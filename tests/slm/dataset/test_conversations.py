@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from slm.dataset.rows import Rows, read_rows
+from slm.dataset.rows import TrainingRows, read_rows
 from tests.slm.conftest import TIME, WEATHER, schema, tool
 
 
@@ -32,7 +32,7 @@ def saying(text: str) -> dict[str, Any]:
 RESULT = {"role": "tool", "tool_call_id": "c0", "content": "rain"}
 
 
-def read(tmp_path: Path, *rows: Any) -> Rows:
+def read(tmp_path: Path, *rows: Any) -> TrainingRows:
     """What is read from a file of these rows."""
     path = tmp_path / "mine.jsonl"
     path.write_text("\n".join(json.dumps(row) for row in rows) + "\n", encoding="utf-8")

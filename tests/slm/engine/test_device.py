@@ -15,7 +15,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.model import LoadError, load
 from slm.engine.shortlist import Embedding
 from slm.protocol import CompleteCommand, Done, DraftCommand, Token
@@ -86,7 +86,7 @@ def _device(value: Any) -> str | None:
     return value if value in ("cpu", "cuda") else None
 
 
-def tokens_of(engine: Engine, asked: DraftCommand | CompleteCommand) -> tuple[list[Token], list[list[float]]]:
+def tokens_of(engine: DraftEngine, asked: DraftCommand | CompleteCommand) -> tuple[list[Token], list[list[float]]]:
     """The tokens of a draft and its hidden states."""
     events = list(engine.draft(asked))
     assert isinstance(events[-1], Done)
@@ -107,10 +107,10 @@ def test_whole_drafts_mix_no_devices(
     """Loaded onto the GPU, prompts, decoding, guesses, signals, grammar and shared prefixes keep to it, by the lean
     pass and by transformers' own, and say what they say on the CPU."""
     folder: Path = request.getfixturevalue(architecture)
-    here = Engine.load(folder)
+    here = DraftEngine.load(folder)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with Gpu() as gpu:
-        there = Engine.load(folder, device="cuda")
+        there = DraftEngine.load(folder, device="cuda")
         assert all(gpu.holds(parameter) for parameter in there._loaded.model.parameters())
         for asked in (*ASKED, ASKED[0]):
             expected, states = tokens_of(here, asked)
@@ -150,7 +150,7 @@ def test_mixing_devices_is_noticed() -> None:
 def test_a_gpu_that_is_not_there_is_refused(llama_folder: Path) -> None:
     """By name, before anything is loaded."""
     with pytest.raises(LoadError, match="device cuda: torch finds no CUDA GPU"):
-        Engine.load(llama_folder, device="cuda")
+        DraftEngine.load(llama_folder, device="cuda")
 
 
 def test_int8_is_refused_on_a_gpu(llama_folder: Path) -> None:

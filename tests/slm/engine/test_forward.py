@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from slm.engine.forward import PrecisionError, TransformersForward, forward_of
-from slm.engine.kv_cache import Chunk, KeyValues, Shape
+from slm.engine.kv_cache import KVCache, Shape, TokenChunk
 from slm.engine.llama import LlamaForward
 
 SHAPE = Shape(layers=2, heads=2, head_dim=12, dtype=torch.float32)
@@ -42,12 +42,12 @@ def test_the_lean_pass_is_transformers_pass(
     folder = request.getfixturevalue(architecture)
     forward = forward_of(fresh(folder))
     assert isinstance(forward, LlamaForward)
-    memory, got = KeyValues(SHAPE, 64), []
+    kv, got = KVCache(SHAPE, 64), []
     with torch.inference_mode():
         for size in sizes:
-            start = memory.length
-            got.append(forward([Chunk(memory, IDS[start : start + size], size)]).logits)
-            assert memory.length == start + size
+            start = kv.length
+            got.append(forward([TokenChunk(kv, IDS[start : start + size], size)]).logits)
+            assert kv.length == start + size
     torch.testing.assert_close(torch.cat(got), whole(folder, IDS), atol=2e-5, rtol=1e-4)
 
 
@@ -58,13 +58,13 @@ def test_chunks_of_one_pass_do_not_see_each_other(request: pytest.FixtureRequest
     shape = SHAPE if architecture == "llama_folder" else Shape(2, 4, 12, torch.float32)
     forward = forward_of(fresh(folder))
     texts = [IDS[:9], IDS[5:30], IDS[::-1]]
-    memories = [KeyValues(shape, 64) for _ in texts]
+    memories = [KVCache(shape, 64) for _ in texts]
     with torch.inference_mode():
-        forward([Chunk(memories[1], texts[1][:20], 0)])
+        forward([TokenChunk(memories[1], texts[1][:20], 0)])
         reads = [(0, 9, 2), (20, 25, 5), (0, 33, 0)]
-        chunks = [Chunk(m, t[a:b], rows) for m, t, (a, b, rows) in zip(memories, texts, reads, strict=True)]
+        chunks = [TokenChunk(m, t[a:b], rows) for m, t, (a, b, rows) in zip(memories, texts, reads, strict=True)]
         got = forward(chunks).logits
-        last = forward([Chunk(memories[2], texts[2][33:], 7)]).logits
+        last = forward([TokenChunk(memories[2], texts[2][33:], 7)]).logits
     expected = torch.cat([whole(folder, texts[0])[-2:], whole(folder, texts[1])[-5:]])
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
     torch.testing.assert_close(last, whole(folder, texts[2])[-7:], atol=2e-5, rtol=1e-4)
@@ -95,12 +95,12 @@ def test_every_llama_that_fits_is_computed_right(changes: dict[str, Any]) -> Non
     shape = Shape(2, config.num_key_value_heads, config.head_dim, torch.float32)
     with torch.inference_mode():
         expected = model(torch.tensor([ids]), use_cache=False).logits[0]
-        got = forward_of(model)([Chunk(KeyValues(shape, 16), ids, 8)]).logits
+        got = forward_of(model)([TokenChunk(KVCache(shape, 16), ids, 8)]).logits
     torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_weights_are_held_once(llama_folder: Path) -> None:
-    """The joined weights are the model's own: it still computes the same, and from the same memory."""
+    """The joined weights are the model's own: it still computes the same, and from the same cache."""
     model = fresh(llama_folder)
     forward_of(model)
     attention = model.model.layers[0].self_attn
@@ -137,7 +137,7 @@ def test_int8_stays_near_full_precision(request: pytest.FixtureRequest, architec
     forward = forward_of(model, int8=True)
     assert model.model.layers[0].mlp.gate_proj.weight.numel() == 0
     with torch.inference_mode():
-        got = forward([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).logits.log_softmax(-1)
+        got = forward([TokenChunk(KVCache(SHAPE, 64), IDS, 40)]).logits.log_softmax(-1)
     expected = whole(folder, IDS).log_softmax(-1)
     assert float((expected.exp() * (expected - got)).sum(-1).mean()) < 0.02
     assert not torch.equal(got, expected)
@@ -149,6 +149,6 @@ def test_inner_states_are_those_of_the_layers(llama_folder: Path) -> None:
     with torch.inference_mode():
         out = model(torch.tensor([IDS]), use_cache=False, output_hidden_states=True)
         expected = torch.stack([model.model.norm(out.hidden_states[1][0]), out.hidden_states[-1][0]])
-        states = forward_of(model)([Chunk(KeyValues(SHAPE, 64), IDS, 40)]).states
+        states = forward_of(model)([TokenChunk(KVCache(SHAPE, 64), IDS, 40)]).states
     assert states is not None
     torch.testing.assert_close(states, expected, atol=2e-5, rtol=1e-4)

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.engine.engine import Engine
-from slm.engine.kv_cache import BLOCK_TOKENS, KeyValues, PrefixCache, Shape
+from slm.engine.engine import DraftEngine
+from slm.engine.kv_cache import BLOCK_TOKENS, KVCache, PrefixCache, Shape
 from slm.engine.model import load
 from slm.protocol import Started, Token
 from tests.slm.conftest import command, tool
@@ -15,7 +15,7 @@ SHAPE = Shape(layers=2, heads=1, head_dim=2, dtype=torch.float32)
 BLOCK_BYTES = SHAPE.bytes_per_token * BLOCK_TOKENS
 
 
-class Watching(KeyValues):
+class Watching(KVCache):
     """Keys and values that look at the cache whenever a block is read from them."""
 
     def __init__(self, capacity: int, cache: PrefixCache | None, most: int) -> None:
@@ -28,21 +28,21 @@ class Watching(KeyValues):
         return super().read(start, end)
 
 
-def filled(tokens: list[int], cache: PrefixCache | None = None, most: int = 0) -> KeyValues:
+def filled(tokens: list[int], cache: PrefixCache | None = None, most: int = 0) -> KVCache:
     """Keys and values that tell which prefix they stand for: at each place the sum of the tokens up to it. Where a
     cache is named, it holds at most `most` bytes while it reads them."""
-    memory = Watching(len(tokens) + 8, cache, most)
+    kv = Watching(len(tokens) + 8, cache, most)
     sums = torch.tensor(tokens, dtype=torch.float32).cumsum(0)
-    memory.append(sums.reshape(1, 1, 1, -1, 1).expand(4, 1, 1, -1, 2))
-    return memory
+    kv.append(sums.reshape(1, 1, 1, -1, 1).expand(4, 1, 1, -1, 2))
+    return kv
 
 
 def restored(cache: PrefixCache, tokens: list[int]) -> list[float]:
     """What the cache gives for a prefix, in the form of `filled`."""
-    memory = KeyValues(SHAPE, len(tokens) + 8)
-    held = cache.lookup(tokens, memory)
-    assert held == memory.length
-    return memory.read(0, held)[3, 0, 0, :, 1].tolist()
+    kv = KVCache(SHAPE, len(tokens) + 8)
+    held = cache.lookup(tokens, kv)
+    assert held == kv.length
+    return kv.read(0, held)[3, 0, 0, :, 1].tolist()
 
 
 @given(
@@ -94,12 +94,12 @@ def test_a_long_prefix_leaves_half_of_the_room_to_others() -> None:
 def test_a_buffer_is_filled_on_from_where_it_stands() -> None:
     """What another prompt stores meanwhile is taken behind what was read already, and only that."""
     tokens = [1] * BLOCK_TOKENS + [2] * BLOCK_TOKENS + [3] * BLOCK_TOKENS
-    cache, memory = PrefixCache(SHAPE, 8 * BLOCK_BYTES), KeyValues(SHAPE, 4 * BLOCK_TOKENS)
-    memory.append(filled(tokens).read(0, BLOCK_TOKENS))
-    assert cache.lookup(tokens, memory) == 0
+    cache, kv = PrefixCache(SHAPE, 8 * BLOCK_BYTES), KVCache(SHAPE, 4 * BLOCK_TOKENS)
+    kv.append(filled(tokens).read(0, BLOCK_TOKENS))
+    assert cache.lookup(tokens, kv) == 0
     cache.store(tokens, filled(tokens))
-    assert cache.lookup(tokens, memory) == 2 * BLOCK_TOKENS
-    torch.testing.assert_close(memory.read(0, len(tokens)), filled(tokens).read(0, len(tokens)))
+    assert cache.lookup(tokens, kv) == 2 * BLOCK_TOKENS
+    torch.testing.assert_close(kv.read(0, len(tokens)), filled(tokens).read(0, len(tokens)))
 
 
 def test_a_part_of_a_block_is_not_kept() -> None:
@@ -112,7 +112,7 @@ def test_a_part_of_a_block_is_not_kept() -> None:
     assert len(restored(cache, tokens)) == BLOCK_TOKENS
 
 
-def signals(engine: Engine, text: str) -> tuple[int, list[Token]]:
+def signals(engine: DraftEngine, text: str) -> tuple[int, list[Token]]:
     """Reused prompt tokens and the tokens of one draft."""
     events = list(engine.draft(command(messages=[{"role": "user", "content": text}], tools=[tool("find")] * 1)))
     (started,) = (event for event in events if isinstance(event, Started))
@@ -123,7 +123,7 @@ def signals(engine: Engine, text: str) -> tuple[int, list[Token]]:
 def test_drafts_are_the_same_with_and_without_the_cache(request: pytest.FixtureRequest, architecture: str) -> None:
     """Over requests that share their tools, every token and signal equals those of an engine that keeps nothing."""
     folder = request.getfixturevalue(architecture)
-    keeping, forgetful = Engine(load(folder)), Engine(load(folder), cache_bytes=0)
+    keeping, forgetful = DraftEngine(load(folder)), DraftEngine(load(folder), cache_bytes=0)
     reused = []
     for text in ("What is the weather?", "What is the time?", "What is the weather?", "What is the weather? Tell me."):
         cached, tokens = signals(keeping, text)

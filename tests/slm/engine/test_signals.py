@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.signals import HIDDEN_SIZE, Distribution, Lens, Marks, Pass
-from slm.format.pattern import Span
+from slm.format.pattern import DraftSpan
 from slm.protocol import Done, Token
 from tests.slm.conftest import WEATHER, command
 
@@ -29,7 +29,7 @@ def test_layer_agreement_is_the_share_of_layers_that_put_the_token_first() -> No
     assert made[5].layer_agreement == 0
 
 
-def test_without_states_there_are_no_such_signals(opt: Engine) -> None:
+def test_without_states_there_are_no_such_signals(opt: DraftEngine) -> None:
     """A model whose insides are not read gives neither; everything else stands."""
     events = list(opt.draft(command(max_tokens=8)))
     assert isinstance(events[-1], Done)
@@ -42,7 +42,15 @@ def test_the_marks_are_the_first_token_the_names_the_values_and_the_last_token()
     none."""
     marks, states = Marks(), drawn(7, HIDDEN_SIZE)
     assert marks.rows() == []
-    spans = [Span.SYNTAX, Span.PLAN, Span.NAME, Span.NAME, Span.VALUE, Span.VALUE, Span.SYNTAX]
+    spans = [
+        DraftSpan.SYNTAX,
+        DraftSpan.PLAN,
+        DraftSpan.NAME,
+        DraftSpan.NAME,
+        DraftSpan.VALUE,
+        DraftSpan.VALUE,
+        DraftSpan.SYNTAX,
+    ]
     marks.add(states[0], spans[0])
     assert marks.rows() == [states[0].tolist(), [], [], [], states[0].tolist()]
     for state, span in zip(states[1:], spans[1:], strict=True):
@@ -53,10 +61,10 @@ def test_the_marks_are_the_first_token_the_names_the_values_and_the_last_token()
     assert last == states[6].tolist()
 
 
-def test_a_draft_tells_its_inner_signals(llama: Engine) -> None:
+def test_a_draft_tells_its_inner_signals(llama: DraftEngine) -> None:
     """Every token has a share between 0 and 1, and the end holds five rows that any process computes alike."""
     asked = command(tools=[WEATHER], tool_choice="required", max_tokens=60)
-    first, again = (list(engine.draft(asked)) for engine in (llama, Engine(llama._loaded, lookahead=False)))
+    first, again = (list(engine.draft(asked)) for engine in (llama, DraftEngine(llama._loaded, prompt_lookup=False)))
     shares = [event.layer_agreement for event in first if isinstance(event, Token)]
     assert all(share in (0.0, 1.0) for share in shares)  # One probed layer in a model of two.
     assert len(set(shares)) == 2

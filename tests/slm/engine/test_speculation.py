@@ -7,9 +7,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.model import load
-from slm.engine.speculation import GRAM, GUESS_TOKENS, Lookahead, value_under_way
+from slm.engine.speculation import GRAM, GUESS_TOKENS, PromptLookup, value_under_way
 from slm.protocol import Done, Token
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
 
@@ -21,7 +21,7 @@ def letters(text: str) -> list[int]:
 
 def test_a_value_goes_on_as_the_conversation_does() -> None:
     """The text behind the value's last occurrence at a word's beginning is guessed, not beyond its line."""
-    ahead = Lookahead("In St. Louis or in Saint Louis?\nNow.", letters)
+    ahead = PromptLookup("In St. Louis or in Saint Louis?\nNow.", letters)
     assert ahead.guess([], "Sa") == letters("int Lo")[:GUESS_TOKENS]
     assert ahead.guess([], "Lou") == letters("is?")
     assert ahead.guess([], "ouis") == []
@@ -30,17 +30,17 @@ def test_a_value_goes_on_as_the_conversation_does() -> None:
 
 def test_a_value_that_is_everywhere_is_not_looked_for_forever() -> None:
     """Where many occurrences begin no word, or the value is long, a guess costs little; CPU time of this thread."""
-    ahead = Lookahead("x" + "a" * 300_000, letters)
+    ahead = PromptLookup("x" + "a" * 300_000, letters)
     began = time.thread_time()
     for length in (1, 8, 100, 1_000, 100_000):
         assert ahead.guess([], "a" * length) == []
     assert time.thread_time() - began < 0.05
-    assert Lookahead("an ant " + "banana " * 2, letters).guess([], "an") == letters("t banana ")[:GUESS_TOKENS]
+    assert PromptLookup("an ant " + "banana " * 2, letters).guess([], "an") == letters("t banana ")[:GUESS_TOKENS]
 
 
 def test_what_was_written_once_is_guessed_again() -> None:
     """Tokens that followed the same tokens before, last occurrence first."""
-    ahead = Lookahead("", letters)
+    ahead = PromptLookup("", letters)
     assert ahead.guess([1, 2, 3, 4, 5, 6], "") == []
     assert ahead.guess([1, 2, 3, 4, 5, 6, 1, 2, 3], "") == [4, 5, 6, 1, 2, 3][:GUESS_TOKENS]
     assert ahead.guess([1, 2, 3, 4, 5, 6, 1, 2, 3, 9, 1, 2, 3], "") == [9, 1, 2, 3]
@@ -68,13 +68,15 @@ PLACE = tool(
     max_tokens=st.integers(1, 90),
 )
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_guessing_changes_no_token_and_no_signal(engine: Engine, text: str, grammar: bool, max_tokens: int) -> None:
+def test_guessing_changes_no_token_and_no_signal(
+    engine: DraftEngine, text: str, grammar: bool, max_tokens: int
+) -> None:
     """With and without guesses a draft has the same tokens, the same ones forced, the same signals, the same end."""
     asked = command(
         messages=[{"role": "user", "content": text}], tools=[PLACE, WEATHER, TIME], tool_choice="required",
         grammar=grammar, max_tokens=max_tokens,
     )  # fmt: skip
-    plain = Engine(engine._loaded, lookahead=False)
+    plain = DraftEngine(engine._loaded, prompt_lookup=False)
     expected, got = list(plain.draft(asked)), list(engine.draft(asked))
     ends = [events[-1] for events in (expected, got)]
     assert [(end.text, end.finish, end.tokens) for end in ends if isinstance(end, Done)] == [
@@ -86,7 +88,7 @@ def test_guessing_changes_no_token_and_no_signal(engine: Engine, text: str, gram
         assert [getattr(t, name) for t in b] == pytest.approx([getattr(t, name) for t in a], abs=1e-4)
 
 
-class Oracle(Lookahead):
+class Oracle(PromptLookup):
     """Guesses what it was told, some of it wrong: the engine's worst and best case."""
 
     def __init__(self, written: list[int], wrong_every: int) -> None:
@@ -101,17 +103,17 @@ class Oracle(Lookahead):
 @pytest.mark.parametrize("wrong_every", [1, 2, 3, 5, 1000])
 @pytest.mark.parametrize("grammar", [True, False])
 def test_right_guesses_save_steps_and_wrong_ones_cost_nothing_else(
-    engine: Engine, wrong_every: int, grammar: bool
+    engine: DraftEngine, wrong_every: int, grammar: bool
 ) -> None:
-    """Guesses that are right but for every nth save steps accordingly; the draft and its memory stay the same."""
+    """Guesses of which every nth is wrong save the other steps; the draft and its keys and values stay the same."""
     asked = command(tools=[PLACE], tool_choice="required", grammar=grammar, max_tokens=60)
-    plain = Engine(engine._loaded, lookahead=False).begin(asked)
-    reference = Engine(engine._loaded, lookahead=False, cache_bytes=0)
+    plain = DraftEngine(engine._loaded, prompt_lookup=False).begin(asked)
+    reference = DraftEngine(engine._loaded, prompt_lookup=False, cache_bytes=0)
     while not plain.finished:
         reference.step([plain])
-    guessing = Engine(engine._loaded, cache_bytes=0)
+    guessing = DraftEngine(engine._loaded, cache_bytes=0)
     draft = guessing.begin(asked)
-    draft._lookahead = Oracle(plain.ids, wrong_every)
+    draft._prompt_lookup = Oracle(plain.ids, wrong_every)
     while not draft.finished:
         guessing.step([draft])
     assert draft.ids == plain.ids
@@ -122,22 +124,22 @@ def test_right_guesses_save_steps_and_wrong_ones_cost_nothing_else(
         assert steps[1] == steps[0]
     if wrong_every == 1000:
         assert steps[1] <= steps[0] / (1.5 if grammar else 3)
-    held = min(draft.memory.length, plain.memory.length)
-    torch.testing.assert_close(draft.memory.read(0, held), plain.memory.read(0, held), atol=1e-4, rtol=1e-4)
+    held = min(draft.kv.length, plain.kv.length)
+    torch.testing.assert_close(draft.kv.read(0, held), plain.kv.read(0, held), atol=1e-4, rtol=1e-4)
 
 
 def test_guesses_never_outgrow_the_memory(llama_folder: object) -> None:
     """A draft that is guessed up to its last token stays within its buffer."""
     loaded = load(llama_folder)  # type: ignore[arg-type]
-    written = Engine(loaded, lookahead=False)
+    written = DraftEngine(loaded, prompt_lookup=False)
     asked = command(grammar=False, max_tokens=7)
     plain = written.begin(asked)
     while not plain.finished:
         written.step([plain])
-    draft = Engine(loaded).begin(asked)
-    draft._lookahead = Oracle(plain.ids + plain.ids, 1000)
-    engine = Engine(loaded)
+    draft = DraftEngine(loaded).begin(asked)
+    draft._prompt_lookup = Oracle(plain.ids + plain.ids, 1000)
+    engine = DraftEngine(loaded)
     while not draft.finished:
         engine.step([draft])
-        assert draft.memory.length <= draft.memory.layers[0].get_max_length()
+        assert draft.kv.length <= draft.kv.layers[0].get_max_length()
     assert draft.ids == plain.ids

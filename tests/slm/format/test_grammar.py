@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.engine.tokenizer import Tokens
 from slm.format.argument_schema import Detail, drafted_schema
 from slm.format.grammar import Constraint, Offer, ToolError
@@ -18,7 +18,7 @@ from tests.slm.conftest import TIME, WEATHER, schema, tool
 
 
 @pytest.fixture(scope="module")
-def tokens(llama: Engine) -> Tokens:
+def tokens(llama: DraftEngine) -> Tokens:
     """The tiny Llama's tokenizer."""
     return llama._loaded.tokens
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slm.format import pattern
-from slm.format.pattern import CHATML, PLAIN, Call, Parsed, PatternError, Segment, Span, SpanTracker
+from slm.format.pattern import CHATML, PLAIN, DraftSpan, Parsed, ParsedCall, PatternError, Segment, SpanTracker
 
 names = st.from_regex(r"[a-zA-Z0-9_-]{1,64}", fullmatch=True) | st.sampled_from(["none", "ask"])
 json_values = st.recursive(
@@ -143,10 +143,10 @@ def test_a_token_over_several_spans_gets_the_highest() -> None:
     """`": "x` holds syntax and a value: it counts as a value."""
     tracker = SpanTracker()
     tracker.feed('Thought: f\nAction: f\nAction Input: {"a')
-    assert tracker.feed('": "x') is Span.VALUE
+    assert tracker.feed('": "x') is DraftSpan.VALUE
 
 
 def test_arguments_with_a_line_break_cannot_be_rendered() -> None:
     """A call's JSON stands on one line; anything else would forge an action."""
     with pytest.raises(PatternError, match="one line"):
-        pattern.render_draft(Parsed("calls", ("f",), (Call("f", '{\n"a": 1}'),)))
+        pattern.render_draft(Parsed("calls", ("f",), (ParsedCall("f", '{\n"a": 1}'),)))

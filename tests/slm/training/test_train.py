@@ -20,8 +20,8 @@ from slm.dataset.examples import IGNORED, encode, example_of
 from slm.dataset.rows import names_of
 from slm.engine.model import load
 from slm.training import trackers as tracking
-from slm.training.curriculum import training_course
-from slm.training.packing import planted
+from slm.training.curriculum import training_data
+from slm.training.packing import pack_trees
 from slm.training.recipe import Recipe, RecipeError, load_recipe, recipe_names
 from tests.slm.conftest import TIME, WEATHER
 
@@ -91,7 +91,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_anything_is_read(
     monkeypatch.setitem(tracking._INSTALLED, "wandb", lambda: False)  # type: ignore[index]
     reporting = recipe(run={"report_to": ["wandb"]})
     with pytest.raises(tracking.TrackerError, match=r"run\.report_to: wandb .* 'smallcall\[wandb\]'"):
-        train(reporting, tmp_path / "no base", [], tmp_path / "run", progress=silent)
+        train(reporting, tmp_path / "no base", [], tmp_path / "run", on_progress=silent)
     assert not (tmp_path / "run").exists()
 
 
@@ -136,7 +136,7 @@ def test_a_recipe_that_is_not_there_names_those_that_are() -> None:
         load_recipe("nowhere")
 
 
-# ── the course ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the training data ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder: Path) -> None:
@@ -144,12 +144,12 @@ def test_a_mixture_keeps_its_shares_and_goes_through_a_source_again(llama_folder
     tokens = load(llama_folder).tokens
     mixed = recipe(data={"sources": {"a": 3, "b": 1}, "rows": 80, "validation_share": 0})
     examples = [example_of(row) for row in rows()]
-    course = training_course(examples, mixed, tokens)
-    assert course.rows == 80
-    assert 45 <= course.sources["a"] <= 75
-    assert course == training_course(examples, mixed, tokens)
+    data = training_data(examples, mixed, tokens)
+    assert data.rows == 80
+    assert 45 <= data.sources["a"] <= 75
+    assert data == training_data(examples, mixed, tokens)
     other = mixed.model_copy(update={"run": mixed.run.model_copy(update={"seed": 1})})
-    assert course.trees != training_course(examples, other, tokens).trees
+    assert data.trees != training_data(examples, other, tokens).trees
 
 
 @pytest.mark.parametrize(
@@ -175,7 +175,7 @@ def test_files_of_one_name_are_told_apart_by_their_folders(files: list[str], nam
 def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(
     base: str, block: int | None, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Shared beginnings, no padding, the head on taught tokens and attention in blocks (`block` queries; None: the
+    """Shared beginnings, no padding, the head on supervised tokens and attention in blocks (`block` queries; None: the
     model's own) give what the model's own loss gives row by row."""
     from slm.training import tree_attention
     from slm.training.sft import collate, tree_loss
@@ -191,7 +191,7 @@ def test_the_loss_of_a_tree_and_its_gradient_equal_those_of_its_rows(
     plain.backward()
     wanted = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
-    (tree,) = planted([encoded], 10_000)
+    (tree,) = pack_trees([encoded], 10_000)
     if block is not None:
         monkeypatch.setattr(tree_attention, "BLOCK", block)
         assert tree_attention.use_tree_attention(model)
@@ -252,7 +252,7 @@ def kill(step):
     if step.step == int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
 
-train(load_recipe(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])], Path(sys.argv[4]), progress=kill)
+train(load_recipe(sys.argv[1]), Path(sys.argv[2]), [Path(sys.argv[3])], Path(sys.argv[4]), on_progress=kill)
 """
 
 
@@ -277,13 +277,13 @@ def test_a_run_that_is_killed_and_goes_on_has_the_same_curve(llama_folder: Path,
     shutil.copytree(broken, torn)
     state = torn / "checkpoints" / "checkpoint-24" / "trainer_state.json"
     state.write_bytes(state.read_bytes()[:-100])
-    result = train(fifty, llama_folder, [data], whole, progress=silent)
+    result = train(fifty, llama_folder, [data], whole, on_progress=silent)
     assert [point["step"] for point in curve(whole) if "loss" in point] == list(range(1, 51))
     assert result.tokens == next(point["num_tokens"] for point in curve(whole) if point["step"] == 50)
     for run, first in ((broken, 25), (torn, 13)):
-        told: list[Any] = []
-        train(fifty, llama_folder, [data], run, progress=told.append)
-        assert told[0].step == first
+        steps: list[Any] = []
+        train(fifty, llama_folder, [data], run, on_progress=steps.append)
+        assert steps[0].step == first
         assert curve(run) == curve(whole)
         assert weights(run / "adapter") == weights(whole / "adapter")
 
@@ -292,23 +292,23 @@ def test_a_run_that_is_killed_and_goes_on_has_the_same_curve(llama_folder: Path,
 def test_an_early_stop_takes_the_best_checkpoint_wherever_the_run_was_left(
     llama_folder: Path, data: Path, tmp_path: Path
 ) -> None:
-    """Patience is counted on after a resume, a run that is out of it takes no step more, and what is told of the result
+    """Patience is counted on after a resume, a run that is out of it takes no step more, and what is reported of it
     is true of the adapter that is taken."""
     from slm.training.train import CURVE, train
 
     growing = {"learning_rate": 1.0, "warmup_share": 1.0, "trees_a_step": 2, "epochs": 2}
     patient = recipe(optimiser=growing, run={"evaluate_every": 1, "patience": 2})
-    result = train(patient, llama_folder, [data], tmp_path / "whole", progress=silent)
+    result = train(patient, llama_folder, [data], tmp_path / "whole", on_progress=silent)
     validated = {point["step"]: point["eval_loss"] for point in curve(tmp_path / "whole") if "eval_loss" in point}
     last, best = max(validated), min(validated, key=lambda step: validated[step])
     assert (result.steps, result.validation_loss) == (best, validated[best])
     assert best == last - 2
     assert weights(result.folder) == weights(tmp_path / "whole" / CURVE / f"step-{best}")
     broken = tmp_path / "broken"
-    left = train(patient, llama_folder, [data], broken, progress=silent, stop_after=last - 1)
+    left = train(patient, llama_folder, [data], broken, on_progress=silent, stop_after=last - 1)
     assert left.tokens == curve(broken)[-1].get("num_tokens", curve(broken)[-2].get("num_tokens"))
     for _ in ("goes on", "was killed before the adapter was written"):
-        again = train(patient, llama_folder, [data], broken, progress=silent)
+        again = train(patient, llama_folder, [data], broken, on_progress=silent)
         assert (again.steps, again.tokens) == (result.steps, result.tokens)
         assert curve(broken) == curve(tmp_path / "whole")
         assert weights(again.folder) == weights(result.folder)
@@ -323,9 +323,9 @@ def test_a_run_that_was_killed_before_its_first_step_begins(llama_folder: Path, 
     run = tmp_path / "run"
     run.mkdir()
     (run / "recipe.yaml.part").write_text("name: ti", encoding="utf-8")
-    assert train(recipe(), llama_folder, [data], run, progress=silent, stop_after=1).steps == 1
+    assert train(recipe(), llama_folder, [data], run, on_progress=silent, stop_after=1).steps == 1
     with pytest.raises(TrainingError, match=r"recipe\.yaml"):
-        train(recipe(name="other"), llama_folder, [data], run, progress=silent)
+        train(recipe(name="other"), llama_folder, [data], run, on_progress=silent)
 
 
 @pytest.mark.slow
@@ -334,7 +334,7 @@ def test_a_run_ends_after_the_steps_that_its_recipe_says(llama_folder: Path, dat
     from slm.training.train import train
 
     short = recipe(optimiser={"learning_rate": 0.01, "trees_a_step": 2, "steps": 3, "warmup_share": 0})
-    result = train(short, llama_folder, [data], tmp_path / "run", progress=silent)
+    result = train(short, llama_folder, [data], tmp_path / "run", on_progress=silent)
     assert result.steps == 3
     whole = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))["train"]["tokens"]
     assert 0 < result.tokens < whole
@@ -353,7 +353,7 @@ def test_an_adapter_comes_out_that_the_engine_loads(
     base = request.getfixturevalue(architecture)
     seen: list[Any] = []
     longer = recipe(optimiser={"learning_rate": 0.02, "trees_a_step": 2, "epochs": 4})
-    result = train(longer, base, [data], tmp_path / "run", progress=seen.append)
+    result = train(longer, base, [data], tmp_path / "run", on_progress=seen.append)
     training = [point["loss"] for point in curve(tmp_path / "run") if "loss" in point]
     assert sum(training[-3:]) < 0.8 * sum(training[:3])
     assert seen[-1].step == seen[-1].steps == result.steps
@@ -367,7 +367,7 @@ def test_an_adapter_comes_out_that_the_engine_loads(
     name = "model.layers.0.self_attn.q_proj.weight"
     assert not torch.equal(bare.model.get_parameter(name), adapted.model.get_parameter(name))
     with pytest.raises(TrainingError, match=r"recipe\.yaml"):
-        train(recipe(), base, [data], tmp_path / "run", progress=silent)
+        train(recipe(), base, [data], tmp_path / "run", on_progress=silent)
 
 
 @pytest.mark.slow
@@ -386,18 +386,18 @@ def test_data_files_of_one_name_do_not_hide_each_other(llama_folder: Path, tmp_p
         ]  # fmt: skip
         path.write_text("\n".join([*map(json.dumps, talks), *broken]), encoding="utf-8")
     halved = recipe(data={"validation_share": 0.5, "validation_rows": 99, "tree_tokens": 400})
-    train(halved, llama_folder, files, tmp_path / "run", progress=silent, stop_after=1)
+    train(halved, llama_folder, files, tmp_path / "run", on_progress=silent, stop_after=1)
     facts = json.loads((tmp_path / "run" / "data.json").read_text(encoding="utf-8"))
-    told = {name: (part["rows"], part["refused"]) for name, part in facts["files"].items()}
-    assert told == {
+    counts = {name: (part["rows"], part["refused"]) for name, part in facts["files"].items()}
+    assert counts == {
         "jan/train.jsonl": (12, {"not JSON": 1}),
         "feb/train.jsonl": (12, {"not an object": 1, "not JSON": 1}),
     }
     assert len({part["sha256"] for part in facts["files"].values()}) == 2
-    assert facts["train"]["sources"].keys() == told.keys()
+    assert facts["train"]["sources"].keys() == counts.keys()
     assert facts["train"]["rows"] + facts["validation"]["rows"] == 24
     with pytest.raises(TrainingError, match="holds the same rows as"):
-        train(halved, llama_folder, [files[0], files[0]], tmp_path / "twice", progress=silent)
+        train(halved, llama_folder, [files[0], files[0]], tmp_path / "twice", on_progress=silent)
 
 
 @pytest.mark.slow
@@ -410,10 +410,10 @@ def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
 
     from slm.training.train import CURVE, TrainingError, train
 
-    made = train(recipe(), llama_folder, [data], tmp_path / "first", progress=silent)
+    made = train(recipe(), llama_folder, [data], tmp_path / "first", on_progress=silent)
     first = made.folder
     upper = recipe(lora={"rank": 2, "alpha": 4, "from_layer": 1})
-    again = train(upper, llama_folder, [data], tmp_path / "again", start=first, progress=silent).folder
+    again = train(upper, llama_folder, [data], tmp_path / "again", start=first, on_progress=silent).folder
     before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, again))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if ".layers.0." not in name}
@@ -430,9 +430,9 @@ def test_a_run_goes_on_from_an_adapter_and_leaves_its_lower_layers(
     assert load(llama_folder, kept / "step-3").info.adapter_sha256 is not None
     wide = recipe(lora={"rank": 4, "alpha": 4})
     with pytest.raises(TrainingError, match="start: rank 2 and alpha 4"):
-        train(wide, llama_folder, [data], tmp_path / "wide", start=first, progress=silent)
+        train(wide, llama_folder, [data], tmp_path / "wide", start=first, on_progress=silent)
     with pytest.raises(TrainingError, match=r"data\.json"):
-        train(upper, llama_folder, [data], tmp_path / "again", progress=silent)
+        train(upper, llama_folder, [data], tmp_path / "again", on_progress=silent)
 
 
 def test_layers_that_cannot_be_told_apart_are_not_trained_silently(llama_folder: Path) -> None:
@@ -452,7 +452,7 @@ def test_every_weight_of_an_opt_model_can_be_trained(opt_folder: Path, data: Pat
     from slm.training.train import train
 
     full = recipe(lora=None, run={"precision": "half", "evaluate_every": 3})
-    result = train(full, opt_folder, [data], tmp_path / "run", progress=silent)
+    result = train(full, opt_folder, [data], tmp_path / "run", on_progress=silent)
     assert result.folder.name == "model"
     name = "model.decoder.layers.0.fc1.weight"
     before, after = (load(folder).model.get_parameter(name) for folder in (opt_folder, result.folder))

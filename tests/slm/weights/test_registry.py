@@ -17,9 +17,9 @@ from slm.weights.folders import FolderError, ModelFolder
 from slm.weights.registry import (
     DEFAULT_MODEL,
     KNOWN_MODELS,
+    FileSource,
     KnownModel,
-    Progress,
-    Source,
+    OnProgress,
     UnknownModel,
     find_model,
     known_model,
@@ -40,13 +40,13 @@ class FakeSource:
     content: bytes | Exception = CONTENT
     asked: int = 0
 
-    def fetch(self, wanted: RemoteFile, folder: Path, progress: Progress) -> Path:
+    def fetch(self, wanted: RemoteFile, folder: Path, on_progress: OnProgress) -> Path:
         """One file in the folder."""
         self.asked += 1
         if isinstance(self.content, Exception):
             raise self.content
         (folder / "anything").write_bytes(self.content)
-        progress("fake", len(self.content), wanted.bytes)
+        on_progress("fake", len(self.content), wanted.bytes)
         return folder / "anything"
 
 
@@ -69,7 +69,7 @@ class FakeConverter:
 
 
 def pull(
-    cache: Path, sources: Iterable[Source], convert: FakeConverter | None = None, free: int = 10**9
+    cache: Path, sources: Iterable[FileSource], convert: FakeConverter | None = None, free: int = 10**9
 ) -> ModelFolder:
     """Resolve the tiny model with everything around it faked."""
     return resolve_model(
@@ -217,7 +217,7 @@ def test_two_at_once_convert_once(tmp_path: Path) -> None:
         assert released.wait(10)
         convert(gguf, folder, sha256)
 
-    def told(stage: str, done: int, total: int | None) -> None:
+    def record(stage: str, done: int, total: int | None) -> None:
         stages.append(stage)
         waiting.set()
 
@@ -225,7 +225,7 @@ def test_two_at_once_convert_once(tmp_path: Path) -> None:
         found.append(resolve_model(MODEL, tmp_path, None, [FakeSource("a")], convert=slowly))
 
     def second() -> None:
-        found.append(resolve_model(MODEL, tmp_path, told, [FakeSource("b", AssertionError())], convert=slowly))
+        found.append(resolve_model(MODEL, tmp_path, record, [FakeSource("b", AssertionError())], convert=slowly))
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()

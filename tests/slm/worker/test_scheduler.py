@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
-from slm.engine.draft import Drafting
-from slm.engine.engine import DraftError, Engine
-from slm.protocol import Done, DraftCommand, Event, Failed, Started, Token
+from slm.engine.draft import DraftState
+from slm.engine.engine import DraftEngine, DraftError
+from slm.protocol import Done, DraftCommand, DraftFailed, Event, Started, Token
 from slm.worker.scheduler import Job, Scheduler
 from tests.slm.conftest import command
 
@@ -18,24 +18,24 @@ class Tripping:
 
     slots = 1
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: DraftEngine) -> None:
         self._engine = engine
         self.gate = threading.Event()
         self.gate.set()
         self.stepped = threading.Event()
         self.fault: Callable[[str], None] = lambda where: None
 
-    def begin(self, command: DraftCommand, *, queue_s: float) -> Drafting:
+    def begin(self, command: DraftCommand, *, queue_s: float) -> DraftState:
         self.fault("begin")
         return self._engine.begin(command, queue_s=queue_s)
 
-    def step(self, drafts: Sequence[Drafting]) -> None:
+    def step(self, drafts: Sequence[DraftState]) -> None:
         self.stepped.set()
         assert self.gate.wait(10)
         self.fault("step")
         self._engine.step(drafts)
 
-    def release(self, draft: Drafting) -> None:
+    def release(self, draft: DraftState) -> None:
         self.fault("release")
         self._engine.release(draft)
 
@@ -49,7 +49,7 @@ class Told:
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if isinstance(event, Done | Failed):
+        if isinstance(event, Done | DraftFailed):
             self.ended.set()
 
     def end(self) -> Event:
@@ -70,7 +70,7 @@ class Clock:
 class Rig:
     """A scheduler on the tiny model, with its faults, its clock and its log."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: DraftEngine) -> None:
         self.engine, self.clock = Tripping(engine), Clock()
         self.crashes: list[str] = []
         self.dead = threading.Event()
@@ -84,7 +84,7 @@ class Rig:
         )
         self.scheduler.start()
 
-    def submit(self, **changes: object) -> tuple[Job, Told, Failed | None]:
+    def submit(self, **changes: object) -> tuple[Job, Told, DraftFailed | None]:
         told = Told()
         job = Job(command(**{"max_tokens": 8, "tool_choice": "required", **changes}), told, self.clock())
         return job, told, self.scheduler.submit(job)
@@ -100,7 +100,7 @@ class Rig:
 
 
 @pytest.fixture
-def rig(llama: Engine) -> Iterator[Rig]:
+def rig(llama: DraftEngine) -> Iterator[Rig]:
     """A running scheduler, stopped after the test."""
     made = Rig(llama)
     yield made
@@ -126,7 +126,7 @@ def test_a_full_queue_refuses_and_takes_again_when_there_is_room(rig: Rig) -> No
     rig.hold()
     jobs = [rig.submit() for _ in range(2)]
     assert [refused for _, _, refused in jobs] == [None, None]
-    assert rig.submit()[2] == Failed(code="queue_full", message="too many drafts are waiting")
+    assert rig.submit()[2] == DraftFailed(code="queue_full", message="too many drafts are waiting")
     rig.scheduler.cancel(jobs[0][0])
     assert rig.submit()[2] is None
 
@@ -140,7 +140,7 @@ def test_a_job_that_would_wait_for_as_long_as_drafts_take_is_refused(rig: Rig) -
     first.end()
     rig.hold()
     assert rig.submit()[2] is None
-    assert rig.submit()[2] == Failed(code="wait_too_long", message="a draft would wait for about 16.0 s")
+    assert rig.submit()[2] == DraftFailed(code="wait_too_long", message="a draft would wait for about 16.0 s")
 
 
 def test_a_job_behind_one_that_waits_too_long_is_refused(rig: Rig) -> None:
@@ -203,7 +203,7 @@ def test_a_deadline_counts_the_time_in_the_queue(rig: Rig) -> None:
     rig.clock.now = 6.0
     rig.engine.gate.set()
     assert isinstance(running.end(), Done)
-    assert late.end() == Failed(code="deadline", message="the deadline passed in the queue")
+    assert late.end() == DraftFailed(code="deadline", message="the deadline passed in the queue")
 
 
 def test_a_draft_under_way_ends_at_its_deadline_with_what_it_has(rig: Rig) -> None:
@@ -237,7 +237,7 @@ def test_a_crash_costs_one_draft_and_quotes_nothing(rig: Rig, place: str, error:
     rig.engine.fault = crash
     _, first, _ = rig.submit()
     end = first.end()
-    assert isinstance(end, Done) if place == "release" else end == Failed(
+    assert isinstance(end, Done) if place == "release" else end == DraftFailed(
         code="internal", message=f"the draft crashed: {error.__name__}"
     )  # fmt: skip
     _, second, _ = rig.submit()
@@ -255,5 +255,5 @@ def test_what_the_engine_refuses_is_told_by_its_code(rig: Rig) -> None:
 
     rig.engine.fault = refuse
     _, told, _ = rig.submit()
-    assert told.end() == Failed(code="prompt_too_long", message="too long")
+    assert told.end() == DraftFailed(code="prompt_too_long", message="too long")
     assert rig.crashes == []

@@ -18,14 +18,14 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.format.pattern import parse_draft
 from slm.protocol import (
     MAX_LINE_BYTES,
     Done,
     DraftCommand,
+    DraftFailed,
     Event,
-    Failed,
     Info,
     InfoCommand,
     PlanMade,
@@ -34,7 +34,7 @@ from slm.protocol import (
     encode,
     event_decoder,
 )
-from slm.worker.server import STALLED_S, Bounds, Server, listening_socket, run
+from slm.worker.server import STALLED_S, Bounds, WorkerServer, listening_socket, run
 from tests.slm.conftest import command
 from tests.slm.worker.test_scheduler import Rig, Tripping
 
@@ -150,7 +150,7 @@ async def test_twenty_drafts_at_once_are_twenty_drafts(worker: Worker) -> None:
 async def test_a_malformed_command_is_answered_and_harms_nothing(worker: Worker, line: bytes, place: str) -> None:
     """Whatever stands in the line, the answer is one `bad_request` that says where, and the worker lives on."""
     (failed,) = await worker.ask(line)
-    assert isinstance(failed, Failed)
+    assert isinstance(failed, DraftFailed)
     assert failed.code == "bad_request"
     assert re.search(place, failed.message)
     assert isinstance((await worker.ask(InfoCommand()))[0], Info)
@@ -180,7 +180,9 @@ async def test_a_full_queue_is_said_at_once(worker: Worker) -> None:
     """Of more drafts at once than may wait, some are refused as `queue_full` and none is lost."""
     asked = command(max_tokens=32, tool_choice="required")
     ends = [events[-1] for events in await asyncio.gather(*(worker.ask(asked) for _ in range(60)))]
-    codes = [end.code if isinstance(end, Failed) else "drafted" for end in ends if isinstance(end, Failed | Done)]
+    codes = [
+        end.code if isinstance(end, DraftFailed) else "drafted" for end in ends if isinstance(end, DraftFailed | Done)
+    ]
     assert len(codes) == 60
     assert set(codes) == {"queue_full", "drafted"}
     assert codes.count("drafted") >= 24
@@ -201,7 +203,7 @@ async def test_a_killed_worker_is_replaced_and_a_terminated_one_ends_cleanly(
             first.process.kill()
             whole, _, _ = (await reader.read()).rpartition(b"\n")
             told = [event_decoder.decode(line) for line in whole.splitlines()]
-        assert not any(isinstance(event, Done | Failed) for event in told)
+        assert not any(isinstance(event, Done | DraftFailed) for event in told)
     finally:
         first.stop()
     assert first.socket.exists()
@@ -228,18 +230,18 @@ async def test_a_killed_worker_is_replaced_and_a_terminated_one_ends_cleanly(
         second.stop()
 
 
-async def test_a_worker_whose_engine_hangs_says_so(llama: Engine, tmp_path: Path) -> None:
+async def test_a_worker_whose_engine_hangs_says_so(llama: DraftEngine, tmp_path: Path) -> None:
     """A step that takes longer than `STALLED_S` is told instead of what is loaded; once it is over, all is well."""
     rig = Rig(llama)
-    server = await asyncio.start_unix_server(Server(llama, rig.scheduler).serve, path=tmp_path / "w.sock")
+    server = await asyncio.start_unix_server(WorkerServer(llama, rig.scheduler).serve, path=tmp_path / "w.sock")
     asked = encode(InfoCommand()) + b"\n"
     try:
         _, told = rig.hold()
-        for now, kind in ((STALLED_S, Info), (STALLED_S + 1, Failed)):
+        for now, kind in ((STALLED_S, Info), (STALLED_S + 1, DraftFailed)):
             rig.clock.now = now
             assert isinstance((await answers(tmp_path / "w.sock", asked))[0], kind)
         rig.engine.gate.set()
-        assert isinstance(await asyncio.to_thread(told.end), Failed | Done)
+        assert isinstance(await asyncio.to_thread(told.end), DraftFailed | Done)
         rig.submit()[1].end()
         assert isinstance((await answers(tmp_path / "w.sock", asked))[0], Info)
     finally:
@@ -262,7 +264,7 @@ class Dying(Tripping):
         return 1
 
 
-async def test_a_worker_ends_when_its_engine_does(llama: Engine, tmp_path: Path) -> None:
+async def test_a_worker_ends_when_its_engine_does(llama: DraftEngine, tmp_path: Path) -> None:
     """Instead of leaving drafts unanswered: that end was not wanted, and the log says where it came from."""
     listening = listening_socket(tmp_path / "w.sock")
     with capture_logs() as logs:

@@ -12,15 +12,15 @@ from pathlib import Path
 import pytest
 
 from bench.process import resident_bytes
-from slm.engine.draft import Drafting
-from slm.engine.engine import Engine
-from slm.engine.model import Loaded, load
+from slm.engine.draft import DraftState
+from slm.engine.engine import DraftEngine
+from slm.engine.model import LoadedModel, load
 from slm.protocol import (
     CompleteCommand,
     Done,
     DraftCommand,
+    DraftFailed,
     Event,
-    Failed,
     Info,
     InfoCommand,
     Started,
@@ -106,19 +106,19 @@ class Listener:
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        if isinstance(event, Done | Failed) or len(self.events) == self._patience:
+        if isinstance(event, Done | DraftFailed) or len(self.events) == self._patience:
             self.over.set()
 
 
 @pytest.mark.slow
-def test_two_thousand_requests_with_random_cancellations(llama: Engine) -> None:
+def test_two_thousand_requests_with_random_cancellations(llama: DraftEngine) -> None:
     """Twelve clients, every third request given up at a random event: the others get what they get alone, nothing of
     a draft is kept, and memory is flat."""
     draw = random.Random(SEED)
     before = living_drafts()
     kinds = [mixed(draw) for _ in range(KINDS)]
     expected = [alone(llama._loaded, kind) for kind in kinds]
-    engine = Engine(llama._loaded, slots=5, cache_bytes=200_000)
+    engine = DraftEngine(llama._loaded, slots=5, cache_bytes=200_000)
     crashes: list[str] = []
     scheduler = Scheduler(engine, max_queue=CLIENTS, clock=time.monotonic, crashed=crashes.append)
     scheduler.start()
@@ -160,7 +160,7 @@ def test_two_thousand_requests_with_random_cancellations(llama: Engine) -> None:
 
 
 @pytest.mark.slow
-async def test_some_hundred_requests_over_the_socket(llama: Engine, llama_folder: Path, tmp_path: Path) -> None:
+async def test_some_hundred_requests_over_the_socket(llama: DraftEngine, llama_folder: Path, tmp_path: Path) -> None:
     """The same mix through a real worker, whose clients leave by closing the connection: the others get what they get
     alone, and the worker is as good as new behind it."""
     draw = random.Random(SEED + 1)
@@ -196,7 +196,7 @@ def test_some_hundred_requests_in_int8(llama_folder: Path) -> None:
     """In int8, where who shares a pass may change a token: every request has its one end, whatever it is, and nobody
     crashes."""
     draw = random.Random(SEED + 2)
-    engine = Engine(load(llama_folder, dtype="int8"), slots=5, cache_bytes=200_000)
+    engine = DraftEngine(load(llama_folder, dtype="int8"), slots=5, cache_bytes=200_000)
     crashes: list[str] = []
     scheduler = Scheduler(engine, max_queue=INT8, clock=time.monotonic, crashed=crashes.append)
     scheduler.start()
@@ -206,15 +206,15 @@ def test_some_hundred_requests_in_int8(llama_folder: Path) -> None:
     assert all(one.over.wait(120) for one in told)
     assert scheduler.stop(10)
     assert crashes == []
-    assert all(sum(isinstance(event, Done | Failed) for event in one.events) == 1 for one in told)
-    assert {type(one.events[-1]) for one in told} == {Done, Failed}
+    assert all(sum(isinstance(event, Done | DraftFailed) for event in one.events) == 1 for one in told)
+    assert {type(one.events[-1]) for one in told} == {Done, DraftFailed}
     assert engine._prefixes.bytes_held <= 200_000
 
 
 def living_drafts() -> int:
     """Drafts that something still holds, with their keys and values."""
     gc.collect()
-    return sum(type(one) is Drafting for one in gc.get_objects())
+    return sum(type(one) is DraftState for one in gc.get_objects())
 
 
 def as_alone(
@@ -231,16 +231,16 @@ def as_alone(
     return got == expected
 
 
-def alone(loaded: Loaded, asked: DraftCommand | CompleteCommand) -> tuple[str | None, list[int]]:
+def alone(loaded: LoadedModel, asked: DraftCommand | CompleteCommand) -> tuple[str | None, list[int]]:
     """What a request gets from an engine of its own."""
-    ((_, events),) = Engine(loaded, cache_bytes=0, lookahead=False).draft_many([asked])
+    ((_, events),) = DraftEngine(loaded, cache_bytes=0, prompt_lookup=False).draft_many([asked])
     return heard(events)
 
 
 def heard(events: list[Event]) -> tuple[str | None, list[int]]:
     """The end, by text or code, and the tokens; a start must come before any token."""
     last = events[-1] if events else None
-    end = last.text if isinstance(last, Done) else last.code if isinstance(last, Failed) else None
+    end = last.text if isinstance(last, Done) else last.code if isinstance(last, DraftFailed) else None
     tokens = [event.id for event in events if isinstance(event, Token)]
     assert not tokens or isinstance(events[0], Started)
     return end, tokens

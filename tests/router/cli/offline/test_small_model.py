@@ -17,7 +17,7 @@ from router.lab.batch import PINNED, Batch, drafted_rows
 from router.lab.gateway_process import gateway_process
 from router.lab.score_small import arm_of
 from router.settings import Settings, load_settings
-from slm.engine.engine import Engine
+from slm.engine.engine import DraftEngine
 from slm.weights.registry import resolve_model
 from tests.evaluation.drafts import of_recording
 
@@ -46,7 +46,7 @@ async def test_answers_are_those_of_a_running_gateway(llama_folder: Path, tmp_pa
             chosen, Endpoint(url, PINNED, include_signals=True), tmp_path / "t.parquet", command="test", concurrency=1
         )
     rows: list[TraceRow] = []
-    await Batch(Engine.load(llama_folder), settings.small).ask(chosen, chosen, rows.append)
+    await Batch(DraftEngine.load(llama_folder), settings.small).ask(chosen, chosen, rows.append)
     assert [row.case_id for row in rows] == [case.id for case in chosen]
     for ours, theirs in zip(rows, online.rows, strict=True):
         assert {name: getattr(ours, name) for name in SAME} == {name: getattr(theirs, name) for name in SAME}
@@ -56,12 +56,12 @@ async def test_answers_are_those_of_a_running_gateway(llama_folder: Path, tmp_pa
         if mine is not None and other is not None:
             assert mine.logprob == pytest.approx(other.logprob, abs=1e-3)
     assert {row.error for row in rows} >= {None, "no_tools", "prompt_too_long"}
-    assert endpoint.body([], []) == Batch(Engine.load(llama_folder), settings.small).endpoint.body([], [])
+    assert endpoint.body([], []) == Batch(DraftEngine.load(llama_folder), settings.small).endpoint.body([], [])
 
 
 def test_an_answer_depends_on_its_chunk_alone(llama_folder: Path) -> None:
     """What was drafted before leaves no trace, not in the last bit of a signal."""
-    llama, small = Engine.load(llama_folder), Settings().small.model_copy(update={"max_tokens": 16})
+    llama, small = DraftEngine.load(llama_folder), Settings().small.model_copy(update={"max_tokens": 16})
     first, *others = cases()[:4]
     alone = drafted_rows(llama, small, [first], lambda done, total: None)
     drafted_rows(llama, small, others, lambda done, total: None)
@@ -87,7 +87,7 @@ def test_the_small_model_is_scored_and_a_second_run_asks_nothing(
         outcome = CliRunner().invoke(app, command)
         assert outcome.exit_code == 0, outcome.output
         results.append(json.loads((tmp_path / "out" / "slm.json").read_text(encoding="utf-8")))
-        monkeypatch.setattr(Engine, "load", None)
+        monkeypatch.setattr(DraftEngine, "load", None)
     assert results[0]["sets"] == results[1]["sets"]
     bfcl, toolbench, recorded = results[0]["sets"]
     cells = {(cell["arm"], cell["group"]): cell for cell in bfcl["cells"]}
