@@ -38,7 +38,6 @@ from bench.contenders import (
     prompt_of,
 )
 from bench.engine_table import kv_bytes_per_token, markdown, table
-from bench.gguf_file import write_q8_0
 from bench.process import cpu_s, peak_bytes, resident_bytes
 from bench.requests import BenchRequest, requests
 from bench.run import Clock, base_file, base_folder, options, stamp, write
@@ -48,6 +47,7 @@ from policies.validation import check
 from slm.engine.model import load
 from slm.format.pattern import Parsed, PatternError, parse_draft
 from slm.protocol import DraftCommand
+from slm.weights.gguf_file import write_gguf
 
 ENVIRONMENTS = Path("~/.cache/smallcall/bench")
 CLIENTS = 8
@@ -271,7 +271,7 @@ def main() -> int:
     loaded = load(folder, arguments.adapter)
     with tempfile.TemporaryDirectory(prefix="smallcall-bench-") as scratch:
         gguf = Path(scratch) / "model-q8_0.gguf"
-        write_q8_0(loaded.model, base_file(), gguf)
+        write_gguf(loaded.model, base_file(), gguf)
         peer, missing = peer_of(arguments.llamacpp, environments, gguf, arguments.threads)
         setting = Setting(
             folder,

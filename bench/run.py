@@ -18,7 +18,7 @@ import transformers
 
 from router.cli.provenance import commit
 from slm.protocol import DraftCommand, Info, encode
-from slm.weights.registry import DEFAULT_MODEL, default_cache, known_model, resolve_model
+from slm.weights.registry import DEFAULT_MODEL, default_cache, downloaded_file, resolve_model
 
 ADAPTER = Path("slm/adapters/smollm2-135m-toolcall")
 RESULTS = Path("evaluation/results")
@@ -48,8 +48,9 @@ def base_folder() -> Path:
 
 def base_file() -> Path:
     """The file that the base model came in."""
-    model = known_model(DEFAULT_MODEL)
-    return default_cache() / "downloads" / model.name / model.file.name
+    found = downloaded_file(DEFAULT_MODEL, default_cache())
+    assert found is not None
+    return found
 
 
 def stamp(info: Info, commands: Sequence[DraftCommand]) -> dict[str, Any]:

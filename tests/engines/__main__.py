@@ -1,4 +1,5 @@
-"""The conformance suite against llama.cpp's own server, the real model with its adapter in Q8_0: `make test-remote`.
+"""The conformance suite against llama.cpp's own server, the real model with its adapter as `smallcall models export`
+writes it in Q8_0: `make test-remote`.
 
 The server comes from a wheel, into an environment of its own. Beside the checks, the log-probabilities that it tells
 under a grammar are held against our worker's over the same prompts: they must be those of the whole distribution.
@@ -17,12 +18,11 @@ import numpy as np
 
 from bench import llamacpp
 from bench.engine import ENVIRONMENTS
-from bench.gguf_file import write_q8_0
 from bench.run import ADAPTER, base_file, base_folder
 from router.small.remote import RemoteModel, RemoteServer
 from router.small.worker_client import DraftBuilder, SmallModel
 from slm.engine.engine import DraftEngine
-from slm.engine.model import load
+from slm.weights.export import export
 from tests.engines.conformance import CHECKS, LLAMACPP, asked, drafted
 
 NATS = 0.1
@@ -72,17 +72,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.engines", description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=1, help="of the server (default: %(default)s)")
     arguments = parser.parse_args()
-    loaded = load(base_folder(), ADAPTER)
     with tempfile.TemporaryDirectory(prefix="smallcall-remote-") as folder:
-        gguf = Path(folder) / "model-q8_0.gguf"
-        write_q8_0(loaded.model, base_file(), gguf)
+        (gguf,) = export(base_folder(), ADAPTER, Path(folder) / "exported", ["q8_0"], gguf=base_file())
         environment = ENVIRONMENTS.expanduser() / "llamacpp-wheel"
         environment.parent.mkdir(parents=True, exist_ok=True)
         peer = llamacpp.wheel_server(environment, gguf, arguments.threads)
         print(f"llama.cpp by {peer.package}")
         log = Path(folder) / "server.log"
         with llamacpp.serving(peer, log):
-            return 1 if asyncio.run(_conforms(DraftEngine(loaded))) else 0
+            return 1 if asyncio.run(_conforms(DraftEngine.load(base_folder(), ADAPTER))) else 0
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from router.cli.models import models_app
+from router.cli.models import ExportFormat, models_app
 from router.settings import load_settings
+from slm.weights.export import FORMATS
 from slm.weights.registry import DEFAULT_MODEL, KNOWN_MODELS
 
 FILE = KNOWN_MODELS[DEFAULT_MODEL].file
@@ -62,6 +63,25 @@ def test_another_file_of_the_same_size_is_an_error(tmp_path: Path) -> None:
     assert f"wrong file, expected SHA-256 {FILE.sha256}" in result.stderr
     assert original.stat().st_size == FILE.bytes
     assert not list((tmp_path / "cache").rglob("*.gguf"))
+
+
+def test_a_folder_is_exported_and_its_path_printed(llama_folder: Path, tmp_path: Path) -> None:
+    """stdout holds the paths and nothing else; what is not possible is an error without a traceback."""
+    asked = ["export", str(tmp_path / "out"), "--model", str(llama_folder), "--adapter", "none"]
+    result = runner.invoke(models_app, asked)
+    assert (result.exit_code, result.stdout) == (0, f"{tmp_path / 'out'}\n")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    again = runner.invoke(models_app, asked)
+    assert (again.exit_code, again.stdout) == (1, "")
+    assert "is there already" in again.stderr
+    other = runner.invoke(models_app, [*asked[:1], str(tmp_path / "gguf"), *asked[2:], "--format", "q8_0"])
+    assert other.exit_code == 1
+    assert "and there is none" in other.stderr
+
+
+def test_the_formats_are_those_of_the_export() -> None:
+    """The command line names them without importing torch."""
+    assert tuple(one.value for one in ExportFormat) == FORMATS
 
 
 @pytest.mark.model
