@@ -27,7 +27,7 @@ models_app = typer.Typer(help="Base models in the cache.", no_args_is_help=True,
 
 
 class ExportFormat(StrEnum):
-    """What `models export` writes; equal in value to `slm.weights.export.FORMATS`."""
+    """What `models export` writes; equal in value to `slm.engine.export.FORMATS`."""
 
     SAFETENSORS = "safetensors"
     Q8_0 = "q8_0"
@@ -86,7 +86,7 @@ def export(
         where = cache or settings.cache_folder
         with _Bars(errors) as bars:
             folder = resolve_model(small.model, where, bars.show)
-            from slm.weights.export import export as write  # imports torch
+            from slm.engine.export import export as write  # imports torch
 
             made = write(
                 folder.path,

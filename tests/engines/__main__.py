@@ -22,7 +22,7 @@ from bench.run import ADAPTER, base_file, base_folder
 from router.small.remote import RemoteModel, RemoteServer
 from router.small.worker_client import DraftBuilder, SmallModel
 from slm.engine.engine import DraftEngine
-from slm.weights.export import export
+from slm.engine.export import export
 from tests.engines.conformance import CHECKS, LLAMACPP, asked, drafted
 
 NATS = 0.1

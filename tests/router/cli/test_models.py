@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from router.cli.models import ExportFormat, models_app
 from router.settings import load_settings
-from slm.weights.export import FORMATS
+from slm.engine.export import FORMATS
 from slm.weights.registry import DEFAULT_MODEL, KNOWN_MODELS
 
 FILE = KNOWN_MODELS[DEFAULT_MODEL].file

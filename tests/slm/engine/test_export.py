@@ -11,9 +11,9 @@ from gguf.quants import dequantize
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+from slm.engine.export import FACTS, ExportError, Format, export
 from slm.engine.model import load
 from slm.weights.convert import convert
-from slm.weights.export import FACTS, ExportError, Format, export
 from tests.slm.weights.test_convert import INNER, SHA256, WIDTH, write_gguf, write_qwen
 
 IDS = torch.arange(3, 40).unsqueeze(0)
