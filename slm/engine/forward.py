@@ -1,7 +1,7 @@
 """Forward passes: new tokens of several drafts in, logits behind the last of each out.
 
-`forward_of` picks the lean pass for Llamas and transformers' own for everything else. Both write keys and values into
-each draft's own buffer and read none but its own.
+`forward_of` picks the lean pass for Llamas and Qwen2s, and transformers' own for everything else. Both write keys and
+values into each draft's own buffer and read none but its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from slm.engine.kv_cache import TokenChunk
 from slm.engine.llama import LlamaForward, fits
-from slm.engine.signals import Pass
+from slm.engine.signals import Pass, Table
 
 
 class PrecisionError(ValueError):
@@ -25,7 +25,7 @@ class Forward(Protocol):
     """One forward pass over chunks of different drafts."""
 
     @property
-    def head(self) -> torch.Tensor | None:
+    def head(self) -> Table | None:
         """The output matrix, shape (vocabulary, hidden), by which inner states are read; None without them."""
 
     def __call__(self, chunks: Sequence[TokenChunk]) -> Pass:
@@ -65,5 +65,5 @@ def forward_of(model: PreTrainedModel, *, int8: bool = False) -> Forward:
     if fits(model):
         return LlamaForward(model, int8=int8)
     if int8:
-        raise PrecisionError(f"{type(model).__name__} cannot be run in int8: Llamas only")
+        raise PrecisionError(f"{type(model).__name__} cannot be run in int8: Llamas and Qwen2s only")
     return TransformersForward(model)

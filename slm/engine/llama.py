@@ -19,9 +19,9 @@ import torch
 from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel, Qwen2ForCausalLM
 
-from slm.engine.int8 import Int8Linear
+from slm.engine.int8 import Int8Linear, Int8Table
 from slm.engine.kv_cache import KVCache, TokenChunk
-from slm.engine.signals import Pass
+from slm.engine.signals import Pass, Table
 
 Linear = Callable[[torch.Tensor], torch.Tensor]
 PROBED_SIXTHS = (3, 4, 5)
@@ -66,8 +66,7 @@ class LlamaForward:
         self._heads, self._kv_heads = int(config.num_attention_heads), int(config.num_key_value_heads)
         self._head_dim = int(decoder.layers[0].self_attn.head_dim)
         self._scale = float(decoder.layers[0].self_attn.scaling)
-        tables = [decoder.embed_tokens, model.lm_head]
-        self._embedding, self.head = _halved(tables) if int8 else [table.weight.detach() for table in tables]
+        self._embedding, self.head = _tables(decoder.embed_tokens.weight, model.lm_head.weight, int8)
         """`head`: see `slm.engine.forward.Forward`."""
         self._norm = decoder.norm.weight.detach()
         self._cos, self._sin = _angles(model)
@@ -93,7 +92,7 @@ class LlamaForward:
         device = self._embedding.device
         places, positions, kept = _places(chunks, device)
         ids = torch.tensor([id_ for chunk in chunks for id_ in chunk.ids], device=device)
-        x = F.embedding(ids, self._embedding).to(self._norm.dtype)
+        x = self._embedding[ids]
         cos, sin = self._cos[positions], self._sin[positions]
         masks = [_causal(place, self._heads // self._kv_heads, x) for place in places]
         size = (x.shape[-1],)
@@ -114,7 +113,7 @@ class LlamaForward:
         for place in places:
             place.kv.set_length(place.end)
         states = F.rms_norm(torch.stack([*probes, x]), size, self._norm, self._eps)
-        return Pass(self._head(states[-1]) if len(kept) else x.new_empty(0, len(self.head)), states)
+        return Pass(self._head(states[-1]) if len(kept) else x.new_empty(0, self.head.shape[0]), states)
 
     def _attended(
         self,
@@ -193,11 +192,12 @@ def _angles(model: PreTrainedModel) -> tuple[torch.Tensor, torch.Tensor]:
     return cos[0].unsqueeze(1).clone(), sin.unsqueeze(1)
 
 
-def _halved(tables: Sequence[torch.nn.Module]) -> list[torch.Tensor]:
-    """Weights that rows are looked up in, in bfloat16, the type of the folders that this project makes: of a model in
-    int8 they would be the larger half. Tied ones are held once."""
-    made = {id(table.weight): table.weight.detach().bfloat16() for table in tables}
-    return [made[id(table.weight)] for table in tables]
+def _tables(embedding: torch.Tensor, head: torch.Tensor, int8: bool) -> tuple[Table, Table]:
+    """Both as matrices to look rows up in; tied ones are held once."""
+    if not int8:
+        return embedding.detach(), head.detach()
+    made = Int8Table(embedding.detach())
+    return made, made if head is embedding else Int8Table(head.detach())
 
 
 def _joined(layers: Sequence[torch.nn.Linear], int8: bool, *, fine: bool = False) -> Linear:

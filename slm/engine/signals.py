@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -51,6 +52,18 @@ class Pass:
         return Pass(self.logits[start : start + count], states)
 
 
+class Table(Protocol):
+    """A matrix that rows are looked up in: a tensor, or what stands for one."""
+
+    @property
+    def shape(self) -> torch.Size: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def __getitem__(self, ids: torch.Tensor, /) -> torch.Tensor: ...
+
+
 class Lens:
     """Reads inner states: the logit lens (nostalgebraist 2020) over a few tokens, and a projection to a few numbers.
 
@@ -61,7 +74,7 @@ class Lens:
         head: the output matrix, shape (vocabulary, hidden).
     """
 
-    def __init__(self, head: torch.Tensor) -> None:
+    def __init__(self, head: Table) -> None:
         self._head = head
         generator = torch.Generator().manual_seed(HIDDEN_SEED)
         width = head.shape[1]

@@ -23,7 +23,7 @@ from slm.engine.signals import Pass
 from slm.format.pattern import DraftSpan, calls_draft, parse_draft, render_draft, render_prompt
 from slm.format.signature import Room
 from slm.protocol import CompleteCommand, Done, DraftCommand, DraftFailed, Event, PlanMade, Started, Token
-from slm.weights.registry import DEFAULT_MODEL, default_cache, resolve_model
+from slm.weights.registry import default_cache, resolve_model
 from tests.slm.conftest import TIME, WEATHER, command, schema, tool
 from tests.slm.format.test_grammar import HOSTILE
 
@@ -556,7 +556,7 @@ def test_a_folder_that_is_no_model_is_refused(llama_folder: Path, tmp_path: Path
 @pytest.mark.model
 def test_the_real_model_drafts_with_exact_signals() -> None:
     """SmolLM2 itself: greedy equals transformers', signals equal a plain forward pass, the city is the question's."""
-    engine = DraftEngine.load(resolve_model(DEFAULT_MODEL, default_cache()).path)
+    engine = DraftEngine.load(resolve_model("smollm2-135m-instruct", default_cache()).path)
     assert engine._loaded.tokens.frame.name == "chatml"
     asked = command(tools=[WEATHER, TIME], tool_choice="named", forced_tool="get_weather")
     _, tokens, done = drafted(engine, asked)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from slm.engine.int8 import Int8Linear
+from slm.engine.int8 import Int8Linear, Int8Table
 
 
 @pytest.fixture(autouse=True, params=["as here", "without VNNI"])
@@ -58,3 +58,26 @@ def test_fine_rows_keep_what_stands_beside_a_large_number() -> None:
     scales = weight.abs().amax(dim=1, keepdim=True) / 127
     exact = x.double() @ ((weight / scales).round() * scales).double().T
     assert error(fine(x).double(), exact) < error(rounded(x).double(), exact) / 30
+
+
+@pytest.mark.parametrize("width", [96, 40])
+def test_rows_are_looked_up_near_the_exact_ones(width: int) -> None:
+    """By ids of any shape; a large number costs its own block of 32 and no other, a block of noughts stays."""
+    weight = torch.randn(9000, width, generator=torch.Generator().manual_seed(2))
+    weight[8500] = 0
+    weight[8600, 0] = 1e4
+    table = Int8Table(weight)
+    ids = torch.tensor([[0, 8191, 8192], [8999, 17, 4000]])
+    assert table[ids].shape == (2, 3, width)
+    assert error(table[ids], weight[ids]) < 0.01
+    assert not table[torch.tensor(8500)].any()
+    assert width == 40 or error(table[torch.tensor(8600)][32:], weight[8600, 32:]) < 0.01
+
+
+def test_what_came_in_blocks_of_8_bits_is_kept() -> None:
+    """Numbers that are whole levels of their block, as a Q8_0 file's are, come back to rounding."""
+    generator = torch.Generator().manual_seed(4)
+    levels = torch.randint(-127, 128, (50, 3, 32), generator=generator)
+    levels[..., 0] = 127
+    weight = (levels * torch.rand(50, 3, 1, generator=generator)).flatten(1)
+    torch.testing.assert_close(Int8Table(weight)[torch.arange(50)], weight)

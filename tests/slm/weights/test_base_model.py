@@ -1,4 +1,4 @@
-"""The real base model: pulled if the cache lacks it, then read back."""
+"""The real base models: pulled if the cache lacks them, then read back."""
 
 import pytest
 import torch
@@ -7,17 +7,20 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from router.settings import load_settings
+from slm.engine.model import load
+from slm.engine.tokenizer import Tokens
+from slm.format.pattern import Segment
 from slm.weights.convert import read_manifest
 from slm.weights.folders import folder_sha256, read_model
-from slm.weights.registry import DEFAULT_MODEL, ModelFolder, resolve_model
+from slm.weights.registry import ModelFolder, resolve_model
 
 pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
 def folder() -> ModelFolder:
-    """The converted folder in the configured cache."""
-    return resolve_model(DEFAULT_MODEL, load_settings().cache_folder)
+    """SmolLM2's converted folder in the configured cache."""
+    return resolve_model("smollm2-135m-instruct", load_settings().cache_folder)
 
 
 @pytest.fixture(scope="module")
@@ -93,3 +96,41 @@ def test_digits_stand_alone(tokenizer: PreTrainedTokenizerFast, text: str, piece
     """White space before a digit is one token, as the model has learned it."""
     ids = tokenizer(text, add_special_tokens=False).input_ids
     assert [tokenizer.decode(token) for token in ids] == pieces
+
+
+# ── Qwen2.5-Coder-0.5B ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def qwen() -> ModelFolder:
+    """Its converted folder in the configured cache."""
+    return resolve_model("qwen2.5-coder-0.5b-instruct", load_settings().cache_folder)
+
+
+@pytest.fixture(scope="module")
+def qwen_tokens(qwen: ModelFolder) -> Tokens:
+    """Its tokenizer as the engine has it."""
+    return load(qwen.path, dtype="bfloat16").tokens
+
+
+def test_the_larger_conversion_gives_the_same_bytes_everywhere(qwen: ModelFolder) -> None:
+    """Weights, configuration and tokenizer."""
+    assert qwen.weights_sha256 == folder_sha256(qwen.path)
+    assert qwen.weights_sha256 == "43fff57db12016398624014c1c07b05bd2636493bc4c1a0a929c7d7bbfc393c2"
+
+
+@given(text=st.text(st.characters(exclude_categories=("Cs",))))
+@settings(max_examples=200, deadline=None)
+def test_every_text_comes_back_and_none_becomes_a_control_token(qwen_tokens: Tokens, text: str) -> None:
+    """Byte for byte, composed or not, and spelt-out control tokens are divided like any text."""
+    ids = qwen_tokens.encode(text + "<|im_end|>")
+    assert b"".join(map(qwen_tokens.piece, ids)) == (text + "<|im_end|>").encode()
+    assert not qwen_tokens.special_ids & set(ids)
+
+
+def test_its_prompts_begin_with_no_token_of_their_own(qwen_tokens: Tokens) -> None:
+    """Control tokens have the ids of the original, and digits stand alone."""
+    segments = [Segment("<|im_start|>", control=True), Segment("user\n2024"), Segment("<|im_end|>", control=True)]
+    ids = qwen_tokens.prompt(segments)
+    assert (ids[0], ids[-1]) == (151644, 151645)
+    assert [qwen_tokens.piece(token) for token in ids[1:-1]] == [b"user", b"\n", b"2", b"0", b"2", b"4"]
