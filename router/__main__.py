@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
 from router.cli.ab import ab_app
 from router.cli.audits import audits
 from router.cli.common import Config, console, model_or_exit, progress_bar, settings_or_exit
@@ -25,6 +25,7 @@ from router.cli.offline.report import report_app
 from router.cli.offline.study import study_app
 from router.cli.offline.train import train
 from router.cli.offline.tune import tune
+from router.cli.tables import show
 from router.settings import SettingsError
 
 app = typer.Typer(
@@ -71,13 +72,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console) as tell:
         result = asyncio.run(run_demo(settings, folder, out, tell, requests=requests))
-    table = Table(title=f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o")
-    for header in ("", "smallcall", "always large"):
-        table.add_column(header)
-    for row in result.rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(result.table)
+    title = f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o"
+    show(Sheet(("", "smallcall", "always large"), result.rows, title, folds=("",)), console)
+    show(result.ways, console)
     console.print(f"report: {result.report.html.resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -116,7 +113,7 @@ def _commands() -> None:
         ("Run a gateway", "keys", keys_app, "Virtual keys: create, list and revoke."),
         ("Run a gateway", "models", models_app, "Weights: pull and list."),
         ("Look at what it did", "report", report_app, "Cost against pass rate, of traces or a ledger."),
-        ("Look at what it did", "ledger", ledger_app, "Decisions: prune and export."),
+        ("Look at what it did", "ledger", ledger_app, "Decisions: list, show, prune and export."),
         ("Look at what it did", "ab", ab_app, "Experiments: plan and look."),
         ("The lab", "study", study_app, "Offline: collect traces, write reports, score the small model."),
         ("The lab", "engine", engine_app, "The small model by itself: serve."),

@@ -219,6 +219,10 @@ class Decision:
             return builder.started.prefill_s + builder.done.decode_s
         return max(0.0, self.draft_s - builder.started.queue_s)
 
+    def _content(self) -> dict[str, Any]:
+        told = {"request": self.chat.body, "answer": self.answer}
+        return told if self.explanation is None else {**told, "explain": self._explained()}
+
     def digests(self) -> Digests:
         """Of the request and of its tools; a large body takes tens of milliseconds."""
         return Digests(_sha256(self.chat.body), _sha256(self.chat.tools))
@@ -288,7 +292,7 @@ class Decision:
             large_cached_input_usd_per_mtok=prices.cached_input if prices else None,
             large_output_usd_per_mtok=prices.output if prices else None,
             audit_propensity=self.audit_propensity,
-            content={"request": chat.body, "answer": self.answer} if store_content else None,
+            content=self._content() if store_content else None,
         )
 
 
