@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import signal
 from pathlib import Path
 from typing import Annotated
@@ -31,8 +32,22 @@ from router.settings import SettingsError
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"smallcall {importlib.metadata.version('smallcall')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say which version this is")
+    ] = False,
+) -> None:
+    """A gateway that lets a small model make the tool call first, and the tools to measure and tune it."""
 
 
 def serve(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from decimal import Decimal
@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evaluation.live.costs import By, Line, Total, total, totals
+from evaluation.live.costs import By, Line, Owner, Total, total, totals
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _NANO = 1_000_000_000
@@ -71,9 +71,10 @@ def cost_report(
     small_usd_per_hour: float,
     judged_by: str | None,
     certificate: str | None,
+    owners: Mapping[str, Owner] | None = None,
 ) -> CostReport:
     """The report over lines of those days."""
-    rows = tuple(totals(lines, by))
+    rows = tuple(totals(lines, by, owners))
     return CostReport(by, first, last, rows, total(rows), small_usd_per_hour, judged_by, certificate)
 
 

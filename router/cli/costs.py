@@ -27,8 +27,12 @@ class Grouping(StrEnum):
     """What a row of the report stands for."""
 
     DAY = "day"
+    HOUR = "hour"
     KEY = "key"
+    TENANT = "tenant"
     TOOL = "tool"
+    MODEL = "model"
+    REASON = "reason"
     ARM = "arm"
 
 
@@ -74,7 +78,9 @@ def costs(
 
 async def _report(settings: Settings, by: Grouping, first: date | None, last: date | None) -> CostReport:
     from evaluation.live.cost_report import cost_report
-    from router.ledger.cost_queries import cost_lines, newest_judgement, span
+    from evaluation.live.costs import Owner
+    from router.access.store import KeyStore
+    from router.ledger.cost_queries import Finer, cost_lines, newest_judgement, span
     from router.ledger.store import Ledger, LedgerUnavailableError
 
     try:
@@ -82,7 +88,9 @@ async def _report(settings: Settings, by: Grouping, first: date | None, last: da
             known = await span(ledger.engine)
             start, end = known or (date.today(), date.today())  # noqa: DTZ011 - an empty ledger; any day will do
             start, end = first or start, last or end
-            lines = await cost_lines(ledger.engine, start, end)
+            finer: Finer | None = "hour" if by is Grouping.HOUR else "model" if by is Grouping.MODEL else None
+            lines = await cost_lines(ledger.engine, start, end, finer)
+            keys = (await KeyStore(ledger.engine).ring()).by_id
             policy, certificate = await newest_judgement(ledger.engine)
     except LedgerUnavailableError as error:
         raise fail(str(error), 1) from None
@@ -94,6 +102,7 @@ async def _report(settings: Settings, by: Grouping, first: date | None, last: da
         small_usd_per_hour=settings.small.usd_per_hour,
         judged_by=policy,
         certificate=certificate,
+        owners={key_id: Owner(key.name, key.tenant) for key_id, key in keys.items()},
     )
 
 
