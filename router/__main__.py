@@ -57,21 +57,25 @@ def serve(
     from router.access.gate import PublicWithoutKeysError
     from router.access.store import KeysUnavailableError
     from router.ledger.store import LedgerUnavailableError
-    from router.server.run import check_host
+    from router.server.run import StartError, check
     from router.server.run import serve as run
 
     settings = settings_or_exit(config)
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
     try:
-        check_host(settings)
-        run(settings, model_or_exit(settings) if settings.small.local else None)
-    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
+        check(settings)
+        run(settings, model_or_exit(settings) if settings.small.local else None, _listening)
+    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError, StartError) as error:
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None
     except SettingsError as error:
         console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def _listening(url: str) -> None:
+    console.print(f"listening at {url}", highlight=False, markup=False, soft_wrap=True)
 
 
 def demo(

@@ -88,7 +88,9 @@ def create_app(
             stack.push_async_callback(recorder.flush)
             backend, upstream, forwarder, counter, priced = small, large, None, None, None
             if backend is None and model_folder is not None and settings.small.local:
-                worker = worker_of(settings, model_folder, stack, constants, lambda _: policies.look())
+                worker = worker_of(
+                    settings, model_folder, stack, constants, lambda _: policies.look(), app.state.worker_refused
+                )
                 backend = await stack.enter_async_context(worker.running())
             elif backend is None and settings.small.enabled and settings.small.engine.kind == "remote":
                 backend = await stack.enter_async_context(remote_of(settings.small.engine).running())
@@ -139,6 +141,7 @@ def create_app(
         exception_handlers={HTTPException: http_error, ClientDisconnect: gone},
     )
     app.state.started = int(time.time())
+    app.state.worker_refused = lambda why: None
     app.state.small, app.state.policies = None, policies
     limit = body_limit(settings)
     counting = counting_route(admission, lambda request, stay: whole_body(request, limit, stay))
