@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.metadata
 import signal
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
 from router.cli.ab import ab_app
 from router.cli.audits import audits
 from router.cli.common import Config, console, model_or_exit, progress_bar, settings_or_exit
@@ -26,13 +27,28 @@ from router.cli.offline.small_model import failures, slm, tools
 from router.cli.offline.study import study_app
 from router.cli.offline.train import train
 from router.cli.offline.tune import tune
+from router.cli.output.tables import show
 from router.settings import SettingsError
 
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
-    help="A gateway that lets a small model make the tool call first, and the tools to measure and tune it.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        console.print(f"smallcall {importlib.metadata.version('smallcall')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="say which version this is")
+    ] = False,
+) -> None:
+    """A gateway that lets a small model make the tool call first, and the tools to measure and tune it."""
 
 
 def serve(
@@ -42,21 +58,25 @@ def serve(
     from router.access.gate import PublicWithoutKeysError
     from router.access.store import KeysUnavailableError
     from router.ledger.store import LedgerUnavailableError
-    from router.server.run import check_host
+    from router.server.run import StartError, check
     from router.server.run import serve as run
 
     settings = settings_or_exit(config)
     if port is not None:
         settings = settings.model_copy(update={"server": settings.server.model_copy(update={"port": port})})
     try:
-        check_host(settings)
-        run(settings, model_or_exit(settings) if settings.small.local else None)
-    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError) as error:
+        check(settings)
+        run(settings, model_or_exit(settings) if settings.small.local else None, _listening)
+    except (PublicWithoutKeysError, LedgerUnavailableError, KeysUnavailableError, StartError) as error:
         console.print(str(error), highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2 if isinstance(error, PublicWithoutKeysError) else 1) from None
     except SettingsError as error:
         console.print(f"configuration: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(2) from None
+
+
+def _listening(url: str) -> None:
+    console.print(f"listening at {url}", highlight=False, markup=False, soft_wrap=True)
 
 
 def demo(
@@ -72,13 +92,9 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     with progress_bar(console) as on_progress:
         result = asyncio.run(run_demo(settings, folder, out, on_progress, requests=requests))
-    table = Table(title=f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o")
-    for header in ("", "smallcall", "always large"):
-        table.add_column(header)
-    for row in result.rows:
-        table.add_row(*row)
-    console.print(table)
-    console.print(result.table)
+    title = f"{len(result.asked)} BFCL requests through the gateway, large model: recorded GPT-4o"
+    show(Sheet(("", "smallcall", "always large"), result.rows, title, folds=("",)), console)
+    show(result.ways, console)
     console.print(f"report: {result.report.html.resolve()}", soft_wrap=True, highlight=False)
 
 
@@ -119,7 +135,7 @@ def _commands() -> None:
         ("Run a gateway", "keys", keys_app, "Virtual keys: create, list and revoke."),
         ("Run a gateway", "models", models_app, "Weights: pull and list."),
         ("Look at what it did", "report", report_app, "Cost against pass rate, of traces or a ledger."),
-        ("Look at what it did", "ledger", ledger_app, "Decisions: prune and export."),
+        ("Look at what it did", "ledger", ledger_app, "Decisions: list, show, prune and export."),
         ("Look at what it did", "ab", ab_app, "Experiments: plan and look."),
         ("The lab", "study", study_app, "Offline: collect traces, write reports, score the small model."),
         ("The lab", "engine", engine_app, "The small model by itself: serve."),

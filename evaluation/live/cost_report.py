@@ -1,17 +1,14 @@
-"""A report of costs: as rows of text, JSON, CSV and one HTML page that loads nothing.
+"""A report of costs: as rows of text, JSON and one HTML page that loads nothing.
 
-Names of tools, keys and arms are hostile: the page escapes them and its content security policy allows no script; in
-CSV, what a spreadsheet would take for a formula gets a quote in front.
+Names of tools, keys and arms are hostile: the page escapes them and its content security policy allows no script.
 """
 
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from decimal import Decimal
@@ -20,10 +17,9 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from evaluation.live.costs import By, CostLine, Total, total, totals
+from evaluation.live.costs import By, CostLine, Owner, Total, total, totals
 
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _NANO = 1_000_000_000
 COLUMNS = ("requests", "small", "large $", "small $", "audits $", "spent $", "always large $*", "saved $*", "saved*")
 
@@ -75,9 +71,10 @@ def cost_report(
     small_usd_per_hour: float,
     judged_by: str | None,
     certificate: str | None,
+    owners: Mapping[str, Owner] | None = None,
 ) -> CostReport:
     """The report over lines of those days."""
-    rows = tuple(totals(lines, by))
+    rows = tuple(totals(lines, by, owners))
     return CostReport(by, first, last, rows, total(rows), small_usd_per_hour, judged_by, certificate)
 
 
@@ -108,20 +105,6 @@ def as_json(report: CostReport) -> dict[str, Any]:
         "small_usd_per_hour": report.small_usd_per_hour,
         "remarks": list(report.remarks),
     }
-
-
-def as_csv(report: CostReport) -> str:
-    """One line a row, without the total."""
-    out = io.StringIO()
-    names = list(_plain(report.total))
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    for row in report.rows:
-        plain = _plain(row)
-        if plain["label"].startswith(_FORMULA):
-            plain["label"] = "'" + plain["label"]
-        writer.writerow(plain)
-    return out.getvalue()
 
 
 def as_html(report: CostReport) -> str:

@@ -24,7 +24,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import date
 from typing import Literal
 
-By = Literal["day", "key", "tool", "arm"]
+By = Literal["day", "hour", "key", "tenant", "tool", "model", "reason", "arm"]
 MIN_ROWS = 20
 """Large answers with a call from which a tenant's own means are taken."""
 _TOKENS_PER_BYTE = 0.25
@@ -60,6 +60,18 @@ class CostLine:
     small_nusd: int
     audit_nusd: int
     always_large_nusd: int
+    model: str = ""
+    """That answered, where the lines are of one model each."""
+    hour: str = ""
+    """Two digits, where the lines are of one hour each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a key is, for people."""
+
+    name: str
+    tenant: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,11 +200,15 @@ def alternative_nusd(group: PricedLine, typical: Means) -> int:
     return round((prompt + answer) * _NANO_PER_USD_PER_MTOK)
 
 
-def totals(found: Iterable[CostLine], by: By) -> list[Total]:
-    """Sums by label, in the order of the labels."""
+def totals(found: Iterable[CostLine], by: By, owners: Mapping[str, Owner] | None = None) -> list[Total]:
+    """Sums by label, in the order of the labels.
+
+    Args:
+        owners: of the keys, by their ids; one that is not among them stands by its id, and has no tenant.
+    """
     sums: dict[str, dict[str, int]] = {}
     for line in found:
-        into = sums.setdefault(_label(line, by), dict.fromkeys((*_SUMMED, "small", "large"), 0))
+        into = sums.setdefault(_label(line, by, owners or {}), dict.fromkeys((*_SUMMED, "small", "large"), 0))
         for name in _SUMMED:
             into[name] += getattr(line, name)
         if line.side in ("small", "large") and line.requests:
@@ -208,13 +224,31 @@ def total(parts: Iterable[Total]) -> Total:
     return Total("total", **into)
 
 
-def _label(line: CostLine, by: By) -> str:
+def _label(line: CostLine, by: By, owners: Mapping[str, Owner]) -> str:
+    owner = owners.get(line.key_id)
     match by:
         case "day":
             return line.day.isoformat()
+        case "hour":
+            return f"{line.day} {line.hour}:00" if line.hour else f"{line.day} (rolled up)"
         case "key":
-            return line.key_id or "(no key)"
+            return _named(line.key_id, owners) or "(no key)"
+        case "tenant":
+            return (owner and owner.tenant) or "(no tenant)"
         case "tool":
             return line.tool or "(no call)"
+        case "model":
+            return line.model or "(none, or rolled up)"
+        case "reason":
+            return line.reason
         case "arm":
             return f"{line.experiment}:{line.arm}" if line.experiment else "(no experiment)"
+
+
+def _named(key_id: str, owners: Mapping[str, Owner]) -> str:
+    """The key's name; with its id, where several keys share the name."""
+    if key_id not in owners:
+        return key_id
+    name = owners[key_id].name
+    shared = sum(owner.name == name for owner in owners.values()) > 1
+    return f"{name} ({key_id})" if shared else name

@@ -91,8 +91,8 @@ class Shift:
 
 
 def shifts(then: Mapping[str, npt.ArrayLike], now: Mapping[str, npt.ArrayLike], *, bins: int = 10) -> tuple[Shift, ...]:
-    """Every signal's shift, the surest first. NaN: the row has not got the signal; a signal without any value in either
-    period is left out."""
+    """Every signal's shift, the surest first. NaN: the row has not got the signal; a signal with fewer than two values
+    in either period is left out."""
     if set(then) != set(now):
         raise MetricError(f"signals of one period only: {sorted(set(then) ^ set(now))}")
     names, parts = [], []
@@ -101,7 +101,7 @@ def shifts(then: Mapping[str, npt.ArrayLike], now: Mapping[str, npt.ArrayLike], 
         if a.ndim != 1 or b.ndim != 1:
             raise MetricError(f"{name}: needs one number a row")
         known = a[~np.isnan(a)], b[~np.isnan(b)]
-        if len(known[0]) and len(known[1]):
+        if min(map(len, known)) > 1:  # of one value each, the test has no p-value
             names.append(name)
             parts.append((*known, 1 - len(known[0]) / len(a), 1 - len(known[1]) / len(b)))
     tests = [ks_2samp(a, b, method="asymp") for a, b, _, _ in parts]

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-from rich import box
-from rich.table import Table
 
 from evaluation.report.content import Report
 from evaluation.report.page import page
+from evaluation.report.sheet import Sheet
 from evaluation.report.text import percent
 
 
@@ -31,19 +30,21 @@ def write_report(report: Report, folder: Path) -> ReportPaths:
     return paths
 
 
-def summary_table(report: Report) -> Table:
-    """The ways to answer, for a terminal of 80 columns."""
-    title = f"{report.small.arm} before {report.large.arm}, {report.cases:,} requests"
-    table = Table(title=title, caption="cost: relative to the large model alone", box=box.SIMPLE_HEAD)
-    table.add_column("way to answer", overflow="fold")
-    for header in ("passes (95 %)", "cost", "escalated", "median s"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for point in report.points:
-        table.add_row(
-            point.label,
-            percent(point.quality),
-            f"{100 * (point.cost.value or 0.0):.1f} %",
-            f"{100 * point.escalated:.1f} %",
-            "–" if point.latency_p50_s is None else f"{point.latency_p50_s:.2f}",
-        )
-    return table
+def summary(report: Report) -> Sheet:
+    """The ways to answer, for a terminal."""
+    return Sheet(
+        title=f"{report.small.arm} before {report.large.arm}, {report.cases:,} requests",
+        headers=("way to answer", "passes (95 %)", "cost", "escalated", "median s"),
+        folds=("way to answer",),
+        rows=[
+            (
+                point.label,
+                percent(point.quality),
+                f"{100 * (point.cost.value or 0.0):.1f} %",
+                f"{100 * point.escalated:.1f} %",
+                "–" if point.latency_p50_s is None else f"{point.latency_p50_s:.2f}",
+            )
+            for point in report.points
+        ],
+        caption="cost: relative to the large model alone",
+    )

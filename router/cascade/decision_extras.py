@@ -63,11 +63,12 @@ def to_extras(decision: Decision) -> dict[str, Any]:
         "small": _draft_object(decision.small, include_signals=decision.chat.include_signals),
     }
     if decision.chat.include_explain:
-        extras["explain"] = _explain_object(decision.small)
+        extras["explain"] = explain_object(decision.small)
     return extras
 
 
-def _explain_object(small: SmallWork) -> list[dict[str, Any]] | None:
+def explain_object(small: SmallWork) -> list[dict[str, Any]] | None:
+    """The signals that spoke most, as JSON; None where nothing was explained."""
     if small.explanation is None:
         return None
     return [{"signal": name, "contribution": value} for name, value in small.explanation]

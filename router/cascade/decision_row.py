@@ -9,7 +9,7 @@ import orjson
 
 from router.access.limits import Reservation
 from router.cascade.decision import Decision, SmallWork
-from router.cascade.decision_extras import bundle_digest, policy_name, small_usage
+from router.cascade.decision_extras import bundle_digest, explain_object, policy_name, small_usage
 from router.dialects.request import ChatRequest
 from router.ledger.row import DecisionRow, nano_usd
 
@@ -134,9 +134,15 @@ def to_row(
         large_cached_input_usd_per_mtok=prices.cached_input if prices else None,
         large_output_usd_per_mtok=prices.output if prices else None,
         audit_propensity=decision.audit_propensity,
-        content={"request": chat.body, "answer": decision.answer} if store_content else None,
+        content=_content(decision) if store_content else None,
     )
 
 
 def _sha256(value: Any) -> str:
     return hashlib.sha256(orjson.dumps(value, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _content(decision: Decision) -> dict[str, Any]:
+    content = {"request": decision.chat.body, "answer": decision.answer}
+    explained = explain_object(decision.small)
+    return content if explained is None else {**content, "explain": explained}

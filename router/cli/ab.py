@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
+from router.cli.output.tables import AsForm, AsJson, Form, show, told
 from router.settings import Experiment, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ def status(
     labels: Annotated[
         Path | None, typer.Option(help="JSON lines with decision_id, passed and tool_error (true, false or null)")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    form: AsForm = Form.TABLE,
+    as_json: AsJson = False,
 ) -> None:
     """Pass rate, cost and latency of each arm with confidence sequences, the sample ratio, guardrails, the ship rule.
 
@@ -64,9 +66,8 @@ def status(
         experiment, found = asyncio.run(_state(settings, name, labels))
     except (LabelsError, LedgerUnavailableError, MetricError) as error:
         raise _fail(str(error), 1) from None
-    if as_json:
-        console.print_json(data=_plain({**dataclasses.asdict(found), "stopped": found.stopped}))
-    else:
+    data = _plain({**dataclasses.asdict(found), "stopped": found.stopped})
+    if not told(form, as_json, data, data["arms"]):
         _show(name, experiment, found)
 
 
@@ -96,20 +97,18 @@ def _plain(value: Any) -> Any:
 
 
 def _show(name: str, experiment: Experiment, found: State) -> None:
-    table = Table(title=f"{name}: arms")
-    for header in _COLUMNS:
-        table.add_column(header)
-    for arm in found.arms:
-        shares = (_figure(value, ".1%") for value in (arm.invalid_calls, arm.tool_errors))
-        table.add_row(
+    rows = [
+        (
             arm.name,
             *map(str, (arm.units, arm.requests, arm.judged)),
             _figure(arm.pass_rate, ".1%"),
             _figure(arm.cost_usd, ".6f"),
             *(_figure(value, ".3f") for value in (arm.latency_s, arm.p95_latency_s)),
-            *shares,
+            *(_figure(value, ".1%") for value in (arm.invalid_calls, arm.tool_errors)),
         )
-    console.print(table)
+        for arm in found.arms
+    ]
+    show(Sheet(_COLUMNS, rows, f"{name}: arms", folds=("arm",)), console)
     ratio = found.ratio
     factor = math.exp(min(ratio.log_bayes_factor, 700.0))
     verdict = "MISMATCH" if ratio.mismatch else "sound"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
 from dataclasses import asdict
 from datetime import date
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from router.cli.costs import plain_text
+from evaluation.report.sheet import Sheet
 from router.cli.ledger import READ_S, day_option, fail, reading
+from router.cli.output.tables import AsForm, AsJson, Form, show, told
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -29,7 +28,8 @@ def audits(
     config: Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win")] = None,
     since: Annotated[str | None, typer.Option(help="first day, such as 2026-11-01; UTC")] = None,
     until: Annotated[str | None, typer.Option(help="last day")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    form: AsForm = Form.TABLE,
+    as_json: AsJson = False,
 ) -> None:
     """Agreement of the small model's accepted answers with the large model, estimated from shadow audits.
 
@@ -42,22 +42,21 @@ def audits(
     by_tool = {tool: _estimated([row for row in rows if row.tool == tool]) for tool in _tools(rows)}
     reasons = Counter(row.reason for row in rows if row.reason is not None)
     spent = sum(row.cost_nusd or 0 for row in rows)
-    if as_json:
-        tools = {tool: _plain(found) for tool, found in by_tool.items()}
-        print(json.dumps({**_plain(whole), "reasons": reasons, "cost_nusd": spent, "tools": tools}, indent=1))
+    tools = {tool: _plain(found) for tool, found in by_tool.items()}
+    data = {**_plain(whole), "reasons": reasons, "cost_nusd": spent, "tools": tools}
+    if told(form, as_json, data, [_record(tool, found) for tool, found in by_tool.items()]):
         return
-    told = f"{whole.eligible} accepted answers could have been audited; {whole.audited} were; {whole.agreed} agree"
-    console.print(f"{told}; audits cost ${spent / 1e9:.4f}", highlight=False, soft_wrap=True)
+    said = f"{whole.eligible} accepted answers could have been audited; {whole.audited} were; {whole.agreed} agree"
+    console.print(f"{said}; audits cost ${spent / 1e9:.4f}", highlight=False, soft_wrap=True)
     for one in whole.estimates:
         console.print(f"  {one.method}: {one}", highlight=False, soft_wrap=True)
     if by_tool:
-        table = Table(title="by tool")
-        for header in ("tool", "answers", "audited", "agree", "snips"):
-            table.add_column(header)
-        for tool, found in by_tool.items():
-            shown = str(found.estimates[1]) if found.estimates else "–"
-            table.add_row(plain_text(tool), *map(str, (found.eligible, found.audited, found.agreed)), shown)
-        console.print(table)
+        headers = ("tool", "answers", "audited", "agree", "snips")
+        cells = [
+            (tool, *map(str, (found.eligible, found.audited, found.agreed)), _snips(found))
+            for tool, found in by_tool.items()
+        ]
+        show(Sheet(headers, cells, "by tool", folds=("tool", "snips")), console)
 
 
 async def _rows(settings: Settings, first: date, last: date) -> list[Auditable]:
@@ -85,6 +84,18 @@ def _estimated(rows: list[Auditable]) -> AuditEstimates:
         [bool(row.agreed) for row in rows],
         [score if score is not None and 0 <= score <= 1 else 0.5 for score in scores],
     )
+
+
+def _snips(found: AuditEstimates) -> str:
+    return str(found.estimates[1]) if found.estimates else "–"
+
+
+def _record(tool: str, found: AuditEstimates) -> dict[str, Any]:
+    """A tool's line of CSV, with its SNIPS where enough rows stand for it."""
+    snips = found.estimates[1] if found.estimates and found.estimates[1].reliable else None
+    counts = {"answers": found.eligible, "audited": found.audited, "agreed": found.agreed}
+    figures = {"snips": snips and snips.value, "standard_error": snips and snips.standard_error}
+    return {"tool": tool, **counts, **figures}
 
 
 def _plain(found: AuditEstimates) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def settings_or_exit(config: Path | None) -> Settings:
     try:
         return load_settings(config)
     except SettingsError as error:
-        console.print(f"[red]configuration:[/red] {error}", highlight=False, markup=True)
+        console.print(f"configuration: {error}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from None
 
 
@@ -36,7 +36,7 @@ def model_or_exit(settings: Settings) -> Path:
         with progress_bar(console) as on_progress:
             return resolve_model(settings.small.model, settings.cache_folder, on_progress).path
     except WeightsError as error:
-        console.print(f"[red]weights:[/red] {error}", highlight=False)
+        console.print(f"small.model: {error}", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
 
 

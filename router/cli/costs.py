@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
 from router.cli.ledger import READ_S, day_option, fail, reading
+from router.cli.output.tables import csv_text, show
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -26,8 +27,12 @@ class Grouping(StrEnum):
     """What a row of the report stands for."""
 
     DAY = "day"
+    HOUR = "hour"
     KEY = "key"
+    TENANT = "tenant"
     TOOL = "tool"
+    MODEL = "model"
+    REASON = "reason"
     ARM = "arm"
 
 
@@ -52,17 +57,17 @@ def costs(
 
     Exit code 1: no ledger.
     """
-    from evaluation.live.cost_report import as_csv, as_html, as_json
+    from evaluation.live.cost_report import as_html, as_json
 
     settings = reading(config)
     first, last = day_option("--since", since), day_option("--until", until)
     report = asyncio.run(_report(settings, by, first, last))
     if form is Form.TABLE:
-        _show(report, Console(file=out.open("w", encoding="utf-8"), width=160) if out else console)
+        _show(report, Console(file=out.open("w", encoding="utf-8")) if out else console)
         return
     text = {
         Form.JSON: lambda: json.dumps(as_json(report), indent=1) + "\n",
-        Form.CSV: lambda: as_csv(report),
+        Form.CSV: lambda: csv_text(as_json(report)["rows"]),
         Form.HTML: lambda: as_html(report),
     }[form]()
     if out is None:
@@ -73,7 +78,9 @@ def costs(
 
 async def _report(settings: Settings, by: Grouping, first: date | None, last: date | None) -> CostReport:
     from evaluation.live.cost_report import cost_report
-    from router.ledger.cost_queries import cost_lines, newest_judgement, span
+    from evaluation.live.costs import Owner
+    from router.access.store import KeyStore
+    from router.ledger.queries.costs import Finer, cost_lines, newest_judgement, span
     from router.ledger.store import Ledger, LedgerUnavailableError
 
     try:
@@ -81,7 +88,9 @@ async def _report(settings: Settings, by: Grouping, first: date | None, last: da
             known = await span(ledger.engine)
             start, end = known or (date.today(), date.today())  # noqa: DTZ011 - an empty ledger; any day will do
             start, end = first or start, last or end
-            lines = await cost_lines(ledger.engine, start, end)
+            finer: Finer | None = "hour" if by is Grouping.HOUR else "model" if by is Grouping.MODEL else None
+            lines = await cost_lines(ledger.engine, start, end, finer)
+            keys = (await KeyStore(ledger.engine).ring()).by_id
             policy, certificate = await newest_judgement(ledger.engine)
     except LedgerUnavailableError as error:
         raise fail(str(error), 1) from None
@@ -93,27 +102,16 @@ async def _report(settings: Settings, by: Grouping, first: date | None, last: da
         small_usd_per_hour=settings.small.usd_per_hour,
         judged_by=policy,
         certificate=certificate,
+        owners={key_id: Owner(key.name, key.tenant) for key_id, key in keys.items()},
     )
 
 
 def _show(report: CostReport, console: Console) -> None:
     from evaluation.live.cost_report import COLUMNS, cells
 
-    table = Table(title=f"costs by {report.by}, {report.first} to {report.last} (UTC)")
-    table.add_column(report.by)
-    for name in COLUMNS:
-        table.add_column(name, justify="right")
-    for row in report.rows:
-        table.add_row(plain_text(row.label), *cells(row))
-    table.add_section()
-    table.add_row("total", *cells(report.total))
-    console.print(table)
+    title = f"costs by {report.by}, {report.first} to {report.last} (UTC)"
+    rows = [(row.label, *cells(row)) for row in report.rows]
+    total = ("total", *cells(report.total))
+    show(Sheet((report.by, *COLUMNS), rows, title, folds=(report.by,), total=total), console)
     for remark in report.remarks:
         console.print(remark, highlight=False, markup=False, soft_wrap=True)
-
-
-def plain_text(text: str) -> str:
-    """Names come from clients and providers: neither markup nor control characters reach the terminal."""
-    from rich.markup import escape
-
-    return escape("".join(character if character.isprintable() else "\ufffd" for character in text))

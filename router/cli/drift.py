@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
 from router.cli.ledger import READ_S, day_option, fail, reading
+from router.cli.output.tables import AsForm, AsJson, Form, show, told
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,7 +38,8 @@ def drift(
     until: Annotated[str | None, typer.Option(help="last day that is looked at; today")] = None,
     against: Annotated[int, typer.Option(min=1, help="days before --since that it is held against")] = 28,
     config: Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win")] = None,
-    as_json: Annotated[bool, typer.Option("--json")] = False,
+    form: AsForm = Form.TABLE,
+    as_json: AsJson = False,
 ) -> None:
     """Shifted signals (PSI, KS), sets of tools that are new, and changes of the audited disagreement (ADWIN).
 
@@ -50,19 +51,21 @@ def drift(
     assert first is not None
     then = (first - timedelta(days=against), first - timedelta(days=1))
     found = asyncio.run(_drift(settings, then, (first, last)))
-    if as_json:
-        print(json.dumps(asdict(found), indent=1, default=str))
+    if told(form, as_json, asdict(found), [asdict(one) for one in found.shifts]):
         return
-    table = Table(title=f"{found.now[0]} to {found.now[1]} against {then[0]} to {then[1]}")
-    for header in ("signal", "PSI", "KS", "q", "missing then", "missing now"):
-        table.add_column(header)
-    for one in found.shifts:
-        figures = (f"{one.psi:.3f}", f"{one.ks:.3f}", f"{one.q_value:.2g}")
-        table.add_row(one.name, *figures, f"{one.missing_then:.1%}", f"{one.missing_now:.1%}")
-    console.print(table)
+    rows = [
+        (
+            one.name,
+            *(f"{one.psi:.3f}", f"{one.ks:.3f}", f"{one.q_value:.2g}"),
+            *(f"{one.missing_then:.1%}", f"{one.missing_now:.1%}"),
+        )
+        for one in found.shifts
+    ]
+    title = f"{found.now[0]} to {found.now[1]} against {then[0]} to {then[1]}"
+    show(Sheet(("signal", "PSI", "KS", "q", "missing then", "missing now"), rows, title, folds=("signal",)), console)
     console.print(f"{found.new_tools} of {found.requests} requests offer a set of tools that is new", highlight=False)
-    told = f"{found.audited} audited answers of both periods; their disagreement changed {len(found.changes)} times"
-    console.print(told, highlight=False)
+    said = f"{found.audited} audited answers of both periods; their disagreement changed {len(found.changes)} times"
+    console.print(said, highlight=False)
     for change in found.changes:
         console.print(f"  from {change.before:.3f} to {change.after:.3f} at answer {change.began}", highlight=False)
 
@@ -70,7 +73,7 @@ def drift(
 async def _drift(settings: Settings, then: tuple[date, date], now: tuple[date, date]) -> _Found:
     from evaluation.live.drift import changes, shifts
     from router.ledger.audits import auditable
-    from router.ledger.drift_queries import new_tool_sets, signals
+    from router.ledger.queries.drift import new_tool_sets, signals
     from router.ledger.store import Ledger, LedgerUnavailableError
 
     try:

@@ -32,6 +32,7 @@ def serve_engine(
     from router.cli.common import model_or_exit, settings_or_exit
     from router.completions.app import Terms, create_engine_app
     from router.constants import Constants
+    from router.server.run import StartError, check_adapter, check_port
     from router.server.wiring import worker_of
     from router.settings import is_loopback
     from router.telemetry import configure_logging
@@ -41,6 +42,13 @@ def serve_engine(
     if not key and (key_file or not is_loopback(host)):
         console.print("others can reach this host: it needs --key-file with a key in it", highlight=False)
         raise typer.Exit(2)
+    try:
+        if settings.small.adapter_folder is not None:
+            check_adapter(settings.small.adapter_folder)
+        check_port(host, port, "--host", "--port")
+    except StartError as error:
+        console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
     folder = model_or_exit(settings)
     configure_logging(settings.log_level)
     with contextlib.ExitStack() as stack:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from router.cli.costs import plain_text
 from router.cli.ledger import READ_S, day_option, fail, reading
+from router.cli.output.tables import visible
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,10 @@ def harvest(
     for tenant, tally in sorted(tallies.items()):
         taken = f"{tally.escalated} escalated, {tally.replay} replay, {tally.held_out} of them held out"
         console.print(
-            f"{plain_text(tenant) or '(no key)'}: {taken} in {out / tally.folder}", highlight=False, soft_wrap=True
+            f"{visible(tenant) or '(no key)'}: {taken} in {out / tally.folder}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         for reason, count in tally.refused.items():
             console.print(f"  left out: {count}, {reason}", highlight=False, markup=False, soft_wrap=True)

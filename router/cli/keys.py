@@ -13,8 +13,9 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
+from router.cli.output.tables import AsForm, AsJson, Form, show, told
 from router.settings import SettingsError, load_settings
 
 keys_app = typer.Typer(no_args_is_help=True)
@@ -22,7 +23,6 @@ console = Console()
 T = TypeVar("T")
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win over it")]
-AsJson = Annotated[bool, typer.Option("--json")]
 _COLUMNS = ("id", "name", "tenant", "key", "state", "spent $", "budget", "a minute", "models")
 
 _WINDOWS = {"day": " a day", "month": " a month", "total": " in all"}
@@ -102,7 +102,7 @@ def create(
 
 
 @keys_app.command("list")
-def list_keys(as_json: AsJson = False, config: Config = None) -> None:
+def list_keys(form: AsForm = Form.TABLE, as_json: AsJson = False, config: Config = None) -> None:
     """All keys, revoked ones too, and what each has spent in its current window."""
     from router.access.store import spent_by
 
@@ -114,15 +114,12 @@ def list_keys(as_json: AsJson = False, config: Config = None) -> None:
         return [{**fields, "state": _state(key.refusal(now))} for key, fields in shown]
 
     keys = _with_store(config, read)
-    if as_json:
-        console.print_json(data=keys)
+    if told(form, as_json, keys, keys):
         return
-    table = Table()
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold", no_wrap=column == "id")
-    for key in keys:
-        table.add_row(*_cells(key))
-    console.print(table)
+    show(
+        Sheet(_COLUMNS, [_cells(key) for key in keys], folds=("name", "tenant", "budget", "a minute", "models")),
+        console,
+    )
 
 
 @keys_app.command()

@@ -1,15 +1,17 @@
-"""`smallcall ledger`: prune and export; and what all commands share that read the ledger."""
+"""`smallcall ledger`: list, show, prune and export; and what all commands share that read the ledger."""
 
 from __future__ import annotations
 
 import asyncio
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from evaluation.report.sheet import Sheet
+from router.cli.output.tables import AsForm, Form, show, told, visible
 from router.settings import Settings, SettingsError, load_settings
 
 ledger_app = typer.Typer(no_args_is_help=True)
@@ -43,6 +45,125 @@ def day_option(name: str, text: str | None) -> date | None:
 
 
 Config = Annotated[Path | None, typer.Option("--config", help="a YAML file; SMALLCALL_* variables win")]
+
+
+_COLUMNS = ("id", "at (UTC)", "side", "reason", "tool", "score", "threshold", "status", "key", "arm", "$", "s")
+
+
+@ledger_app.command("list")
+def list_decisions(
+    config: Config = None,
+    side: Annotated[str | None, typer.Option(help="small, large or none")] = None,
+    reason: Annotated[str | None, typer.Option(help="as docs/api.md has them")] = None,
+    tool: Annotated[str | None, typer.Option(help="the first that the answer calls")] = None,
+    key: Annotated[str | None, typer.Option(help="a key's id or name")] = None,
+    arm: Annotated[str | None, typer.Option(help="of an experiment: ARM or EXPERIMENT:ARM")] = None,
+    since: Annotated[str | None, typer.Option(help="first day, such as 2026-11-01; UTC")] = None,
+    error: Annotated[str | None, typer.Option(help="part of an error's code or of a finding")] = None,
+    before: Annotated[str | None, typer.Option(help="older than the decision of this id: the next page")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000)] = 20,
+    form: AsForm = Form.TABLE,
+) -> None:
+    """Decisions, the newest first; `ledger show ID` explains one. Exit code 1: no ledger, or no such key."""
+    settings = reading(config)
+    experiment, _, only = (arm or "").rpartition(":")
+    first = day_option("--since", since)
+    found = asyncio.run(
+        _listed(
+            settings,
+            key,
+            limit,
+            {
+                "side": side,
+                "reason": reason,
+                "tool": tool,
+                "experiment": experiment or None,
+                "arm": only or None,
+                "since": None if first is None else datetime.combine(first, time(), UTC),
+                "error": error,
+                "before": before,
+            },
+        )
+    )
+    if told(form, False, found, found):
+        return
+    show(Sheet(_COLUMNS, [_cells(one) for one in found], folds=("reason", "tool", "key", "arm")), console)
+    if len(found) == limit:
+        console.print(f"older ones: --before {found[-1]['decision_id']}", highlight=False)
+
+
+async def _listed(settings: Settings, key: str | None, limit: int, filters: dict[str, Any]) -> list[dict[str, Any]]:
+    from router.access.store import KeyStore
+    from router.ledger.queries.decisions import Wanted, listed
+    from router.ledger.store import Ledger, LedgerUnavailableError
+
+    try:
+        async with Ledger.open(settings.ledger.url, READ_S) as ledger:
+            ring = await KeyStore(ledger.engine).ring()
+            key_id = None if key is None else _key_id(key, {one.key_id: one.name for one in ring.by_id.values()})
+            found = await listed(ledger.engine, Wanted(key_id=key_id, **filters), limit)
+    except LedgerUnavailableError as error:
+        raise fail(str(error), 1) from None
+    return [{**one, "key": ring.by_id[one["key_id"]].name if one["key_id"] in ring.by_id else None} for one in found]
+
+
+def _key_id(asked: str, names: dict[str, str]) -> str:
+    if asked in names:
+        return asked
+    named = [key_id for key_id, name in names.items() if name == asked]
+    if len(named) != 1:
+        several = f"{len(named)} keys have this name: give an id" if named else "there is no such key"
+        raise fail(f"--key: {asked}: {several} (smallcall keys list)", 1)
+    return named[0]
+
+
+def _cells(one: dict[str, Any]) -> list[str]:
+    from router.ledger.row import NANO
+
+    known = [one[name] for name in ("large_cost_nusd", "small_cost_nusd") if one[name] is not None]
+    arm = f"{one['experiment']}:{one['arm']}" if one["experiment"] else ""
+    return [
+        one["decision_id"],
+        f"{one['created_at']:%Y-%m-%d %H:%M:%S}",
+        one["side"],
+        one["reason"],
+        one["tool"] or "",
+        *("–" if one[name] is None else f"{one[name]:.4f}" for name in ("score", "threshold")),
+        f"{one['status']} {one['error_code'] or ''}".rstrip(),
+        one["key"] or one["key_id"] or "",
+        arm,
+        f"{sum(known) / NANO:.6f}" if known else "–",
+        f"{one['latency_s']:.3f}",
+    ]
+
+
+@ledger_app.command("show")
+def show_decision(
+    decision_id: Annotated[str, typer.Argument(help="as `ledger list` and x-smallcall-decision-id tell it")],
+    config: Config = None,
+) -> None:
+    """Explain one decision in words: who answered, why, what it cost, what came of it. Exit code 1: there is none."""
+    for sentence in asyncio.run(_described(reading(config), decision_id)):
+        console.print(visible(sentence), highlight=False, markup=False, soft_wrap=True)
+
+
+async def _described(settings: Settings, decision_id: str) -> list[str]:
+    from router.access.store import KeyStore
+    from router.cli.output.decision_text import described
+    from router.ledger.outcomes import of_decision
+    from router.ledger.queries.decisions import audit_of
+    from router.ledger.store import Ledger, LedgerUnavailableError
+
+    try:
+        async with Ledger.open(settings.ledger.url, READ_S) as ledger:
+            row = await ledger.get(decision_id)
+            if row is None:
+                raise fail(f"{decision_id}: there is no such decision (smallcall ledger list)", 1)
+            key = (await KeyStore(ledger.engine).ring()).by_id.get(row.key_id or "")
+            found = await of_decision(ledger.engine, decision_id), await audit_of(ledger.engine, decision_id)
+            return list(described(row, *found, key.name if key else None))
+    except LedgerUnavailableError as error:
+        raise fail(str(error), 1) from None
 
 
 @ledger_app.command()

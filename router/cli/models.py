@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
+from evaluation.report.sheet import Sheet
+from router.cli.output.tables import show
 from router.settings import SettingsError, load_settings
 from slm.weights.registry import (
     DEFAULT_MODEL,
@@ -110,12 +111,12 @@ def list_models(cache: CacheOption = None) -> None:
         where = cache or load_settings().cache_folder
     except SettingsError as exc:
         raise _failed(Console(stderr=True), exc) from exc
-    table = Table("name", "licence", "download", "state", "weights SHA-256", box=None)
+    rows = []
     for model in KNOWN_MODELS.values():
         found = find_model(model, where)
         state, digest = ("ready", found.weights_sha256[:16]) if found else ("not pulled", "")
-        table.add_row(model.name, model.licence, _megabytes(model.file.bytes), state, digest)
-    Console().print(table)
+        rows.append((model.name, model.licence, _megabytes(model.file.bytes), state, digest))
+    show(Sheet(("name", "licence", "download", "state", "weights SHA-256"), rows, folds=("licence",)), Console())
 
 
 def _failed(errors: Console, exc: Exception) -> typer.Exit:

@@ -23,7 +23,8 @@ from evaluation.recorded.index import served_name
 from evaluation.recorded.server import RecordedServer
 from evaluation.recorded.trace import trace_of_recording
 from evaluation.report.content import Options, report_of
-from evaluation.report.write import ReportPaths, summary_table, write_report
+from evaluation.report.sheet import Sheet
+from evaluation.report.write import ReportPaths, summary, write_report
 from evaluation.traces.client import ClientPrices, Endpoint
 from evaluation.traces.collect import Progress, collect
 from router.lab.gateway_process import gateway_process
@@ -54,8 +55,8 @@ class DemoResult:
 
     asked: Sequence[Asked]
     report: ReportPaths
-    table: Any
-    """A rich table of all ways to answer."""
+    ways: Sheet
+    """All ways to answer."""
 
     @property
     def rows(self) -> list[tuple[str, str, str]]:
@@ -104,7 +105,7 @@ async def run_demo(
     large = trace_of_recording(cases, answers, arm=served_name(MODEL), prices=GPT_4O, command="smallcall demo")
     options = Options(command="smallcall demo", commit=None, version="0.1.0")
     report = report_of(cases, small, large, options=options)
-    return DemoResult(asked, write_report(report, folder), summary_table(report))
+    return DemoResult(asked, write_report(report, folder), summary(report))
 
 
 async def _ask(url: str, rows: Sequence[DemoRow], on_progress: OnProgress) -> list[Asked]:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.ledger.cost_queries import start_of
+from router.ledger.queries.costs import start_of
 from router.ledger.store import storable
 from router.ledger.tables import audits, decisions
 

@@ -36,6 +36,18 @@ def check_url(url: str) -> None:
         raise ValueError(f"must begin with {known}")
 
 
+def unreachable(url: str, error: Exception) -> str:
+    """One line that says what cannot be opened and what to look at; of a URL only host, port, name or file."""
+    parsed = make_url(url)
+    why = (getattr(error, "strerror", None) or type(error).__name__).removesuffix(".")
+    if parsed.get_backend_name() == "postgresql":
+        where = f"{parsed.host or 'the local socket'}:{parsed.port or 5432}/{parsed.database or ''}"
+        remedy = "does the server run there, may this machine reach it, and are user, password and database right?"
+        return f"ledger.url: PostgreSQL at {where} cannot be opened ({why}): {remedy}"
+    remedy = "can the folder be made and written, is the disk full, and is the file a database?"
+    return f"ledger.url: the SQLite file {parsed.database} cannot be opened ({why}): {remedy}"
+
+
 def database_engine(url: str, busy_s: float) -> AsyncEngine:
     """An engine, unconnected.
 

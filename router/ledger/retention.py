@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from time import monotonic
 
@@ -29,7 +29,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evaluation.live.costs import CostLine
-from router.ledger.cost_queries import day_lines, start_of
+from router.ledger.queries.costs import day_lines, start_of
 from router.ledger.tables import (
     COUNTED,
     NANO_USD,
@@ -93,7 +93,8 @@ async def _roll_up(engine: AsyncEngine, day: date) -> bool:
         marked = await connection.execute(select(rolled_days.c.day).where(rolled_days.c.day == day))
         if marked.first() is not None:
             return False
-    lines = [asdict(line) for line in _fewer_tools(await day_lines(engine, day, day))]
+    names = [column.name for column in rollups.c]
+    lines = [{name: getattr(line, name) for name in names} for line in _fewer_tools(await day_lines(engine, day, day))]
     try:
         async with engine.begin() as connection:
             await connection.execute(insert(rolled_days), [{"day": day}])

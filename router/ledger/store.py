@@ -18,7 +18,7 @@ from sqlalchemy import String, func, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.ledger.database import check_url, concerns_database, database_engine, migrate
+from router.ledger.database import check_url, concerns_database, database_engine, migrate, unreachable
 from router.ledger.inserts import Inserts, Synchronous, inserts
 from router.ledger.row import DecisionRow, LargeCall
 from router.ledger.spending import spending
@@ -90,13 +90,16 @@ class Ledger:
         try:
             check_url(url)
         except ValueError as error:
-            raise LedgerUnavailableError(f"the ledger cannot be opened: its URL {error}") from None
-        engine = database_engine(url, busy_s)
+            raise LedgerUnavailableError(f"the ledger cannot be opened: its URL (ledger.url) {error}") from None
+        try:
+            engine = database_engine(url, busy_s)
+        except OSError as error:
+            raise LedgerUnavailableError(unreachable(url, error)) from error
         try:
             await migrate(engine, busy_s)
         except Exception as error:  # drivers and Alembic raise of their own
             await engine.dispose()
-            raise LedgerUnavailableError(f"the ledger cannot be opened: {type(error).__name__}") from error
+            raise LedgerUnavailableError(unreachable(url, error)) from error
         ledger = cls(engine, inserts(engine, busy_s, synchronous))
         writer = asyncio.create_task(ledger._run(), name="ledger-writer")
         try:

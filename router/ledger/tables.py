@@ -20,7 +20,7 @@ COUNTED = (
     "small_prompt_tokens",
     "small_completion_tokens",
 )
-"""What roll-ups count; see `evaluation.live.costs.Line`."""
+"""What roll-ups count; see `evaluation.live.costs.CostLine`."""
 NANO_USD = ("large_nusd", "large_estimate_nusd", "small_nusd", "audit_nusd", "always_large_nusd")
 """What they sum, in nano-dollars."""
 

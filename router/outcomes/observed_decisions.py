@@ -14,8 +14,8 @@ from evaluation.live.costs import Means, PricedLine, alternative_nusd
 from evaluation.live.decision_traces import Kept
 from evaluation.live.decisions import Observed
 from evaluation.traces.wire import TextCall
-from router.ledger.cost_queries import start_of, typical_answers
 from router.ledger.outcomes import Known, OutcomeLabel, known, of_decisions
+from router.ledger.queries.costs import start_of, typical_answers
 from router.ledger.row import NANO
 from router.ledger.store import zoned
 from router.ledger.tables import audits, decisions

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from fastapi import Request
@@ -65,6 +65,7 @@ def create_app(
     small: SmallModel | None = None,
     large: LargeModel | None = None,
     constants: Constants | None = None,
+    on_refused: Callable[[str], None] = lambda why: None,
 ) -> GatewayApp:
     """The gateway as an ASGI application.
 
@@ -72,6 +73,7 @@ def create_app(
         model_folder: weights for a worker of our own; None: no worker is started.
         small, large: stand in for the worker and for litellm.
         constants: in place of the defaults.
+        on_refused: called with the reason where the worker cannot load what it is given.
 
     Raises:
         SettingsError: a bundle cannot be loaded.
@@ -83,7 +85,7 @@ def create_app(
     async def lifespan(app: GatewayApp) -> AsyncIterator[None]:
         async with contextlib.AsyncExitStack() as stack:
             app.services = await _services(
-                settings, model_folder, small_side, large, policies, metrics, constants, stack
+                settings, model_folder, small_side, large, policies, metrics, constants, stack, on_refused
             )
             yield
 
@@ -130,6 +132,7 @@ async def _services(
     metrics: Metrics,
     constants: Constants,
     stack: contextlib.AsyncExitStack,
+    on_refused: Callable[[str], None],
 ) -> Services:
     """Everything that lives while the gateway serves; `stack` ends it."""
     started = int(time.time())
@@ -142,7 +145,7 @@ async def _services(
     )
     stack.push_async_callback(recorder.flush)
     if small_side.model is None and model_folder is not None and settings.small.local:
-        worker = worker_of(settings, model_folder, stack, constants, lambda _: policies.log_states())
+        worker = worker_of(settings, model_folder, stack, constants, lambda _: policies.log_states(), on_refused)
         small_side.model = await stack.enter_async_context(worker.running())
     elif small_side.model is None and settings.small.enabled and settings.small.engine.kind == "remote":
         small_side.model = await stack.enter_async_context(remote_of(settings.small.engine).running())

@@ -149,6 +149,7 @@ def worker_of(
     stack: contextlib.AsyncExitStack | contextlib.ExitStack,
     constants: Constants,
     on_ready: Callable[[Info], None] = lambda _: None,
+    on_refused: Callable[[str], None] = lambda _: None,
 ) -> Supervisor:
     """The process of the small model; its socket lies in a folder of its own."""
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="smallcall-"))
@@ -157,7 +158,7 @@ def worker_of(
     adapter, options = small.adapter_folder, (small.threads, constants.max_queue, small.dtype, small.cache_mb)
     shortlist = None if small.shortlist.kind == "none" else small.shortlist.options
     command = WorkerCommand(socket, model_folder, adapter, *options, shortlist, small.max_wait_s, small.device)
-    return Supervisor(command, on_ready=on_ready)
+    return Supervisor(command, on_ready=on_ready, on_refused=on_refused)
 
 
 def remote_of(engine: Engine) -> RemoteModel:

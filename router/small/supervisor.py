@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -90,14 +91,18 @@ class Supervisor:
         command: WorkerCommand,
         patience: Patience | None = None,
         on_ready: Callable[[protocol.Info], None] = lambda info: None,
+        on_refused: Callable[[str], None] = lambda why: None,
     ) -> None:
-        """`on_ready` is told what each worker says it is, once it is ready."""
+        """`on_ready` is told what each worker says it is, once it is ready; `on_refused` why the first of them cannot
+        load what it is given, which no restart would mend: there is none then."""
         self._arguments = command.arguments()
         self._client = WorkerClient(command.socket)
         self._patience = patience or Patience()
         self._process: asyncio.subprocess.Process | None = None
         self.info: protocol.Info | None = None
-        self._on_ready = on_ready
+        self._on_ready, self._on_refused = on_ready, on_refused
+        self._refusal: str | None = None
+        self._was_ready = False
         self.starts = 0
 
     @property
@@ -131,6 +136,10 @@ class Supervisor:
         while True:
             began = clock()
             ended = await self._live()
+            if self._refusal is not None and not self._was_ready:
+                _log.error("worker_refused", error=self._refusal)
+                self._on_refused(self._refusal)
+                return
             short_lives = short_lives + 1 if clock() - began < self._patience.short_life else 0
             pause_s = self._patience.backoff[min(short_lives, len(self._patience.backoff)) - 1] if short_lives else 0.0
             _log.warning("worker_ended", how=ended, restart_in_s=pause_s)
@@ -168,6 +177,7 @@ class Supervisor:
         try:
             async with asyncio.timeout(patience.start):
                 self.info = info = await self._asked()
+            self._was_ready = True
             _log.info("worker_ready", model=info.model, architecture=info.architecture, dtype=info.dtype)
             self._on_ready(info)
             while True:
@@ -195,6 +205,7 @@ class Supervisor:
             *lines, rest = (rest + piece).split(b"\n")
             rest = rest[:_LINE_BYTES]
             for line in lines:
+                self._refusal = _refusal(line) or self._refusal
                 if line.strip():
                     _log.info("worker", line=line[:_LINE_BYTES].decode(errors="replace"))
 
@@ -210,3 +221,12 @@ class Supervisor:
         except TimeoutError:
             process.kill()
             await process.wait()
+
+
+def _refusal(line: bytes) -> str | None:
+    """Why the worker cannot start, where its log line says so."""
+    try:
+        told = json.loads(line)
+    except ValueError:
+        return None
+    return str(told.get("error")) if isinstance(told, dict) and told.get("event") == "cannot_start" else None

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from policies.types import Stage
+from router.cli.output.tables import show
 
 if TYPE_CHECKING:
+    from evaluation.report.sheet import Sheet
     from evaluation.tuning.judge_quality import FitReport
 
 console = Console()
@@ -61,7 +62,7 @@ def fit(
     fitted.classifier.save(out)
     save_estimator(fitted.estimator, out)
     paths = write_report(report, out)
-    console.print(_table(report))
+    show(_sheet(report), console)
     for path in (out / "classifier.json", *paths):
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -72,14 +73,14 @@ def _command(traces: list[Path], cases: list[str], stage: Stage, seed: int) -> s
     return f"smallcall fit {files} {sets} --stage {stage.value} --seed {seed}"
 
 
-def _table(report: FitReport) -> Table:
+def _sheet(report: FitReport) -> Sheet:
+    from evaluation.report.sheet import Sheet
     from evaluation.tuning.judge_quality_text import auroc_text
 
-    table = Table(title=f"{report.model} on {report.rows} drafts, {report.passed} right; out of fold, valid drafts")
-    for header in ("tools", "outcome", "n", "AUROC", "ECE", "Brier"):
-        table.add_column(header)
+    rows = []
     for protocol in report.protocols:
         for one in (protocol.all, *protocol.by_kind):
             numbers = ("–" if value is None else f"{value:.4f}" for value in (one.ece, one.brier))
-            table.add_row(protocol.name, one.name, str(one.n), auroc_text(one), *numbers)
-    return table
+            rows.append((protocol.name, one.name, str(one.n), auroc_text(one), *numbers))
+    title = f"{report.model} on {report.rows} drafts, {report.passed} right; out of fold, valid drafts"
+    return Sheet(("tools", "outcome", "n", "AUROC", "ECE", "Brier"), rows, title, folds=("tools", "outcome"))

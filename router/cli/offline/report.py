@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from router.cli.costs import costs
 from router.cli.offline.ledger_source import KnownBy, LedgerDays, check_source, observed_traces
 from router.cli.options import with_groups, words
+from router.cli.output.tables import show
 from router.cli.provenance import commit
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def report(
     """
     from evaluation.metrics import MetricError
     from evaluation.replay.replay import ReplayError
-    from evaluation.report.write import summary_table, write_report
+    from evaluation.report.write import summary, write_report
     from evaluation.traces.table import TraceError
 
     if on_no_call not in ("escalate", "answer"):
@@ -90,7 +91,7 @@ def report(
     except (OSError, TraceError, ReplayError, MetricError, LookupError, ValueError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error
-    console.print(summary_table(made))
+    show(summary(made), console)
     if days.ledger is not None:
         for remark in made.remarks:
             console.print(remark, markup=False, highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ from router.cli.offline.ledger_source import LedgerDays, check_source
 from router.cli.offline.tune_inputs import Judging, cases_asked, judging, judging_request, large_arm
 from router.cli.offline.tune_ledger import tune_ledger
 from router.cli.options import with_groups, words
+from router.cli.output.tables import show
 from router.cli.provenance import provenance
 
 if TYPE_CHECKING:
@@ -266,10 +267,10 @@ class _Work:
 def _threshold(work: _Work, origin: Origin, goal: Goal, target: float, money: Money) -> Manifest:
     from evaluation.tuning.bundle import threshold_manifest
     from policies.bundle.manifest import ScoreEntry
-    from router.cli.offline.tune_tables import choices_table
+    from router.cli.offline.tune_tables import choices_sheet
 
     tuning = work.tuned(goal, target)
-    console.print(choices_table(tuning))
+    show(choices_sheet(tuning), console)
     console.print(
         f"chosen on {len(tuning.selection)} rows ({len(tuning.selection.one_each)} conversations), told on "
         f"{len(tuning.holdout)} others that share no conversation and no called tool with them",
@@ -289,7 +290,7 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
     from evaluation.tuning.bundle import class_manifest
     from evaluation.tuning.by_tool_class import tune_classes
     from policies.rules.tool_classes import REST
-    from router.cli.offline.tune_tables import classes_table
+    from router.cli.offline.tune_tables import classes_sheet
 
     alphas = {REST: rest}
     for told in patterns:
@@ -302,20 +303,20 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
             raise ValueError(f"--tool-class {told}: {value!r} is no rate") from None
     tuning = work.tuned("max_harm", rest)
     made = tune_classes(tuning.selection, tuning.holdout, alphas, delta=work.delta)
-    console.print(classes_table(made))
+    show(classes_sheet(made), console)
     return class_manifest(made, tuning, origin)
 
 
 def _staged(work: _Work, origin: Origin, alpha: float, cost_weight: float, given: Mapping[str, Judging]) -> Manifest:
     from evaluation.tuning.bundle import staged_manifest
     from evaluation.tuning.by_stage import tune_stages
-    from router.cli.offline.tune_tables import stages_table
+    from router.cli.offline.tune_tables import stages_sheet
 
     request, plan = given["request"], given["plan"]
     made = tune_stages(
         work.cases, work.rows_of, request.judge, plan.judge, alpha=alpha, delta=work.delta, cost_weight=cost_weight
     )
-    console.print(stages_table(made))
+    show(stages_sheet(made), console)
     console.print("each of the two is certified at half of what --confidence leaves, so that both hold together")
     if made.single is None:
         console.print("nothing can be certified: let everything go large (policy: {kind: large_only})", markup=False)

@@ -8,6 +8,7 @@ import yaml
 from rich.console import Console
 
 from router.cli.offline.ledger_source import KnownBy, LedgerDays, observed_traces
+from router.cli.output.tables import show
 
 if TYPE_CHECKING:
     from evaluation.tuning.tune import Goal
@@ -30,7 +31,7 @@ def tune_ledger(
     from evaluation.tuning.rows import AsDecided
     from evaluation.tuning.tune import tune
     from policies.rules.scores import SCORES
-    from router.cli.offline.tune_tables import choices_table
+    from router.cli.offline.tune_tables import choices_sheet
 
     found = observed_traces(days, labels=KnownBy.SAMPLE, command="smallcall tune --ledger …")
     tuning = tune(
@@ -45,7 +46,7 @@ def tune_ledger(
         on_ask=found.on_no_call,
         small_usd_per_hour=small_usd_per_hour,
     )
-    console.print(choices_table(tuning))
+    show(choices_sheet(tuning), console)
     for remark in found.remarks:
         console.print(remark, markup=False, highlight=False, soft_wrap=True)
     threshold = tuning.chosen.operating.threshold

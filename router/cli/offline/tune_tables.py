@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
-from rich.table import Table
-
+from evaluation.report.sheet import Sheet
 from evaluation.report.text import percent
 from evaluation.tuning.by_stage import Combination, StagedTuning
 from evaluation.tuning.by_tool_class import ClassTuning
@@ -13,60 +11,55 @@ from evaluation.tuning.tune import Tuning
 from policies.rules.certificate import Certificate
 
 _FIGURES = ("answered small", "passes", "large passes", "cost", "latency (large's)", "harm", "certificate")
+_NO_FIGURES = ["–"] * (len(_FIGURES) - 1)
 
 
-def choices_table(made: Tuning) -> Table:
+def choices_sheet(made: Tuning) -> Sheet:
     """The choice with its neighbours: what a stricter and a looser goal would bring."""
-    table = _table(f"threshold on {made.judge.name}", "goal", "threshold")
+    rows = []
     for choice in made.choices:
         missing = "nothing could be certified" if choice.goal == "max_harm" else "nothing could be chosen"
-        table.add_row(
-            f"{choice.goal} {choice.target:g}" + (" ◀" if choice is made.chosen else ""),
-            _threshold(choice.operating.threshold),
-            *_figures(choice.operating),
-            _certified(choice.certificate) or missing,
+        rows.append(
+            [
+                f"{choice.goal} {choice.target:g}" + (" ◀" if choice is made.chosen else ""),
+                _threshold(choice.operating.threshold),
+                *_figures(choice.operating),
+                _certified(choice.certificate) or missing,
+            ]
         )
-    return table
+    return _sheet(f"threshold on {made.judge.name}", rows, "goal", "threshold")
 
 
-def classes_table(made: ClassTuning) -> Table:
+def classes_sheet(made: ClassTuning) -> Sheet:
     """One line a class, and all together."""
-    table = _table("thresholds by tool class", "class", "at most", "threshold")
+    rows = []
     for one in made.classes:
         threshold = one.certificate.threshold if one.certificate else None
-        figures = _figures(one.operating) if one.operating is not None else ["–"] * (len(_FIGURES) - 1)
+        figures = _figures(one.operating) if one.operating is not None else _NO_FIGURES
         missing = f"nothing could be certified from {one.rows} rows"
-        table.add_row(
-            escape(one.pattern),
-            f"{one.alpha:.2%}",
-            _threshold(threshold),
-            *figures,
-            _certified(one.certificate) or missing,
-        )
-    table.add_row("all", "", "", *_figures(made.together), "each class its own")
-    return table
+        certified = _certified(one.certificate) or missing
+        rows.append([one.pattern, f"{one.alpha:.2%}", _threshold(threshold), *figures, certified])
+    rows.append(["all", "", "", *_figures(made.together), "each class its own"])
+    return _sheet("thresholds by tool class", rows, "class", "at most", "threshold")
 
 
-def stages_table(made: StagedTuning) -> Table:
+def stages_sheet(made: StagedTuning) -> Sheet:
     """The single threshold beside the gates."""
-    table = _table("thresholds by stage", "policy", "request ≥", "plan ≥", "draft ≥")
+    rows = []
     for name, at, operating, certificate in (
         ("single", made.single, made.single_operating, made.single_certificate),
         ("staged", made.staged, made.staged_operating, made.staged_certificate),
     ):
         if at is None or operating is None:
-            table.add_row(name, *["–"] * (len(_FIGURES) + 2), "nothing could be certified")
+            rows.append([name, "–", "–", "–", *_NO_FIGURES, "nothing could be certified"])
         else:
             mark = " ◀" if made.pays == (name == "staged") else ""
-            table.add_row(name + mark, *_thresholds(at), *_figures(operating), _certified(certificate))
-    return table
+            rows.append([name + mark, *_thresholds(at), *_figures(operating), _certified(certificate)])
+    return _sheet("thresholds by stage", rows, "policy", "request ≥", "plan ≥", "draft ≥")
 
 
-def _table(title: str, *first: str) -> Table:
-    table = Table(title=title)
-    for header in (*first, *_FIGURES):
-        table.add_column(header)
-    return table
+def _sheet(title: str, rows: list[list[str]], *first: str) -> Sheet:
+    return Sheet((*first, *_FIGURES), rows, title, folds=(first[0], "certificate"))
 
 
 def _figures(at: Operating) -> list[str]:

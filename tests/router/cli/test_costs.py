@@ -16,7 +16,10 @@ from typer.testing import CliRunner
 
 from evaluation.live.costs import total, totals
 from router.__main__ import app as cli
-from router.ledger.cost_queries import cost_lines, span
+from router.access.keys import new_key
+from router.access.store import KeyStore
+from router.ledger.queries.costs import cost_lines, span
+from router.ledger.retention import prune
 from router.ledger.row import DecisionRow, nano_usd
 from router.ledger.store import Ledger
 from router.settings import Price
@@ -211,6 +214,46 @@ def test_days_and_arms_are_told_apart(told: str, tmp_path: Path) -> None:
     assert [(row["label"], row["requests"]) for row in by_arm["rows"]] == [("(no experiment)", 3), ("trial:bold", 1)]
     by_key = json.loads(_costs(tmp_path, told, "--by", "key", "--format", "json", name=("report", "costs")))
     assert [(row["label"], row["requests"]) for row in by_key["rows"]] == [("(no key)", 3), ("k1", 1)]
+
+
+def test_costs_are_told_by_what_people_know(ledger_url: str, tmp_path: Path) -> None:
+    """Names of keys and tenants instead of ids, models, reasons and hours; two keys of one name are told apart, and
+    rolled-up days tell neither models nor hours. All say the same total."""
+
+    async def fill() -> list[str]:
+        async with Ledger.open(ledger_url) as ledger:
+            store = KeyStore(ledger.engine)
+            asked = [{"name": "ci", "tenant": "acme"}, {"name": "agents"}, {"name": "agents", "tenant": "acme"}]
+            keys = [(await store.create(new_key(one), DAY))[0].key_id for one in asked]
+            rows = [
+                large("a", DAY + timedelta(hours=1), key_id=keys[0]),
+                small("b", DAY + timedelta(hours=13), key_id=keys[1]),
+                large("c", DAY + timedelta(hours=13, minutes=59), key_id=keys[2]),
+                small("d", DAY + timedelta(hours=14), key_id="gone"),
+                large("old", DAY - timedelta(days=9)),
+            ]
+            await write(ledger, rows)
+            assert (await prune(ledger.engine, 5, DAY)).rows == 1
+            return keys
+
+    keys = asyncio.run(fill())
+
+    def told(by: str) -> dict[str, int]:
+        found = json.loads(_costs(tmp_path, ledger_url, "--by", by, "--format", "json"))
+        assert found["total"]["spent_nusd"] == 3 * 1_150_000 + 2 * 2_000
+        return {row["label"]: row["requests"] for row in found["rows"]}
+
+    agents = {f"agents ({key_id})": 1 for key_id in keys[1:]}
+    assert told("key") == {"ci": 1, **agents, "gone": 1, "(no key)": 1}
+    assert told("tenant") == {"acme": 2, "(no tenant)": 3}
+    assert told("model") == {"openai/gpt-4o": 2, "m": 2, "(none, or rolled up)": 1}
+    assert told("reason") == {"low_confidence": 3, "accepted": 2}
+    assert told("hour") == {
+        "2026-04-25 (rolled up)": 1,
+        "2026-05-04 01:00": 1,
+        "2026-05-04 13:00": 2,
+        "2026-05-04 14:00": 1,
+    }
 
 
 def test_an_empty_ledger_has_a_report_and_a_missing_one_an_error(ledger_url: str, tmp_path: Path) -> None:

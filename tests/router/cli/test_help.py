@@ -1,6 +1,7 @@
 """The command line as a whole: what `--help` says there is, and options in groups."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -31,6 +32,12 @@ def test_the_help_groups_all_commands_as_a_user_thinks() -> None:
             found.setdefault(panel, []).append(name)
             assert len(said.strip()) > 10, line
     assert found == PANELS
+
+
+def test_the_version_is_told() -> None:
+    """As the package's metadata has it."""
+    told = CliRunner().invoke(app, ["--version"])
+    assert (told.exit_code, told.stdout) == (0, f"smallcall {version('smallcall')}\n")
 
 
 @dataclass(frozen=True)

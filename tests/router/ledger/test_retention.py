@@ -16,8 +16,8 @@ from evaluation.live.costs import CostLine, totals
 from router.__main__ import app as cli
 from router.ledger import export as exporting
 from router.ledger import retention
-from router.ledger.cost_queries import cost_lines, span
 from router.ledger.outcomes import record
+from router.ledger.queries.costs import cost_lines, span
 from router.ledger.retention import Pruned, Retention, prune
 from router.ledger.row import LargeCall
 from router.ledger.store import Ledger

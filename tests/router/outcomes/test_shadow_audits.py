@@ -23,7 +23,7 @@ from router.constants import Constants
 from router.dialects.chat_completions import ChatCompletions, read_request
 from router.dialects.exchange import Exchange
 from router.ledger.audits import Audit, auditable, record_audit, spent_nusd
-from router.ledger.cost_queries import cost_lines
+from router.ledger.queries.costs import cost_lines
 from router.ledger.store import Ledger
 from router.ledger.tables import audits
 from router.outcomes.shadow_audits import ShadowAuditor, probability_of

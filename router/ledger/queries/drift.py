@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from router.ledger.cost_queries import start_of
+from router.ledger.queries.costs import start_of
 from router.ledger.tables import decisions
 
 _D = decisions.c

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Float, and_, case, func, literal_column, select
+from sqlalchemy import ColumnElement, Float, and_, case, extract, func, literal_column, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from evaluation.live.costs import CostLine, Group, Means, lines, means
 from router.ledger.tables import COUNTED, NANO_USD, audits, decisions, rolled_days, rollups
 
 _D = decisions.c
+Finer = Literal["model", "hour"]
 _KEYS = ("key_id", "tool", "experiment", "arm", "side", "reason")
 
 
@@ -31,6 +32,12 @@ def _count(when: ColumnElement[bool]) -> ColumnElement[Any]:
 
 _NONE: ColumnElement[str] = literal_column("''")  # no parameter: PostgreSQL would not see that two are one
 _GROUPED = {name: func.coalesce(_D[name], _NONE) for name in _KEYS}
+_SMALL: ColumnElement[str] = literal_column("'small'")
+_FINER: dict[Finer, ColumnElement[Any]] = {
+    "model": func.coalesce(case((_D.side == _SMALL, _D.small_model), else_=_D.large_model), _NONE),
+    "hour": extract("hour", _D.created_at),
+}
+"""What the rows tell beyond a roll-up: the model that answered, or was asked; the hour of the day, UTC."""
 
 
 def _columns() -> dict[str, ColumnElement[Any]]:
@@ -79,9 +86,9 @@ _FLOATS = frozenset({"bytes_by_input", "bytes_by_cached", "output_prices", "draf
 _OF_LINE = (*COUNTED, *NANO_USD)
 
 
-async def day_lines(engine: AsyncEngine, first: date, last: date) -> list[CostLine]:
+async def day_lines(engine: AsyncEngine, first: date, last: date, finer: Finer | None = None) -> list[CostLine]:
     """The lines of the days from `first` to `last`, by what is left of their rows, rolled up or not."""
-    return lines(await _groups(engine, first, last))
+    return lines(await _groups(engine, first, last, finer))
 
 
 async def typical_answers(engine: AsyncEngine, first: date, last: date) -> Means:
@@ -89,14 +96,15 @@ async def typical_answers(engine: AsyncEngine, first: date, last: date) -> Means
     return means(await _groups(engine, first, last), minimum=1) or Means()
 
 
-async def _groups(engine: AsyncEngine, first: date, last: date) -> list[Group]:
+async def _groups(engine: AsyncEngine, first: date, last: date, finer: Finer | None = None) -> list[Group]:
     day = func.date(_D.created_at)
-    keys = [column.label(name) for name, column in _GROUPED.items()]
+    grouped = _GROUPED if finer is None else {**_GROUPED, finer: _FINER[finer]}
+    keys = [column.label(name) for name, column in grouped.items()]
     query = (
         select(day.label("day"), *keys, *(value.label(name) for name, value in _SUMMED.items()))
         .select_from(decisions.outerjoin(audits, audits.c.decision_id == _D.decision_id))
         .where(_D.created_at >= start_of(first), _D.created_at < start_of(last + timedelta(days=1)))
-        .group_by(day, *_GROUPED.values())
+        .group_by(day, *grouped.values())
     )
     async with engine.connect() as connection:
         found = (await connection.execute(query)).mappings().all()
@@ -106,8 +114,11 @@ async def _groups(engine: AsyncEngine, first: date, last: date) -> list[Group]:
 def _group(row: dict[str, Any]) -> Group:
     day = row.pop("day")
     keys = {name: row.pop(name) for name in _KEYS}
+    finer = {"model": row.pop("model")} if "model" in row else {}
+    if "hour" in row:
+        finer = {"hour": f"{int(row.pop('hour')):02d}"}
     whole = {name: float(value) if name in _FLOATS else int(value) for name, value in row.items()}
-    line = CostLine(day=_day(day), **keys, **{name: whole.pop(name) for name in _OF_LINE})  # type: ignore[arg-type]
+    line = CostLine(day=_day(day), **keys, **finer, **{name: whole.pop(name) for name in _OF_LINE})  # type: ignore[arg-type]
     return Group(line=line, **whole)  # type: ignore[arg-type]
 
 
@@ -116,11 +127,12 @@ def _day(value: Any) -> date:
     return value if isinstance(value, date) else date.fromisoformat(value)
 
 
-async def cost_lines(engine: AsyncEngine, first: date, last: date) -> list[CostLine]:
-    """The lines of those days: of a day that was rolled up by its roll-up, else by its rows."""
+async def cost_lines(engine: AsyncEngine, first: date, last: date, finer: Finer | None = None) -> list[CostLine]:
+    """The lines of those days: of a day that was rolled up by its roll-up, which tells nothing finer, else by its
+    rows."""
     gone = await _rolled(engine, first, last)
     while True:
-        live = [line for line in await day_lines(engine, first, last) if line.day not in gone]
+        live = [line for line in await day_lines(engine, first, last, finer) if line.day not in gone]
         before, gone = gone, await _rolled(engine, first, last)
         if gone == before:
             break  # else a day was rolled up meanwhile, and some of its rows may not have been seen
