@@ -22,7 +22,7 @@ class Requests:
     """N requests that an experiment took in; arrays (N,). NaN: not known."""
 
     unit: npt.NDArray[Any]
-    """What was assigned as a whole; any values that can be sorted."""
+    """Ids of the units that were each assigned as a whole; any values that can be sorted."""
     arm: npt.NDArray[np.str_]
     at_s: Floats
     """Unix time of arrival."""
