@@ -1,6 +1,6 @@
 """The state of a running experiment: each arm against the control, is it sound, has a guardrail gone, may it ship?
 
-Every figure may be looked at at any time: intervals are confidence sequences, the sample ratio is watched by a Bayes
+Every figure may be read at any time: intervals are confidence sequences, the sample ratio is watched by a Bayes
 factor, and a guardrail that once went stays gone, since it is read off the whole path. Errors are shared out evenly:
 `alpha` over the treatments for the ship rule (each of its two conditions at full level, since both must hold), and
 `alpha` over treatments and guardrails for the automatic stop.

@@ -47,8 +47,8 @@ class CostLine:
     failed: int
     """With an HTTP status of 400 or more."""
     unpriced: int
-    """Requests of unknown cost: the large model was asked and its usage or price is not known; or, answered small, its
-    price is not known."""
+    """Requests of unknown cost: the large model was asked and its usage or price is not known; or the small model
+    answered and the large model's price is not known."""
     estimated: int
     """Requests that were cut short, with an estimate of the usage that was not reported."""
     large_prompt_tokens: int

@@ -235,8 +235,8 @@ def _remarks(chosen: Chosen, kept: Mapping[str, Kept], labels: Labels) -> list[s
     )
     if all(row.small for row in chosen.rows):
         notes.append(
-            "All rows were answered small: the curve tells of thresholds that are stricter than those of the time, and "
-            "of no looser ones."
+            "All rows were answered small: the curve shows thresholds that are stricter than those of the time, and "
+            "no looser ones."
         )
     if not any(one.conversation for one in kept.values()):
         notes.append(

@@ -44,7 +44,7 @@ MANIFEST, DIGEST = "bundle.json", "digest"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_FILES = 64
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all files beside `bundle.json`."""
+"""Size limit in bytes of all files beside `bundle.json` together."""
 
 
 class BundleError(ValueError):
@@ -52,7 +52,7 @@ class BundleError(ValueError):
 
 
 class LoadedBundle(Protocol):
-    """What a worker says of itself: `slm.protocol.Info` has it."""
+    """A worker's statement about itself, which `slm.protocol.Info` satisfies."""
 
     @property
     def weights_sha256(self) -> str: ...
@@ -121,7 +121,7 @@ class Bundle:
         return Gain(self.judge, floor, passes, large_prices, per_usd, per_second, *others)
 
     def summary(self) -> dict[str, object]:
-        """What a list of models shows: digest, policy, judge, certificates as sentences, what is expected."""
+        """Return what a list of models shows: digest, policy, judge, certificates as sentences, what is expected."""
         manifest = self.manifest
         return {
             "digest": self.digest,
