@@ -114,7 +114,7 @@ class Bundle:
         prices = manifest.prices
         assert prices is not None
         if self.judge.probability(0.0) is None:
-            raise ValueError("kind: reckoning with money needs a judge with probabilities")
+            raise ValueError("kind: weighing money needs a judge with probabilities")
         large_prices = LargePrices(prices.usd_per_character, prices.usd_of_answer, prices.latency_s)
         passes = {str(kind): rate for kind, rate in prices.large_passes.items()}
         others = (manifest.on_no_call, manifest.on_ask, certificate)

@@ -1,7 +1,7 @@
 """P(a draft is right) from its signals: a fitted classifier in plain arrays, and a judge that scores by one.
 
 `policies.classifier.fit.fit` makes one. The raw score orders drafts and is what thresholds are set on; the calibrated
-probability is for reckoning money only (isotonic calibration has ties). Not guaranteed: that either holds for another
+probability is for weighing money only (isotonic calibration has ties). Not guaranteed: that either holds for another
 model, adapter, pattern or precision than the training rows were drafted with.
 """
 

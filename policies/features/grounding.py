@@ -26,7 +26,7 @@ MAX_PARTS = 256
 """Parts of a message's content that are read."""
 MAX_VALUES = 64
 MAX_VALUE_CHARS = 500
-"""Of a longer value only so many characters are searched for."""
+"""The number of characters of a longer value that are searched for."""
 MAX_WORDS = 32
 """The number of words that are searched for where a value does not stand as a whole."""
 MAX_PLACES = 64
