@@ -1,1 +1,1 @@
-"""What answers are worth, computed offline from cases, traces or a ledger."""
+"""Offline evaluation: measures the worth of answers from cases, traces or a ledger."""

@@ -1,4 +1,4 @@
-"""How sure a figure is: intervals for a pass rate, and a paired bootstrap that resamples whole clusters.
+"""The uncertainty of a figure: intervals for a pass rate, and a paired bootstrap that resamples whole clusters.
 
 Requests that share a conversation or a tool list are not independent, so clusters are drawn, not rows. Draws are shared
 between all figures of a report (paired): the difference of two policies is compared on the same draws. Percentile
@@ -32,7 +32,7 @@ def wilson(passes: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
 def cluster_weights(
     clusters: Sequence[Hashable], draws: int, rng: np.random.Generator, *, max_cells: int = 1_000_000
 ) -> Iterator[npt.NDArray[np.int64]]:
-    """How often each of n rows occurs in each draw: blocks of shape (b, n), `draws` rows in all.
+    """Yield the counts of each of n rows in each draw: blocks of shape (b, n), `draws` rows in all.
 
     A draw takes G clusters out of G with replacement (Davison and Hinkley 1997, §3.8, whole clusters only); a row
     counts as often as its cluster. A block has at most `max_cells` numbers, or one draw.

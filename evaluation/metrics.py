@@ -1,4 +1,4 @@
-"""What a policy gains: cost/quality curves and their one-figure summaries; how well a score parts right from wrong.
+"""A policy's gains: cost/quality curves and their one-figure summaries; how well a score parts right from wrong.
 
 Pure functions over arrays; nothing here reads a table or knows a model. A *sweep* orders n requests by a score and
 moves a threshold from "escalate all" to "answer all small"; requests of equal score move together, since no threshold

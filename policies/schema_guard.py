@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class SchemaBounds:
-    """What a tool's schema may be, all inclusive."""
+    """Limits of a tool's schema, all inclusive."""
 
     depth: int = 64
     nodes: int = 20_000

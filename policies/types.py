@@ -19,7 +19,7 @@ Json = Any
 
 
 class Span(IntEnum):
-    """What a token of a draft writes. The order is the priority where one token writes several things."""
+    """The part of a draft that a token writes. The order is the priority where one token writes several things."""
 
     SYNTAX = 0
     """The frame of the pattern and JSON punctuation."""
@@ -53,7 +53,7 @@ HIDDEN_SIZE = 16
 
 
 class Outcome(StrEnum):
-    """What a draft says should happen next."""
+    """The next step that a draft calls for."""
 
     CALLS = "calls"
     NO_CALL = "no_call"
@@ -62,7 +62,7 @@ class Outcome(StrEnum):
 
 
 class Action(StrEnum):
-    """What a verdict orders. `CONTINUE` is only lawful before and during a draft."""
+    """The action that a verdict orders. `CONTINUE` is only lawful before and during a draft."""
 
     ANSWER = "answer"
     ESCALATE = "escalate"
@@ -115,7 +115,7 @@ SpanArray = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class TokenSignals:
-    """What the engine measured for each of the draft's T tokens; every array has shape (T,).
+    """The engine's measurements for each of the draft's T tokens; every array has shape (T,).
 
     All probabilities are of the **unmasked** distribution, so a grammar cannot hide the model's doubt.
     """
@@ -181,7 +181,7 @@ class Draft:
     None where the engine cannot look inside."""
 
     def at_plan(self) -> Draft:
-        """What was known when the plan stood: its outcome and tools, and the signals up to its last token."""
+        """Return what was known when the plan stood: its outcome and tools, and the signals up to its last token."""
         cut = self.outcome is Outcome.UNPARSABLE and bool(self.plan)
         signals = None if self.signals is None else self.signals.until_plan()
         return Draft(Outcome.CALLS if cut else self.outcome, complete=False, signals=signals, plan=self.plan)

@@ -25,7 +25,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a model answered. A failed request is no answer: score only what was answered, count failures apart."""
+    """A model's answer. A failed request is no answer: score only what was answered, count failures apart."""
 
     calls: tuple[Call, ...] = ()
     text: str | None = None

@@ -87,12 +87,12 @@ class Case(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def scorable(self) -> bool:
-        """Whether it can be known what is right."""
+        """True if the right answer can be known."""
         return not isinstance(self.gold, UnknownGold)
 
     @property
     def conversation(self) -> str:
-        """What ties rows of one dialogue together: `meta.conversation` within the source, else the case itself."""
+        """The key that rows of one dialogue share: `meta.conversation` within the source, else the case's own id."""
         return f"{self.source}/{self.meta.get('conversation', self.id)}"
 
     @property

@@ -60,7 +60,7 @@ _NEARNESS = (
 
 @dataclass(frozen=True, slots=True)
 class CaseScore:
-    """Whether an answer is right, and the one word that says why (not)."""
+    """The verdict on an answer: right or wrong, and the one word that says why."""
 
     passed: bool
     reason: Reason

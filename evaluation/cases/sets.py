@@ -1,11 +1,11 @@
-"""The sets of cases that scores are told for, and samples of them that are the same on every machine.
+"""The sets of cases that scores are given for, and samples of them that are the same on every machine.
 
 `bfcl` by category, `toolbench` by its six groups, `in_domain` (other conversations, known tools) and `heldout_tools`
 (tools that no training row offers as the right one) by source. `new_agents` holds the tests of two sources that the
 shipped recipe does not train on (`NEW_AGENTS`): agents whose tools the small model has never seen. `validation` holds
 conversations of the training sources that no recipe trains on (`slm.dataset.splits`): it is there to fit a judge on,
 and scored on demand only. `toolbench_recorded` holds ToolBench's queries without a gold, with the tool that the
-recorded model called first in its place: what is told there is agreement with that model, not correctness.
+recorded model called first in its place: its score is agreement with that model, not correctness.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SETS = ("bfcl", "in_domain", "heldout_tools", "new_agents", "toolbench", "toolbe
 NEW_AGENTS = frozenset({"star", "taskmaster4"})
 """Sources that stand for agents which the small model has not met."""
 TOOLBENCH = ("toolbench", "toolbench_recorded")
-"""The sets that are told by ToolBench's six groups."""
+"""The sets whose scores are given by ToolBench's six groups."""
 
 
 def training_file() -> Path:
@@ -90,7 +90,7 @@ def _training_sets(path: Path) -> dict[str, list[Case]]:
 
 
 def group_of(name: str, case: Case) -> str:
-    """What a case of this set is told under."""
+    """Return the group that a case of this set is reported under: its category or its source."""
     return case.category if name in ("bfcl", *TOOLBENCH) else case.source
 
 

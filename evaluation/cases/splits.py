@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from evaluation.cases.case import Case
 
 Keys = Callable[[Case], Iterable[str]]
-"""What ties a case to others: two cases that share a key stay together."""
+"""Returns the keys that tie a case to others: two cases that share a key stay together."""
 
 
 def by_conversation(case: Case) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a large model once answered to the cases, with the tokens and seconds it took; and where the study's data lie.
+"""Recorded answers of large models to the cases, with their tokens and seconds; and where the study's data lie.
 
 Tokens and seconds are the recording's own. Three of the twelve recorded models ran locally and recorded neither; that
 is None here, never 0.
@@ -60,7 +60,7 @@ class RecordedAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PublishedRate(msgspec.Struct, frozen=True):
-    """How many of a category's cases passed, as published."""
+    """The number of a category's cases that passed, as published."""
 
     passed: int
     cases: int

@@ -31,9 +31,9 @@ def normal_string(text: str) -> str:
 
 
 def has_type(value: Any, schema: Any, acceptable: Sequence[Any]) -> bool:
-    """Whether `value` has the schema's type or that of an acceptable value; items of arrays one level deep.
+    """Return True if `value` has the schema's type or that of an acceptable value; array items one level deep.
 
-    A schema without `type` allows every type; other keywords are not looked at.
+    A schema without `type` allows every type; other keywords are ignored.
     """
     declared = _declared(schema)
     if not declared:
@@ -54,7 +54,7 @@ def has_type(value: Any, schema: Any, acceptable: Sequence[Any]) -> bool:
 
 
 def is_acceptable(value: Any, acceptable: Sequence[Any], *, choices_inside: bool) -> bool:
-    """Whether `value` equals one of the acceptable values.
+    """Return True if `value` equals one of the acceptable values.
 
     With `choices_inside` (BFCL's gold), an acceptable object, alone or in a list, holds for each key a list of
     acceptable values, `""` among them if the key may be absent.
@@ -63,7 +63,7 @@ def is_acceptable(value: Any, acceptable: Sequence[Any], *, choices_inside: bool
 
 
 def may_be_absent(acceptable: Sequence[Any]) -> bool:
-    """Whether a parameter with these acceptable values may be left out."""
+    """Return True if a parameter with these acceptable values may be left out."""
     return any(isinstance(option, str) and option == "" for option in acceptable)
 
 

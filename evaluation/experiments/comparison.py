@@ -40,12 +40,12 @@ class Sample:
 
     @property
     def defined(self) -> bool:
-        """Whether the ratio and its error can be had."""
+        """True if the ratio and its error can be computed."""
         return len(self.numerator) > 1 and bool(self.denominator.sum() > 0)
 
     @property
     def informed(self) -> int:
-        """Units that tell of the metric: their denominator is not 0."""
+        """Number of units that count for the metric: their denominator is not 0."""
         return int((self.denominator > 0).sum())
 
     @property
@@ -65,7 +65,7 @@ class Difference:
     standard_error: float
     lower: float
     upper: float
-    """The confidence sequence's interval; infinite before both arms have `MIN_UNITS` units that tell of the metric."""
+    """The confidence sequence's interval; infinite before both arms have `MIN_UNITS` units with the metric."""
     units: int
     variance_kept: float
     """Variance with the covariates over the variance without; 1 where there are none."""

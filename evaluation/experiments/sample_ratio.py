@@ -15,22 +15,22 @@ from evaluation.metrics import Floats, MetricError
 
 LEVEL = 0.001
 CONCENTRATION = 1000.0
-"""Of the alternative's Dirichlet prior around the planned shares: at two equal arms a deviation of 1.6 points, the size
-of a real bug, not of one lost unit."""
+"""Concentration of the alternative's Dirichlet prior around the planned shares: at two equal arms a deviation of 1.6
+points, the size of a real bug, not of one lost unit."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampleRatio:
-    """What the counts say of the planned shares."""
+    """The result of testing the observed counts against the planned shares."""
 
     p_value: float
     """χ² test; holds for one look, at a time fixed beforehand."""
     log_bayes_factor: float
-    """Of "other shares" over "the planned shares"; holds at every look."""
+    """Natural log of the Bayes factor of "other shares" over "the planned shares"; holds at every look."""
 
     @property
     def mismatch(self) -> bool:
-        """Whether the factor has reached 1/0.001: by Ville's inequality a true plan does that at any look, ever, with
+        """True if the factor has reached 1/0.001: by Ville's inequality a true plan does that at any look, ever, with
         probability 0.001 at most."""
         return self.log_bayes_factor >= -math.log(LEVEL)
 

@@ -79,7 +79,7 @@ def planned_units(effect: float, unit_deviation: float, *, alpha: float, power: 
 
 
 def planned_for_rates(control: float, treatment: float, *, share: float = 0.5, alpha: float, power: float) -> int:
-    """Units in both arms together that tell the two pass rates apart with probability `power` or more.
+    """Units in both arms together that distinguish the two pass rates with probability `power` or more.
 
     One judged request a unit is assumed; `share` of the units get the treatment.
     """

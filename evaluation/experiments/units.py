@@ -1,8 +1,8 @@
 """Requests of an experiment, gathered into units.
 
 A unit (a conversation, a key) enters with its first eligible request; what it does within a window from there is its
-value, and it counts once the window has closed. So units are complete when they are looked at, in the order of their
-entry, as the confidence sequences need. A unit that was served by two arms (the weights were changed under way) tells
+value, and it counts once the window has closed. So units are complete when they are read, in the order of their
+entry, as the confidence sequences need. A unit that was served by two arms (the weights were changed under way) says
 nothing of either and is left out, and counted.
 """
 
@@ -22,7 +22,7 @@ class Requests:
     """N requests that an experiment took in; arrays (N,). NaN: not known."""
 
     unit: npt.NDArray[Any]
-    """What was assigned as a whole; any values that can be sorted."""
+    """Ids of the units that were each assigned as a whole; any values that can be sorted."""
     arm: npt.NDArray[np.str_]
     at_s: Floats
     """Unix time of arrival."""

@@ -1,6 +1,6 @@
 """The state of a running experiment: each arm against the control, is it sound, has a guardrail gone, may it ship?
 
-Every figure may be looked at at any time: intervals are confidence sequences, the sample ratio is watched by a Bayes
+Every figure may be read at any time: intervals are confidence sequences, the sample ratio is watched by a Bayes
 factor, and a guardrail that once went stays gone, since it is read off the whole path. Errors are shared out evenly:
 `alpha` over the treatments for the ship rule (each of its two conditions at full level, since both must hold), and
 `alpha` over treatments and guardrails for the automatic stop.
@@ -24,7 +24,7 @@ from evaluation.metrics import Floats, MetricError
 
 Advice = Literal["ship", "stop", "reject", "void", "continue"]
 P95_SHARE = 0.05
-"""Of requests that may be slower than the 95th percentile."""
+"""The share of requests that may be slower than the 95th percentile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +39,18 @@ class Guardrails:
     """Rise over the control's share of calls that their tool refused."""
 
     def watched(self) -> int:
-        """How many limits there are."""
+        """The number of limits that are set."""
         return sum(limit is not None for limit in (self.p95_latency_s, self.invalid_calls, self.tool_errors))
 
 
 @dataclass(frozen=True, slots=True)
 class ExperimentPlan:
-    """What was fixed before the experiment began."""
+    """The plan of an experiment, fixed before it began."""
 
     weights: Mapping[str, float]
     """Arms and their weights; the first is the control."""
     planned_units: int = 2000
-    """Of all arms together; intervals are narrowest there."""
+    """Units of all arms together; intervals are narrowest there."""
     alpha: float = 0.05
     margin: float = 0.01
     """Pass rate that a treatment may lose, absolute."""
@@ -107,7 +107,7 @@ class Treatment:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Of the whole experiment."""
+    """The state of the whole experiment."""
 
     arms: tuple[ArmState, ...]
     treatments: tuple[Treatment, ...]
@@ -118,7 +118,7 @@ class State:
 
     @property
     def stopped(self) -> bool:
-        """Whether a guardrail has gone: nothing but the control should be served."""
+        """True if a guardrail has tripped: nothing but the control should be served."""
         return any(rail.tripped_at is not None for one in self.treatments for rail in one.guardrails)
 
 

@@ -1,1 +1,1 @@
-"""What a running gateway's ledger shows: costs, drift, audits and off-policy estimates."""
+"""Figures from a running gateway's ledger: costs, drift, audits and off-policy estimates."""

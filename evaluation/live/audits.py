@@ -31,14 +31,14 @@ class AuditEstimates:
 
     @property
     def reliable(self) -> bool:
-        """Whether there are enough effective rows for a figure."""
+        """True if there are enough effective rows for a figure."""
         return bool(self.estimates) and all(one.reliable for one in self.estimates)
 
 
 def audit_estimates(
     propensity: npt.ArrayLike, audited: npt.ArrayLike, agreed: npt.ArrayLike, predicted: npt.ArrayLike
 ) -> AuditEstimates:
-    """Of n answers that could have been audited; all arguments (n,).
+    """Estimate agreement over n answers that could have been audited; all arguments have shape (n,).
 
     Args:
         propensity: e(x) as it was when the audit was drawn, in (0, 1].
@@ -59,7 +59,7 @@ def audit_estimates(
 
 
 def agreement(tools: Sequence[Mapping[str, Any]], reference: Answer, other: Answer) -> CaseScore | None:
-    """How `other` scores by BFCL's rules where `reference` is right; None where they cannot be compared: the
+    """Score `other` by BFCL's rules, taking `reference` as right. None where they cannot be compared: the
     reference's arguments cannot be decoded, or the tools are none.
 
     Args:

@@ -26,7 +26,7 @@ COLUMNS = ("requests", "small", "large $", "small $", "audits $", "spent $", "al
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """What was spent from `first` to `last`, both included, in UTC."""
+    """The money spent from `first` to `last`, both included, in UTC."""
 
     by: By
     first: date
@@ -41,7 +41,7 @@ class CostReport:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What a reader must know, in sentences."""
+        """The caveats that a reader must know, in sentences."""
         whole = self.total
         notes = [
             "* An estimate where the small model answered: the request's own size, and the length of the tenant's "

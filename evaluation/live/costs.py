@@ -1,4 +1,4 @@
-"""What was spent, and what it would have cost to ask the large model always.
+"""The money spent, and an estimate of what it would have cost to ask the large model always.
 
 Spent is measured: the large model's reported usage by its price, the small model's seconds by its machine's price,
 shadow audits by theirs; whole nano-dollars, so sums are exact. What answers must have cost that were cut short is an
@@ -10,9 +10,9 @@ estimate, and stands by itself.
 - s is the share of cached prompt tokens in those, p and c the prices of uncached and cached ones;
 - O is the mean number of tokens in which the tenant's large answers *that made a call* were written, q their price.
 Prices are those that stood when the request was answered. A tenant with fewer than `MIN_ROWS` such answers that day is
-reckoned by all tenants' of the day; without any, a token is four bytes, nothing is cached, and the answer is as long as
-the draft. Requests that the large model answered cost what they cost. Everything needed stands in the rows of one day,
-so a day tells the same before and after its rows are rolled up.
+estimated from all tenants' of the day; without any, a token is four bytes, nothing is cached, and the answer is as long
+as the draft. Requests that the large model answered cost what they cost. Everything needed stands in the rows of one
+day, so a day gives the same before and after its rows are rolled up.
 
 Not guaranteed: that the large model would have been as brief; that the provider's cache would have held as much.
 """
@@ -47,9 +47,10 @@ class CostLine:
     failed: int
     """With an HTTP status of 400 or more."""
     unpriced: int
-    """Of unknown cost: the large model was asked and its usage or price is not known; or, answered small, its price."""
+    """Requests of unknown cost: the large model was asked and its usage or price is not known; or the small model
+    answered and the large model's price is not known."""
     estimated: int
-    """Cut short, with an estimate of what was not told."""
+    """Requests that were cut short, with an estimate of the usage that was not reported."""
     large_prompt_tokens: int
     large_cached_tokens: int
     large_completion_tokens: int
@@ -89,26 +90,26 @@ class PricedLine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Group(PricedLine):
-    """One line before its alternative is reckoned, and the sums from which that is done."""
+    """One line before its alternative is computed, and the sums from which that is done."""
 
     line: CostLine
     """`always_large_nusd` is what the large model was paid."""
     priced_small: int = 0
-    """How many requests the sums of `PricedLine` are over."""
+    """The number of requests that the sums of `PricedLine` are over."""
     told: int = 0
-    """Requests that the large model answered and told usage of; the sums below are theirs."""
+    """Requests that the large model answered and reported usage for; the sums below are theirs."""
     told_bytes: int = 0
     told_prompt_tokens: int = 0
     told_cached_tokens: int = 0
     called: int = 0
-    """Of those, with a call."""
+    """The number of those whose answer has a call."""
     called_tokens: int = 0
     """Their completion tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Means:
-    """What the large model's answers of one day were like; None where there are too few."""
+    """Means over the large model's answers of one day; `answer_tokens` is None where there are too few."""
 
     tokens_per_byte: float = _TOKENS_PER_BYTE
     cached_share: float = 0.0
@@ -150,7 +151,7 @@ class Total:
 
     @property
     def share_small(self) -> float | None:
-        """Of the answered requests."""
+        """The share of answered requests that the small model answered; None where none was answered."""
         answered = self.small + self.large
         return self.small / answered if answered else None
 
@@ -178,7 +179,7 @@ def lines(groups: Sequence[Group]) -> list[CostLine]:
 
 
 def means(groups: Iterable[Group], *, minimum: int) -> Means | None:
-    """Of all these groups; None where fewer than `minimum` large answers made a call."""
+    """Return the means over all these groups; None where fewer than `minimum` large answers made a call."""
     told_bytes = prompt = cached = called = tokens = 0
     for group in groups:
         told_bytes += group.told_bytes
@@ -192,7 +193,7 @@ def means(groups: Iterable[Group], *, minimum: int) -> Means | None:
 
 
 def alternative_nusd(group: PricedLine, typical: Means) -> int:
-    """What the large model would have charged for what the small one answered. See the module."""
+    """Return the nano-dollars that the large model would have charged for what the small one answered (see module)."""
     share = typical.cached_share
     prompt = typical.tokens_per_byte * ((1 - share) * group.bytes_by_input + share * group.bytes_by_cached)
     tokens = typical.answer_tokens

@@ -30,10 +30,10 @@ SCORE = "as_decided"
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """What a ledger with content has of one decision beside its row."""
+    """The content that a ledger with content keeps of one decision beside its row."""
 
     messages: Sequence[Mapping[str, Any]] = ()
-    """Of the request, as chat completions."""
+    """Messages of the request, as chat completions have them."""
     tools: Sequence[str] = ()
     """Names of those offered."""
     conversation: str | None = None
@@ -51,15 +51,15 @@ class ObservedTraces:
     small: Trace
     large: Trace
     run: Trace
-    """What the gateway did with them."""
+    """The gateway's own decisions on the cases."""
     judge: str
-    """What gave the scores."""
+    """Name of the judge that gave the scores."""
     probabilities: Mapping[str, float]
-    """Case id → P(right) as it was told at the time, where it was."""
+    """Case id → P(right) as it was given at the time, where it was."""
     prompts_kept: bool
-    """Whether the requests' messages are there to look at."""
+    """True if the requests' messages were kept."""
     on_no_call: OnOther
-    """What became of drafts without a call, and of those that ask back."""
+    """The gateway's treatment of drafts without a call, and of those that ask back."""
     remarks: Sequence[str]
 
     def score(self) -> TrainableJudge:
@@ -235,8 +235,8 @@ def _remarks(chosen: Chosen, kept: Mapping[str, Kept], labels: Labels) -> list[s
     )
     if all(row.small for row in chosen.rows):
         notes.append(
-            "All rows were answered small: the curve tells of thresholds that are stricter than those of the time, and "
-            "of no looser ones."
+            "All rows were answered small: the curve shows thresholds that are stricter than those of the time, and "
+            "no looser ones."
         )
     if not any(one.conversation for one in kept.values()):
         notes.append(

@@ -38,9 +38,9 @@ class Observed:
     decision_id: str
     created_at: datetime
     small: bool
-    """Whether the draft was served; else the large model answered."""
+    """True if the draft was served; else the large model answered."""
     judge: str
-    """What gave the score: scores of two judges cannot be compared."""
+    """Name of the judge that gave the score: scores of two judges cannot be compared."""
     reason: str
     outcome: str
     valid: bool
@@ -50,27 +50,27 @@ class Observed:
     tool: str | None
     """The first that the client's answer calls."""
     told: bool | None = None
-    """Whether the client's answer was right, by feedback or a tool's refusal; None: nobody said."""
+    """True if the client's answer was right, by feedback or a tool's refusal; None: nobody said."""
     propensity: float | None = None
     """With which the draft was to be held against the large model; None: it could not be."""
     compared: bool = False
     agreed: bool | None = None
-    """What that gave; None where it was not made or came to nothing."""
+    """The result of that comparison; None where it was not made or came to nothing."""
     small_model: str | None = None
     large_model: str | None = None
     small_usd: float | None = None
     large_usd: float | None = None
-    """What the large model's answer cost, or would have: then as `evaluation.live.costs` estimates it."""
+    """The cost of the large model's answer, or what it would have been, as `evaluation.live.costs` estimates it."""
     queue_s: float | None = None
     prefill_s: float | None = None
     decode_s: float | None = None
     latency_s: float = 0.0
-    """Of the whole request."""
+    """Seconds that the whole request took."""
     audit_s: float | None = None
 
     @property
     def passes(self) -> tuple[bool, bool] | None:
-        """Whether the draft and the large model's answer were right; None where that of the draft is not known."""
+        """(draft right, large model's answer right); None where that of the draft is not known."""
         if self.small:
             right = self.told if self.told is not None else self.agreed
             return None if right is None else (right, right if self.agreed else True)
@@ -112,7 +112,7 @@ def choose(rows: Sequence[Observed], labels: Labels, *, given_up: int = 0) -> Ch
     """The rows that a study may count.
 
     Args:
-        rows: in the order of time; the newest one's judge is the one looked at.
+        rows: in the order of time; the newest one's judge is the one that counts.
         given_up: decisions beside them whose draft was never whole.
     """
     sieve = _Sieve()

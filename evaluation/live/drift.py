@@ -59,7 +59,7 @@ def audits_needed(max_error: float, confidence: float, *, errors: int = 0) -> in
 
 
 def trusted(passed: npt.ArrayLike, *, max_error: float = 0.05, confidence: float = 0.9) -> bool:
-    """Whether a new or changed tool has earned trust: its first `audits_needed` audited calls were all clean.
+    """Return True if a new or changed tool has earned trust: its first `audits_needed` audited calls were all clean.
 
     A tool that failed among them stays untrusted here until its hash changes: it goes on being escalated, or the judge
     is fitted anew with its rows.
@@ -84,7 +84,7 @@ class Shift:
     ks: float
     """Greatest distance of the two distribution functions."""
     q_value: float
-    """Of the KS test, adjusted for all signals looked at (Benjamini and Hochberg 1995)."""
+    """q-value of the KS test, adjusted for all signals tested (Benjamini and Hochberg 1995)."""
     missing_then: float
     """Share of rows without the signal."""
     missing_now: float
@@ -138,7 +138,7 @@ class Change:
     """The mean moved."""
 
     seen_at: int
-    """Values read when it was told."""
+    """Number of values read when the change was detected."""
     began: int
     """Index of the first value kept: older ones are of another regime."""
     before: float
@@ -146,7 +146,7 @@ class Change:
 
 
 def changes(errors: npt.ArrayLike, *, delta: float = 0.002) -> tuple[Change, ...]:
-    """Where the mean of a stream changed, as ADWIN tells it (Bifet and Gavaldà 2007).
+    """Return the places where the mean of a stream changed, as ADWIN finds them (Bifet and Gavaldà 2007).
 
     After every value the window is cut as long as two parts of it, n₀ and n₁ long, have means further apart than
     √(2σ²L/m) + 2L/(3m), where 1/m = 1/n₀ + 1/n₁, σ² is the window's variance and L = ln(2 ln n/δ). All cuts are tried,
@@ -154,7 +154,7 @@ def changes(errors: npt.ArrayLike, *, delta: float = 0.002) -> tuple[Change, ...
 
     Args:
         errors: (n,) in [0, 1], oldest first.
-        delta: probability of a false cut, each time the window is looked at.
+        delta: probability of a false cut, each time the window is checked.
     """
     x = np.asarray(errors, dtype=np.float64)
     if x.ndim != 1 or not ((x >= 0) & (x <= 1)).all() or not 0 < delta < 1:

@@ -1,4 +1,5 @@
-"""What another policy would have earned, from the decisions of the one that ran and their logged probabilities.
+"""Estimates of what another policy would have earned, from the decisions of the one that ran and their logged
+probabilities.
 
 Contextual bandit: request x, action a (answer small, escalate) drawn with the logged probability b(a | x), reward r
 seen for that action only. A target policy with probabilities π(a | x) is worth E[Σₐ π(a | x)·r(x, a)]. Shadow audits
@@ -37,7 +38,7 @@ class PolicyEstimate:
 
     @property
     def reliable(self) -> bool:
-        """Whether enough rows speak for the target."""
+        """True if there are at least `MIN_ESS` effective rows."""
         return self.ess >= MIN_ESS
 
     def __str__(self) -> str:
@@ -131,7 +132,7 @@ def _vector(name: str, values: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True, slots=True)
 class AuditPlan:
-    """How likely an accepted draft is audited: e(p̂) = min(1, max(floor, scale·√(p̂(1 − p̂))))."""
+    """The probability that an accepted draft is audited: e(p̂) = min(1, max(floor, scale·√(p̂(1 − p̂))))."""
 
     scale: float
     floor: float

@@ -31,7 +31,7 @@ class RecordedModel:
     tokens_of: str | None = None
     """The recording whose tokens are charged; its own for None."""
     assumption: str = ""
-    """What of its costs was not recorded."""
+    """The part of its costs that was not recorded; empty where all was."""
 
     @property
     def name(self) -> str:

@@ -32,7 +32,7 @@ from evaluation.recorded.wire import chunks, completion, error_body, usage
 
 MAX_REQUEST_BYTES = 16 * 1024 * 1024
 MAX_RECEIVED = 1000
-"""How many of the last requests are kept."""
+"""The number of last requests that are kept."""
 
 _SHUTDOWN_S = 1.0
 _JSON = "application/json"
@@ -242,7 +242,7 @@ def _close(request: web.Request) -> None:
 
 
 async def serve(server: RecordedServer, stop: asyncio.Event, ready: Callable[[str], None]) -> None:
-    """Run `server` until `stop` is set; `ready` is told the base URL once it accepts. OSError: the port is taken."""
+    """Run `server` until `stop` is set; `ready` gets the base URL once it accepts. OSError: the port is taken."""
     async with server:
         ready(server.url)
         await stop.wait()

@@ -20,7 +20,7 @@ from evaluation.traces.table import Trace, TraceInfo, TraceRow
 
 @dataclass(frozen=True, slots=True)
 class TokenRates:
-    """How many characters a token of a large model holds, from recorded answers whose tokens are known."""
+    """Characters per token of a large model, from recorded answers whose tokens are known."""
 
     input_chars: float
     """Characters of messages and tools as JSON, for each input token."""

@@ -1,6 +1,6 @@
 """Chat-completions JSON of a recorded answer, whole and in chunks, and the content key by which a request is known.
 
-A request is known by its messages (role, text, calls) and the names of its tools. Not looked at: ids of tool calls,
+A request is known by its messages (role, text, calls) and the names of its tools. Not compared: ids of tool calls,
 descriptions and schemas of tools, sampling parameters, the order of the tools. A gateway may change all of these.
 """
 

@@ -32,7 +32,7 @@ class Labelled:
     table: FeatureTable
     cases: Sequence[Case]
     kinds: Sequence[str]
-    """Of each draft, one of KINDS."""
+    """The kind of each draft, one of KINDS."""
     valid: BoolArray
     """Drafts without a finding: only these are ever served."""
     signals: Sequence[TokenSignals | None]

@@ -21,7 +21,7 @@ from evaluation.replay.plans import Plan, Score
 from evaluation.replay.replay import Arms
 
 GRID_POINTS = 61
-"""Costs at which a curve's band is told."""
+"""Costs at which a curve's band is given."""
 MAX_CURVE_POINTS = 300
 CURVE_FIGURES = (
     "apgr", "cpt50", "cpt80", "cpt95", "cpt100", "cost95", "qnc", "aiq", "audc", "auroc", "aurc", "e_aurc",
@@ -91,7 +91,8 @@ class CurveFigures(msgspec.Struct, frozen=True, kw_only=True):
     aurc: Estimate
     e_aurc: Estimate
     ece: float | None
-    """Of the score's probability among the same drafts; None where the score is no probability. So is `brier`."""
+    """Expected calibration error of the score's probability among the same drafts; None where the score is no
+    probability. The same holds for `brier`."""
     brier: float | None
 
 

@@ -111,7 +111,7 @@ def plans_at_shares(arms: Arms, score: Score, shares: Sequence[float] = SHARES) 
 
 
 def plan_of_run(arms: Arms, run: Trace, *, small_usd_per_hour: float) -> Plan:
-    """What a running gateway did with the same requests, as it was measured.
+    """Return the plan of a running gateway: what it did with the same requests, as it was measured.
 
     Raises ReplayError unless it answered, or failed, every case of the study and says who answered at what cost.
     """

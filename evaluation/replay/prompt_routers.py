@@ -20,7 +20,7 @@ from evaluation.replay.scorers import CannotJudge, Part, Scorer, TrainableJudge,
 from policies.types import BoolArray
 
 MAX_CHARS = 20_000
-"""Of a request's text that a router reads."""
+"""Characters of a request's text that a router reads."""
 MAX_DIMENSIONS = 64
 
 

@@ -1,4 +1,4 @@
-"""What a policy would have done: the small and the large arm's traces side by side, and policies run over them.
+"""Replay of policies: the small and the large arm's traces side by side, and policies run over them.
 
 A replay counts what the gateway does. The small model is paid for wherever a draft was begun, the large one wherever it
 was asked; a draft that may not be served escalates. A draft that `during` would cut short is charged in full, and
@@ -97,7 +97,7 @@ class Arms:
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What a policy did; every array has shape (n,)."""
+    """A policy's decisions on n requests; every array has shape (n,)."""
 
     answered_small: BoolArray
     drafted: BoolArray

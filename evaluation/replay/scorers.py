@@ -166,7 +166,7 @@ FOLDS = 5
 
 
 def crossfit(judge: TrainableJudge, part: Part, *, folds: int = FOLDS) -> Score:
-    """One score of all rows. Raises CannotJudge where a fold allows none, or no draft is told of."""
+    """One score of all rows. Raises CannotJudge where a fold allows none, or no draft is known."""
     names = [f"fold{i}" for i in range(folds)]
     parts = split(part.arms.cases, dict.fromkeys(names, 1.0 / folds), salt="crossfit")
     fold_of = {case.id: name for name, cases in parts.items() for case in cases}

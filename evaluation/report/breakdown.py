@@ -26,7 +26,7 @@ _NO_CALL = "no call"
 
 
 class GroupRate(msgspec.Struct, frozen=True):
-    """What one plan does in one category."""
+    """The figures of one plan in one category."""
 
     quality: Estimate
     escalated: float
@@ -43,7 +43,7 @@ class CategoryRow(msgspec.Struct, frozen=True):
 
 
 class OutcomeRow(msgspec.Struct, frozen=True):
-    """How often drafts of one outcome came, and were right, for one kind of gold."""
+    """The number of drafts with one outcome, and how many were right, for one kind of gold."""
 
     gold: str
     """`calls`, `no_call`, `any_call`, `tool_names` or `told`."""
@@ -53,7 +53,7 @@ class OutcomeRow(msgspec.Struct, frozen=True):
     small_passes: int
     large_passes: int
     served: int
-    """How many may be served by the gateway as set; the rest escalates."""
+    """The number that may be served by the gateway as set; the rest escalates."""
 
 
 class Mistake(msgspec.Struct, frozen=True):
@@ -100,7 +100,7 @@ def _rates(name: str, here: BoolArray, arms: Arms, plans: Sequence[Plan]) -> Cat
 
 
 def by_outcome(arms: Arms, servable: BoolArray) -> list[OutcomeRow]:
-    """What drafts came to, by kind of gold; rows of no case are left out."""
+    """Count the outcomes of drafts by kind of gold; rows of no case are left out."""
     count: Counter[tuple[str, str]] = Counter()
     small: Counter[tuple[str, str]] = Counter()
     large: Counter[tuple[str, str]] = Counter()
@@ -123,7 +123,7 @@ def worst_mistakes(arms: Arms, servable: BoolArray, score: Score | None, *, limi
 
 
 def count_mistakes(arms: Arms, servable: BoolArray) -> int:
-    """How many drafts may be served, are wrong, and were right from the large model."""
+    """Return the number of drafts that may be served and are wrong where the large model is right."""
     return int((servable & ~arms.small_pass & arms.large_pass).sum())
 
 

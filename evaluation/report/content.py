@@ -1,4 +1,4 @@
-"""What a report says: two arms' traces in, every figure, remark and source out. Writes nothing.
+"""The content of a report: two arms' traces in, every figure, remark and source out. Writes nothing.
 
 The same inputs give the same content: no clock, no network, a fixed seed. Policies are the live ones, run over recorded
 drafts (`evaluation.replay.replay`). What cannot be shown, such as a score whose signals were not recorded, is left out
@@ -42,7 +42,7 @@ FEW_CLUSTERS = 30
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a report is made, and what it says of its making. No secrets."""
+    """Settings of a report, and what it says of its making. No secrets."""
 
     command: str
     commit: str | None
@@ -52,17 +52,17 @@ class Options:
     scores: Sequence[str] = ("weakest_token", "mean_logprob")
     """Names of `policies.rules.scores.SCORES`; the first one leads."""
     judges: Sequence[TrainableJudge] = ()
-    """More judges, such as a fitted classifier; they lead. Each is fitted on folds and told on the others."""
+    """More judges, such as a fitted classifier; they lead. Each is fitted on some folds and scored on the others."""
     routers: bool = True
-    """Whether routers that see only the prompt are fitted and shown."""
+    """True if routers that see only the prompt are fitted and shown."""
     small_usd_per_hour: float = 0.10
-    """What the small model's machine costs. The default is an assumption: a cloud machine of two virtual CPUs is listed
+    """Price of the small model's machine. The default is an assumption: a cloud machine of two virtual CPUs is listed
     at about 0.08 to 0.10 USD an hour; a draft is charged the whole machine for its seconds."""
     draws: int = 1000
     seed: int = 0
     max_mistakes: int = 20
     remarks: Sequence[str] = ()
-    """What else a reader must know before believing a figure."""
+    """Further caveats that a reader must know before believing a figure."""
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.scores) - set(SCORES))
@@ -79,7 +79,7 @@ class ArmFacts(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: dict[str, Any]
     rows: int
     failed: int
-    """Of the study's requests, those without an answer."""
+    """The number of the study's requests without an answer."""
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,7 +190,7 @@ _NO_CALL_RULES: dict[OnOther, str] = {
     ),
     "answer": (
         "A draft that calls no tool is served as an answer without text (on_no_call: answer). Where no call is right "
-        "it passes, since calls alone are looked at; whether an empty answer served the user is not measured. "
+        "it passes, since calls alone are checked; whether an empty answer served the user is not measured. "
         "'Schema-valid drafts' are drafts of calls, whatever this setting says."
     ),
 }
@@ -239,7 +239,7 @@ def _facts(trace: Trace, failed: int) -> ArmFacts:
 
 
 def _remarks(arms: Arms, clusters: int) -> list[str]:
-    """What a reader must know before believing a figure."""
+    """Return the caveats that a reader must know before believing a figure."""
     out = arms.left_out
     counted = [
         (arms.small_failed, "requests of the small arm had no answer; they count as failed and as free of charge"),

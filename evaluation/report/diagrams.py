@@ -40,7 +40,7 @@ class Diagram:
 
 
 def reliability_diagram(scores: Sequence[Reliability]) -> Diagram:
-    """What a score says over what happened; on the dashed line it keeps its word."""
+    """Draw each score's probability against the observed pass rate; on the dashed line the two agree."""
     marks = []
     for score in scores:
         for part in score.bins:

@@ -91,7 +91,7 @@ def page(report: Report) -> str:
 
 
 def _operating(curve: CurveFigures) -> dict[str, Any]:
-    """What the slider moves over: the thresholds that a gateway can be set to, in the order of the chart's stops."""
+    """Return the slider's positions: the thresholds that a gateway can be set to, in the order of the chart's stops."""
     columns = ("thresholds", "escalated", "quality", "low", "high", "cost", "harmed")
     rows = zip(curve.reachable, *(getattr(curve, name) for name in columns), strict=True)
     return {

@@ -1,6 +1,6 @@
-"""Whether a score keeps its word: the reliability diagram and the risk–coverage curve, as numbers.
+"""Calibration of a score: the reliability diagram and the risk–coverage curve, as numbers.
 
-Both look only at drafts that may be served. Probabilities are those of the score (`Score.probability`), fitted on other
+Both use only drafts that may be served. Probabilities are those of the score (`Score.probability`), fitted on other
 rows than they are shown for.
 """
 

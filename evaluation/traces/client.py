@@ -37,7 +37,7 @@ class ClientPrices:
     output_usd_per_mtok: float
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """What one request costs."""
+        """Return the cost of one request in USD."""
         return (prompt_tokens * self.input_usd_per_mtok + completion_tokens * self.output_usd_per_mtok) / 1e6
 
 
@@ -64,7 +64,7 @@ class Endpoint:
             raise ValueError("base_url must hold no user, password, query or fragment; a key goes into api_key")
 
     def public(self) -> dict[str, Any]:
-        """What may be written down: all but the key."""
+        """Return the fields that may be written down: all but the key."""
         return {
             "base_url": self.base_url,
             "model": self.model,
@@ -103,7 +103,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class ClientReply:
-    """What came back. `answered` is False where there is no assistant message."""
+    """The endpoint's reply. `answered` is False where there is no assistant message."""
 
     started_at: datetime
     attempts: int
@@ -126,7 +126,7 @@ class _BadResponseError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class _Attempt:
-    """What one attempt gave, and whether another may give more."""
+    """The reply to one attempt, and whether another may give more."""
 
     reply: ClientReply
     retry: bool = False

@@ -43,7 +43,7 @@ INVALID_DRAFT = "small_draft_invalid"
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is; all are counts of cases."""
+    """Progress of a run; all are counts of cases."""
 
     total: int
     done: int
@@ -142,7 +142,7 @@ async def collect_by(
 
 
 async def served_by(endpoints: Sequence[Endpoint]) -> Serving | None:
-    """What the gateways draft with; None where signals are not asked for, or none of them is a gateway of ours.
+    """Return what the gateways draft with; None where signals are not asked for, or none of them is a gateway of ours.
 
     Raises TraceError where they draft with different things: their rows would not be one model's.
     """
@@ -241,7 +241,7 @@ _OF_THE_CALLER = {401, 402, 403, 429}
 
 
 def _stands(row: TraceRow | None, request_sha256: str) -> bool:
-    """Whether the very request has a row that another attempt would not better."""
+    """Return True if the very request has a row that another attempt would not better."""
     if row is None or row.request_sha256 != request_sha256:
         return False
     if row.error is None:
@@ -265,7 +265,7 @@ def _table_rows(path: Path, arm: str, serving: Serving | None) -> Sequence[Trace
 
 
 def told_of(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
-    """What a table says of whom it asked; no key."""
+    """Return what a table records about the endpoints it asked; no key."""
     return endpoints[0].public() | {"base_urls": [each.base_url for each in endpoints]}
 
 
@@ -280,7 +280,7 @@ def _one_model(endpoints: Sequence[Endpoint]) -> Endpoint:
 
 
 class _Tally:
-    """Counts rows and tells of each."""
+    """Counts rows and reports each."""
 
     def __init__(self, total: int, resumed: Sequence[TraceRow], on_progress: Callable[[Progress], None] | None) -> None:
         self._now = Progress(total, len(resumed), len(resumed), _failures(resumed), _passes(resumed))

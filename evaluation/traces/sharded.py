@@ -48,7 +48,7 @@ def collect_sharded(
 ) -> Trace:
     """Ask the endpoints for every case and write the table `out`; return it.
 
-    `on_done` is told of cases that have a row, and of all. Raises TraceError and ValueError as `collect` does.
+    `on_done` gets the number of cases that have a row, and of all. Raises TraceError and ValueError as `collect` does.
     """
     if shard_size < 1:
         raise ValueError("shard_size must be at least 1")

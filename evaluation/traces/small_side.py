@@ -1,4 +1,4 @@
-"""What a gateway says it drafts with: a trace keeps it, because a certificate holds for nothing else."""
+"""Reads what a gateway says it drafts with: a trace keeps it, because a certificate holds for nothing else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMEOUT_S = 10.0
 
 
 class Serving(msgspec.Struct, frozen=True, kw_only=True):
-    """The hashes of a gateway's small side, as its `/v1/models` tells them."""
+    """The hashes of a gateway's small side, as its `/v1/models` reports them."""
 
     weights_sha256: str
     adapter_sha256: str | None
@@ -42,7 +42,7 @@ class _Models(msgspec.Struct):
 
 
 async def serving_of(session: aiohttp.ClientSession, base_url: str, api_key: str | None) -> Serving | None:
-    """What an endpoint drafts with; None where it does not say: it is no gateway of ours, or has no small side."""
+    """Return what an endpoint drafts with; None where it does not say: no gateway of ours, or without a small side."""
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     try:
         async with session.get(

@@ -142,7 +142,7 @@ class TraceRow(msgspec.Struct, frozen=True, kw_only=True):
     threshold: float | None = None
     findings: list[str] | None = None
     small_outcome: str | None = None
-    """The rest is the small model's draft; None where the endpoint tells none."""
+    """The rest is the small model's draft; None where the endpoint reports none."""
     small_plan: list[str] | None = None
     small_calls: str | None = None
     small_complete: bool | None = None
@@ -184,7 +184,7 @@ class TraceInfo(msgspec.Struct, frozen=True, kw_only=True):
     """`evaluation.cases.case.data_hash` over the cases that the last run was given."""
     endpoint: dict[str, Any] = {}
     serving: Serving | None = None
-    """What all drafts were made with; None where that is not known."""
+    """The models and settings that all drafts were made with; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,7 +251,7 @@ def answer_of(row: TraceRow) -> Answer:
 def draft_of(row: TraceRow) -> Draft:
     """The draft that a policy judges.
 
-    Where the endpoint told of a draft, that one; else the answer itself is taken as the draft, without signals. A
+    Where the endpoint reported a draft, that one; else the answer itself is taken as the draft, without signals. A
     request that failed gives an incomplete, unparsable draft, as the gateway has when its worker fails.
     """
     if row.small_outcome is not None:

@@ -1,4 +1,4 @@
-"""What an OpenAI-compatible endpoint answers, as far as a study reads it: whole, in chunks, and a gateway's extras.
+"""Responses of an OpenAI-compatible endpoint, as far as a study reads them: whole, in chunks, and a gateway's extras.
 
 Unknown keys are ignored; a known key of a wrong type makes the response a bad one.
 """
@@ -18,7 +18,7 @@ class TextCall(msgspec.Struct, frozen=True):
 
 
 class WireSignals(msgspec.Struct, frozen=True):
-    """Token signals as the gateway tells them; see `policies.types.TokenSignals`."""
+    """Token signals as the gateway reports them; see `policies.types.TokenSignals`."""
 
     logprob: list[float]
     margin: list[float]
@@ -32,7 +32,7 @@ class WireSignals(msgspec.Struct, frozen=True):
 
 
 class SmallDraft(msgspec.Struct, frozen=True):
-    """The small model's draft as the gateway tells it."""
+    """The small model's draft as the gateway reports it."""
 
     outcome: str
     plan: list[str] = []
@@ -180,7 +180,7 @@ class Assembly:
         return bool(choice.delta.content or choice.delta.tool_calls)
 
     def completion(self) -> Completion:
-        """What the stream amounts to."""
+        """Return the completion that the stream amounts to."""
         calls = [
             ToolCall(TextCall("".join(self._names[i]), "".join(self._arguments[i])))
             for i in sorted(self._names)

@@ -1,4 +1,4 @@
-"""What was tuned, as the manifest of a bundle.
+"""Turns what was tuned into the manifest of a bundle.
 
 Where a trace does not say what its drafts were made with, the bundle gets no certificate: there would be nothing to
 hold it against.
@@ -37,7 +37,7 @@ from policies.texts import tool_sha256
 
 @dataclass(frozen=True, slots=True)
 class Money:
-    """What turns a certified threshold into the floor of a policy that reckons with money; one of them at most."""
+    """Settings that make a certified threshold the floor of a policy that weighs money; one of them at most."""
 
     usd_per_hour: float | None = None
     pass_per_usd: float = 0.0
@@ -45,13 +45,13 @@ class Money:
 
     @property
     def given(self) -> bool:
-        """Whether money is reckoned with at all."""
+        """True if money is weighed at all."""
         return self.usd_per_hour is not None or self.pass_per_usd > 0 or self.pass_per_second > 0
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What every bundle of one run shares."""
+    """The fields that every bundle of one run shares."""
 
     judge: JudgeSpec
     serving: Serving | None
@@ -62,7 +62,7 @@ class Origin:
 
 
 def threshold_manifest(tuning: Tuning, origin: Origin, money: Money) -> Manifest:
-    """A single threshold, or a policy that reckons with money and has it as its floor."""
+    """A single threshold, or a policy that weighs money and has it as its floor."""
     at, certificate = tuning.chosen.operating, tuning.chosen.certificate
     shown = None if certificate is None else _shown(certificate, tuning.certifying)
     shown = shown if origin.serving is not None else None

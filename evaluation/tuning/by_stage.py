@@ -4,7 +4,7 @@ What is weighed is cost and time a request, each over always-large: w·cost + (1
 share no conversation and no tool. On the first, every combination of a gate on the request, a gate on the plan and a
 threshold on the draft is tried, and those are kept that are the best at their harm (a Pareto front, ordered from the
 least harm). The second walks along that order and stops at the first combination whose harm cannot be shown to be at
-most α (certificate C: fixed-sequence testing along an order learned elsewhere). The third tells. The single threshold
+most α (certificate C: fixed-sequence testing along an order learned elsewhere). The third reports. The single threshold
 is chosen by the same walk without gates; gates are kept only where they beat it on the third part by more than chance.
 Each walk has half of δ, because which of the two is used is known only afterwards.
 
@@ -50,7 +50,7 @@ class Combination:
 
     @property
     def gated(self) -> bool:
-        """Whether an early stage speaks."""
+        """True if a gate on the request or the plan is set."""
         return self.request > NONE or self.plan > NONE
 
 
@@ -66,14 +66,14 @@ class StagedTuning:
     staged_operating: Operating | None
     single_operating: Operating | None
     saved: Estimate | None
-    """Of the weighed cost and time, by the gates: what the single threshold takes more, with its 95 % interval by
+    """Weighed cost and time that the gates save: what the single threshold takes more, with its 95 % interval by
     clusters; None where one of them is missing or they are the same."""
     certifying: TuningRows
     holdout: TuningRows
 
     @property
     def pays(self) -> bool:
-        """Whether the gates beat the single threshold outside the interval."""
+        """True if the gates beat the single threshold: the whole interval of `saved` is above 0."""
         saved = self.saved
         return saved is not None and saved.low is not None and saved.low > 0
 
@@ -131,7 +131,7 @@ def tune_stages(
     Args:
         rows_of: makes `TuningRows` of some cases.
         alpha: of the harm.
-        cost_weight: w, in [0, 1]; below 1 both traces must tell latencies.
+        cost_weight: w, in [0, 1]; below 1 both traces must have latencies.
 
     Raises:
         ReplayError: a part is empty, no draft has signals, or latencies are missing.
@@ -146,7 +146,7 @@ def tune_stages(
             busy = seen.rows.latencies(np.ones(len(arms), dtype=bool))
             if np.isnan(arms.large_latency).any() or np.isnan(busy).any():
                 raise ReplayError(
-                    "a row has no latency: weigh cost alone (--cost-weight 1), or tell it (--large-latency-s)"
+                    "a row has no latency: weigh cost alone (--cost-weight 1), or give it (--large-latency-s)"
                 )
     combinations, half = _combinations(learn), delta / 2
     staged, staged_certificate = _walked(_front(learn, combinations, cost_weight), certify, alpha, half)
@@ -218,7 +218,7 @@ def _operating(holdout: _Seen, at: Combination | None) -> Operating | None:
 def _saved(
     holdout: _Seen, single: Combination | None, staged: Combination | None, weight: float, seed: int
 ) -> Estimate | None:
-    """What the single threshold takes more than the stages: paired, whole clusters drawn."""
+    """Return what the single threshold takes more than the stages: paired, whole clusters drawn."""
     if single is None or staged is None or single == staged:
         return None
     difference = holdout.weighed(single, weight) - holdout.weighed(staged, weight)
@@ -231,7 +231,7 @@ def _saved(
 
 
 def _share_at_plan(rows: TuningRows, index: int) -> float:
-    """Prefill and the plan's chosen tokens, over the whole draft's work; 1 where that is not told."""
+    """Prefill and the plan's chosen tokens, over the whole draft's work; 1 where that is not known."""
     row, signals = rows.arms.small_rows[index], rows.arms.drafts[index].signals
     busy = row.small_busy_s
     if signals is None or busy is None or not busy or row.small_prefill_s is None:

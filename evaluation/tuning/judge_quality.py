@@ -1,4 +1,4 @@
-"""How good a fitted judge is, out of fold: told for tools that it knows and for tools that it does not, side by side.
+"""Quality of a fitted judge, out of fold: given for tools that it knows and for tools that it does not, side by side.
 
 Figures are of valid drafts, the only ones that are served; invalid ones would flatter the judge, since their findings
 give them away. Intervals: bootstrap over groups (components, or conversations where tools are known).
@@ -31,7 +31,7 @@ MIN_GROUP = 20
 
 
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
-    """How well scores tell right from wrong on some rows. None where it is not defined: all passed, or all failed."""
+    """Figures of how well scores separate right from wrong on some rows; None where all passed, or all failed."""
 
     name: str
     n: int
@@ -79,7 +79,7 @@ class Importance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class FitReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What was fitted on what, and how good it is."""
+    """Report on a fitted judge: what was fitted on what, and how good it is."""
 
     facts: dict[str, str]
     traces: list[dict[str, str | int]]
@@ -187,7 +187,7 @@ def importance(
 ) -> tuple[list[Importance], list[Importance]]:
     """AUROC lost by each signal and by each family, mean over folds and repeats; greatest first.
 
-    Signals that tell nearly the same stand in for each other: each alone loses little, their family shows it.
+    Signals that say nearly the same stand in for each other: each alone loses little, their family shows it.
     """
     family_of: dict[str, str] = {feature.name: feature.family for feature in FEATURE_LIST}
     lost: dict[str, list[float]] = {}

@@ -10,7 +10,7 @@ import msgspec
 from evaluation.tuning.judge_quality import Figures, FitReport, Importance, Protocol
 
 SHOWN = 20
-"""Signals of which importance is told."""
+"""The number of signals whose importance is shown."""
 
 
 def write_report(report: FitReport, folder: Path) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Rows that a threshold is chosen, certified or told on, with the judge's score of each."""
+"""Rows that a threshold is chosen, certified or reported on, with the judge's score of each."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PRIOR_ROWS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Operating:
-    """What a policy does on rows that had no part in choosing it."""
+    """Figures of a policy on rows that had no part in choosing it."""
 
     threshold: float | None
     """None: everything goes large, or there is more than one."""
@@ -44,7 +44,7 @@ class Operating:
     harmed: Estimate
     """Answered small and wrong where the large model is right, over all requests."""
     latency_s: float | None
-    """Mean: of the draft's work, and of the large model's answer where it is asked; None where no trace tells one that
+    """Mean: of the draft's work, and of the large model's answer where it is asked; None where no trace has one that
     counts."""
     large_latency_s: float | None
     harmed_one_each: tuple[int, int]
@@ -141,7 +141,7 @@ class TuningRows:
         drafted: Floats | None = None,
         within: BoolArray | None = None,
     ) -> Operating:
-        """What answering these requests small does; of the requests `within` alone, where that is given."""
+        """Return the figures of answering these requests small; of the requests `within` alone, where that is given."""
         arms, harmed = self.arms, accepted & self.harmed_if_accepted
         here = np.ones(len(arms), dtype=bool) if within is None else within
         each = self.one_each[here[self.one_each]]
@@ -196,8 +196,8 @@ def calibration_of(rows: TuningRows) -> tuple[tuple[float, float], ...]:
 
 
 def prices_of(rows: TuningRows, small_usd_per_hour: float) -> ServingPrices:
-    """What the large model takes: a line through its costs by the requests' length, and its pass rates by kind of
-    draft."""
+    """Return the large model's prices: a line through its costs by the requests' length, and its pass rates by kind
+    of draft."""
     arms = rows.arms
     length = LargePrices(1.0, 0.0, 0.0)
     characters = np.array([length.usd(request) for request in arms.requests])

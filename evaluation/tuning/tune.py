@@ -27,7 +27,7 @@ Goal = Literal["max_harm", "min_pass_rate", "max_cost", "quality_of_large"]
 SHARES = {"choose": 0.5, "tell": 0.5}
 SALT = "tuning"
 STEPS = {"min_pass_rate": 0.02, "quality_of_large": 0.02, "max_cost": 0.1}
-"""How far the goals beside the one asked for lie from it; `max_harm` is halved and doubled."""
+"""The distance of the goals beside the one asked for from it; `max_harm` is halved and doubled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class Choice:
     goal: Goal
     target: float
     certificate: Certificate | None
-    """Of the harm. For `max_harm`, of the selection part: None means that nothing could be certified. For the others, a
-    bound counted on the holdout part, at the threshold chosen before; None where everything goes large."""
+    """Certificate of the harm. For `max_harm`, of the selection part: None means that nothing could be certified. For
+    the others, a bound counted on the holdout part at the threshold chosen before; None where everything goes large."""
     operating: Operating
 
 

@@ -44,7 +44,7 @@ MANIFEST, DIGEST = "bundle.json", "digest"
 MAX_MANIFEST_BYTES = 4 * 1024 * 1024
 MAX_FILES = 64
 MAX_BYTES = 64 * 1024 * 1024
-"""Of all files beside `bundle.json`."""
+"""Size limit in bytes of all files beside `bundle.json` together."""
 
 
 class BundleError(ValueError):
@@ -52,7 +52,7 @@ class BundleError(ValueError):
 
 
 class LoadedBundle(Protocol):
-    """What a worker says of itself: `slm.protocol.Info` has it."""
+    """A worker's statement about itself, which `slm.protocol.Info` satisfies."""
 
     @property
     def weights_sha256(self) -> str: ...
@@ -114,14 +114,14 @@ class Bundle:
         prices = manifest.prices
         assert prices is not None
         if self.judge.probability(0.0) is None:
-            raise ValueError("kind: reckoning with money needs a judge with probabilities")
+            raise ValueError("kind: weighing money needs a judge with probabilities")
         large_prices = LargePrices(prices.usd_per_character, prices.usd_of_answer, prices.latency_s)
         passes = {str(kind): rate for kind, rate in prices.large_passes.items()}
         others = (manifest.on_no_call, manifest.on_ask, certificate)
         return Gain(self.judge, floor, passes, large_prices, per_usd, per_second, *others)
 
     def summary(self) -> dict[str, object]:
-        """What a list of models shows: digest, policy, judge, certificates as sentences, what is expected."""
+        """Return what a list of models shows: digest, policy, judge, certificates as sentences, what is expected."""
         manifest = self.manifest
         return {
             "digest": self.digest,

@@ -1,4 +1,4 @@
-"""What stands in a bundle's `bundle.json`. Unknown keys are errors; every limit is checked where it is read."""
+"""The structure of a bundle's `bundle.json`. Unknown keys are errors; every limit is checked where it is read."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Shown(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The pattern of the tool class that it holds for; `*` alone in a bundle: all requests."""
     alpha: Annotated[float, Meta(gt=0.0, lt=1.0)]
     delta: Annotated[float, Meta(gt=0.0, lt=1.0)]
-    """Of this certificate: where several hold together, its share."""
+    """Error probability of this certificate: where several hold together, its share."""
     threshold: float
     rows: Annotated[int, Meta(ge=1)]
     accepted: Annotated[int, Meta(ge=0)]
@@ -120,7 +120,7 @@ class Shown(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return hashlib.sha256(msgspec.json.encode(self)).hexdigest()[:16]
 
     def sentence(self) -> str:
-        """What it says."""
+        """Return the certificate as one sentence."""
         of = {"harm": "of all requests are made worse", "joint": "of all requests are made worse"}
         promise = of.get(self.kind, "of the answers accepted small are wrong")
         where = "" if self.scope == "*" else f" among calls of {self.scope}"
@@ -129,7 +129,7 @@ class Shown(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class MadeFor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What drafts were made with, and whom they were held against: a certificate holds for nothing else.
+    """The models and settings that drafts were made with and held against: a certificate holds for nothing else.
 
     None where the traces do not say: such a bundle can carry no certificate.
     """
@@ -146,7 +146,7 @@ class MadeFor(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class ServingPrices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was paid on the traces, and what a request to the large model is reckoned at."""
+    """Prices paid on the traces, and what a request to the large model is estimated to cost."""
 
     usd_per_character: Annotated[float, Meta(ge=0.0)]
     usd_of_answer: Annotated[float, Meta(ge=0.0)]
@@ -159,7 +159,7 @@ class ServingPrices(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Expected(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the policy did on rows that had no part in choosing it."""
+    """Figures of the policy on rows that had no part in choosing it."""
 
     rows: int
     share_small: Rate
@@ -169,7 +169,7 @@ class Expected(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Over always-large."""
     harm: Rate
     latency_s: float | None
-    """Mean; None where the traces do not tell it."""
+    """Mean; None where the traces do not have it."""
 
 
 class KeptFile(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,7 +202,7 @@ class Manifest(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return [self.judge, *(gate.judge for gate in gates if gate is not None)]
 
     def problems(self) -> list[str]:
-        """What does not fit together, by field; empty where all does."""
+        """Return what does not fit together, by field; empty where all does."""
         found = []
         known = {shown.id for shown in self.certificates}
         named = (

@@ -27,7 +27,7 @@ class Sigmoid:
     offset: float
 
     def probabilities(self, raw: Floats) -> Floats:
-        """Of raw scores in [0, 1]; any shape."""
+        """Return the calibrated probabilities of raw scores in [0, 1]; any shape."""
         p = np.clip(raw, 1e-12, 1 - 1e-12)
         return np.asarray(1 / (1 + np.exp(-(self.slope * np.log(p / (1 - p)) + self.offset))))
 
@@ -45,7 +45,7 @@ class Isotonic:
     probability: Floats
 
     def probabilities(self, raw: Floats) -> Floats:
-        """Of raw scores; any shape."""
+        """Return the calibrated probabilities of raw scores; any shape."""
         return np.asarray(np.interp(raw, self.score, self.probability))
 
     def problem(self) -> str | None:
@@ -67,7 +67,7 @@ class VennAbers:
     high: Floats
 
     def bounds(self, raw: float) -> tuple[float, float]:
-        """Of one raw score; at least as wide as the exact bounds."""
+        """Return (low, high) for one raw score; at least as wide as the exact bounds."""
         at = int(np.searchsorted(self.score, raw, side="right")) - 1
         low = float(self.low[at]) if at >= 0 else 0.0
         above = int(np.searchsorted(self.score, raw, side="left"))

@@ -1,7 +1,7 @@
 """P(a draft is right) from its signals: a fitted classifier in plain arrays, and a judge that scores by one.
 
 `policies.classifier.fit.fit` makes one. The raw score orders drafts and is what thresholds are set on; the calibrated
-probability is for reckoning money only (isotonic calibration has ties). Not guaranteed: that either holds for another
+probability is for weighing money only (isotonic calibration has ties). Not guaranteed: that either holds for another
 model, adapter, pattern or precision than the training rows were drafted with.
 """
 
@@ -39,12 +39,12 @@ class Classifier:
     calibration: Calibration
     bounds: VennAbers
     context: Context
-    """What `features` needs of the training rows."""
+    """The part of the training rows that `features` needs."""
     names: tuple[str, ...]
     """The K signals that it reads, in the order of the model's columns: those that stand at its stage and had more than
     one value among the training rows."""
     medians: Floats
-    """Of the training rows, shape (K,); NaN for a signal that no row had."""
+    """Medians of the signals over the training rows, shape (K,); NaN for a signal that no row had."""
     stage: Stage = Stage.AFTER
     rows: int = 0
     """Rows that it was fitted on."""
@@ -76,7 +76,7 @@ class Classifier:
     def explain(self, vector: FloatArray) -> tuple[tuple[str, float], ...]:
         """The three signals that spoke most: name, and the log-odds that it adds over the training rows' median of it.
 
-        Each signal is replaced by its median with the others as they are (occlusion). Where signals tell the same
+        Each signal is replaced by its median with the others as they are (occlusion). Where signals say the same
         thing, replacing one of them may change little though all of them spoke; the numbers do not sum to the score.
         A signal that was missing in all training rows says nothing.
         """

@@ -1,4 +1,4 @@
-"""What a judge learns of its training rows beyond the classifier: known tools, their records, a probe.
+"""Context that a judge learns from its training rows beyond the classifier: known tools, their records, a probe.
 
 Such a signal would look better on the training rows than it is: the probe has seen their outcomes, the records count
 them. So each training row gets it from rows of other folds, and for half of the tools from a part without the tool, as

@@ -20,7 +20,7 @@ FEW_ROWS = 1_000
 """Below, logistic regression and sigmoid calibration."""
 FILE = "estimator.skops"
 MAX_BYTES = 64 * 1024 * 1024
-"""Of the file, and of what it unpacks to."""
+"""Size limit of the file in bytes, and of what it unpacks to."""
 MAX_MEMBERS = 20_000
 
 TREES: dict[str, Any] = {
@@ -34,7 +34,7 @@ TREES: dict[str, Any] = {
 }
 """Few leaves and a third of the signals a split: many signals say nearly the same."""
 INVERSE_PENALTY = 0.05
-"""Of the logistic regression, on standardised columns."""
+"""Inverse penalty of the logistic regression, on standardised columns."""
 TRUSTED = ("numpy.dtype", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor")
 """Types that `skops` does not know itself and that our two models hold."""
 LARGEST = 1e308

@@ -46,7 +46,7 @@ class FoldFit:
     names: tuple[str, ...]
     """The estimator's columns."""
     vectors: Floats
-    """Of the held-out rows, these columns only."""
+    """Feature vectors of the held-out rows, these columns only."""
 
 
 @dataclass(frozen=True, slots=True)

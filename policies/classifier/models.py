@@ -19,10 +19,10 @@ MAX_DEPTH = 64
 
 
 class Model(Protocol):
-    """What a classifier is built around."""
+    """The interface of a model that a classifier is built around."""
 
     def log_odds(self, vectors: Floats) -> Floats:
-        """Of each row, shape (n, K) to (n,); NaN in `vectors` means missing."""
+        """Return the log-odds of each row, shape (n, K) to (n,); NaN in `vectors` means missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Trees:
     """Steps from a root to its deepest leaf."""
 
     def log_odds(self, vectors: Floats) -> Floats:
-        """See `Model`."""
+        """Implements `Model.log_odds`: return the log-odds of each row, shape (n, K) to (n,)."""
         at = np.repeat(self.roots[None, :], len(vectors), axis=0)
         rows = np.arange(len(vectors))[:, None]
         missing = np.isnan(vectors)
@@ -93,7 +93,7 @@ class Linear:
     intercept: float
 
     def log_odds(self, vectors: Floats) -> Floats:
-        """See `Model`."""
+        """Implements `Model.log_odds`: return the log-odds of each row, shape (n, K) to (n,)."""
         missing = np.isnan(vectors)
         there = (np.where(missing, self.median, vectors) - self.mean) / self.scale
         absent = (missing[:, self.indicator] - self.indicator_mean) / self.indicator_scale

@@ -64,7 +64,7 @@ def call_features(request: Request, draft: Draft) -> dict[str, float]:
 
 
 def planned_names(draft: Draft) -> tuple[str, ...]:
-    """The tools that a draft plans, or calls where the engine tells no plan."""
+    """The tools that a draft plans, or calls where the engine gives no plan."""
     return draft.plan or tuple(call.name for call in draft.calls)
 
 

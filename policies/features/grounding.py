@@ -23,14 +23,14 @@ from policies.types import Request
 
 MAX_CONVERSATION_CHARS = 20_000
 MAX_PARTS = 256
-"""Of a message's content."""
+"""Parts of a message's content that are read."""
 MAX_VALUES = 64
 MAX_VALUE_CHARS = 500
-"""Of a longer value only so much is looked for."""
+"""The number of characters of a longer value that are searched for."""
 MAX_WORDS = 32
-"""Of a value that does not stand as a whole, so many words are looked for."""
+"""The number of words that are searched for where a value does not stand as a whole."""
 MAX_PLACES = 64
-"""So many places where it might stand are looked at."""
+"""The number of places checked at which a value might stand."""
 
 
 _WORD = re.compile(r"\w+")
@@ -43,7 +43,7 @@ _PLACEHOLDER = re.compile(
 
 
 class Ground(StrEnum):
-    """How a value stands in a conversation, best first."""
+    """The ways in which a value stands in a conversation, best first."""
 
     EXACT = "exact"
     """Word for word, whatever the case and white space."""
@@ -56,7 +56,7 @@ class Ground(StrEnum):
     FUZZY = "fuzzy"
     """Some of its words."""
     PLACEHOLDER = "placeholder"
-    """What stands for a value: `string`, `unknown`, `<city>`."""
+    """A word that stands for a value: `string`, `unknown`, `<city>`."""
     EMPTY = "empty"
     """Empty text or null."""
     FREE = "free"
@@ -76,7 +76,7 @@ class Grounding:
 
     @property
     def judged(self) -> bool:
-        """Whether there was something to look for."""
+        """True if there was something to look for."""
         return self.kind not in (Ground.FREE, Ground.EMPTY)
 
 
@@ -103,7 +103,7 @@ class Text:
         return frozenset(reading for readings in moments_of(self.plain) for reading in readings)
 
     def says(self, value: str) -> bool:
-        """Whether `value`, normalised, stands there and is not a part of longer words."""
+        """Return True if `value`, normalised, stands there and is not a part of longer words."""
         at = self.plain.find(value)
         for _ in range(MAX_PLACES):
             if at < 0:
@@ -119,7 +119,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What was said before the draft."""
+    """The text of a request's messages before the draft."""
 
     everything: Text
     """All messages, tool results too."""
@@ -128,7 +128,7 @@ class Conversation:
 
     @classmethod
     def of(cls, request: Request) -> Conversation:
-        """Of a request's messages, the newest first up to the bound."""
+        """Build it from a request's messages, the newest first up to the bound."""
         texts: list[str] = []
         left = MAX_CONVERSATION_CHARS
         last: str | None = None
@@ -150,7 +150,7 @@ def message_text(message: Mapping[str, Any]) -> str:
 
 
 def leaves(value: Any, schema: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
-    """The scalars of a JSON value with their schemas, as far as `properties` and `items` tell; at most MAX_VALUES."""
+    """The scalars of a JSON value with their schemas, as far as `properties` and `items` give; at most MAX_VALUES."""
     stack = [(value, schema)]
     found = 0
     while stack and found < MAX_VALUES:
@@ -168,7 +168,7 @@ def leaves(value: Any, schema: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
 
 
 def ground(value: Any, schema: Mapping[str, Any], conversation: Conversation) -> Grounding:
-    """How one scalar stands in a conversation."""
+    """Return how one scalar stands in a conversation."""
     if isinstance(value, bool):
         return Grounding(Ground.FREE, 1.0)
     if value is None or (isinstance(value, str) and not value.strip()):

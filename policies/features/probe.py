@@ -1,7 +1,7 @@
 """A linear probe on a draft's hidden states, and how far they lie from those that it was fitted on.
 
-Hidden states at the places where a draft decides tell right drafts from wrong ones up to a point, and carry over badly
-to other data (arXiv 2601.05214): so the probe is one signal among others, fitted out of fold.
+Hidden states at the places where a draft decides separate right drafts from wrong ones up to a point, and carry over
+badly to other data (arXiv 2601.05214): so the probe is one signal among others, fitted out of fold.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Probe:
     """Arrays of shape (H,), H = len(HiddenPlace) · HIDDEN_SIZE: places in order."""
 
     mean: Floats
-    """Of the training rows, by number; missing numbers are taken as it."""
+    """Means over the training rows, by number; missing numbers are replaced by them."""
     deviation: Floats
     """Standard deviations; positive."""
     weights: Floats

@@ -17,7 +17,7 @@ from policies.types import Draft, Request
 MAX_COMPARED_TOOLS = 256
 """Tools whose texts are compared with the request; planned ones beyond are compared too."""
 MAX_HASHED_TOOLS = 64
-"""Offered tools that are looked up among known ones; planned ones beyond are looked up too."""
+"""Offered tools that are searched among known ones; planned ones beyond are searched too."""
 MAX_REQUEST_CHARS = 4_000
 _ERROR = re.compile(
     r"\b(?:errors?|exception|traceback|failed|failure|invalid|not found|denied|forbidden|unauthori[sz]ed|bad request"
@@ -27,7 +27,7 @@ _ERROR = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class ToolRecord:
-    """How drafts of one tool did in the training rows."""
+    """The record of one tool's drafts in the training rows."""
 
     rate: float
     """Pass rate, smoothed towards that of all rows; in [0, 1]."""
@@ -36,7 +36,7 @@ class ToolRecord:
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the judge knows beyond the request; belongs to a fitted classifier (`Classifier.context`)."""
+    """The judge's knowledge beyond the request; belongs to a fitted classifier (`Classifier.context`)."""
 
     known_tools: frozenset[str] = frozenset()
     """`policies.texts.tool_sha256` of the tools that training rows offered."""
@@ -107,7 +107,7 @@ def _cosines(texts: Mapping[str, frozenset[str]], said: frozenset[str]) -> dict[
 
 
 def tool_hashes(request: Request, draft: Draft) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Hashes of offered tools, as far as they are looked up, and of planned ones; tools that are no JSON have none."""
+    """Hashes of offered tools, as far as they are searched, and of planned ones; tools that are no JSON have none."""
     planned = set(planned_names(draft))
     of = {
         tool.name: tool_sha256(tool)

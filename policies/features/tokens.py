@@ -63,7 +63,7 @@ def _of_span(name: str, tokens: _Tokens, places: Sequence[int]) -> dict[str, flo
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of values in ascending order, linear between two of them (numpy's default)."""
+    """Return the quantile at `share` of values in ascending order, linear between two of them (numpy's default)."""
     at = share * (len(ordered) - 1)
     low = int(at)
     high = min(low + 1, len(ordered) - 1)

@@ -1,1 +1,1 @@
-"""What turns a score into a verdict: thresholds, stages, prices and certificates."""
+"""Rules that turn a score into a verdict: thresholds, stages, prices and certificates."""

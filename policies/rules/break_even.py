@@ -1,5 +1,4 @@
-"""Whether a draft of a conversation's next turn is worth its cost, once the large model's prompt cache is reckoned
-in.
+"""Decides whether a draft of a conversation's next turn is worth its cost, with the large model's prompt cache counted.
 
 A turn of P prompt tokens, of which the provider holds C from the last large turn, and O tokens of answer. Prices a
 token: i of fresh input, k of cached input, o of output. The large model now costs
@@ -36,12 +35,12 @@ class Turn:
     answer_tokens: float
     """O."""
     cache_outlives: bool
-    """Whether what is cached will still be there at the next turn if this one goes small."""
+    """True if what is cached will still be there at the next turn if this one goes small."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenPrices:
-    """Of the large model, USD a token."""
+    """Prices of the large model, in USD a token."""
 
     input_usd: float
     cached_usd: float

@@ -30,7 +30,7 @@ LEAST_ACCEPTED = 150
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """What was shown for `score ≥ threshold`."""
+    """A certificate: the bound that was shown for answering small where `score ≥ threshold`."""
 
     kind: Kind
     """`harm`: accepted, wrong, and the large model right, over all requests. `risk`: wrong, over the accepted."""
@@ -46,7 +46,7 @@ class Certificate:
 
     @property
     def share_accepted(self) -> float:
-        """Of the rows."""
+        """The share of the rows that were accepted."""
         return self.accepted / self.rows
 
 
@@ -97,7 +97,7 @@ def certify_risk(
 
 
 def fixed_sequence(errors: npt.ArrayLike, rows: npt.ArrayLike, *, alpha: float, delta: float) -> int:
-    """How many of the policies of an order, from its beginning, are certified to have a rate of at most `alpha`.
+    """Return how many policies of an order, from its beginning, are certified to have a rate of at most `alpha`.
 
     For several thresholds at once: learn the order (a Pareto front, say) on one part of the rows, count on another.
 

@@ -1,7 +1,7 @@
-"""What holds a draft against a threshold: one raw score, what it is worth as a probability, and why it is so.
+"""The judge that compares a draft with a threshold: one raw score, what it is worth as a probability, and why it is so.
 
-Thresholds are set on the raw score; the calibrated probability is for reckoning with money only (its steps would tie
-drafts that the score tells apart).
+Thresholds are set on the raw score; the calibrated probability is for weighing money only (its steps would tie drafts
+that the score keeps apart).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Policies that reckon with money and time: escalate where the large model's gain is worth its price.
+"""Policies that weigh money and time: escalate where the large model's gain is worth its price.
 
 The rule is p_L − p_S > λ_cost·C_L + λ_latency·ℓ_L (Jitkrittum et al. 2023, arXiv 2307.02764): p_S from the judge's
 calibrated probability, p_L by what the draft is (one call, several, none, a question), C_L by the request's length. A
@@ -25,14 +25,14 @@ HORIZON_S = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class LargePrices:
-    """What the large model takes for a request, as far as it can be told before it is asked."""
+    """The large model's price and latency for a request, as far as they can be known before it is asked."""
 
     usd_per_character: float
-    """Of the request's messages and tools as JSON."""
+    """USD a character of the request's messages and tools as JSON."""
     usd_of_answer: float
-    """Of a mean answer, with what every request costs whatever its length."""
+    """USD of a mean answer, with what every request costs whatever its length."""
     latency_s: float
-    """Of a mean answer."""
+    """Seconds that a mean answer takes."""
 
     def usd(self, request: Request) -> float:
         """C_L of one request."""
@@ -42,7 +42,7 @@ class LargePrices:
 
 
 def kind_of(draft: Draft) -> str:
-    """What a draft is: `single`, `parallel`, `no_call`, `ask`."""
+    """Return the kind of a draft: `single`, `parallel`, `no_call` or `ask`."""
     if draft.outcome is Outcome.CALLS:
         return "single" if len(draft.calls) < 2 else "parallel"
     return "ask" if draft.outcome is Outcome.ASK else "no_call"
@@ -55,7 +55,7 @@ class Gain:
     judge: Judge
     """With probabilities."""
     floor: float | None
-    """Of the raw score; None: nothing is answered small."""
+    """Least raw score that may be answered small; None: nothing is answered small."""
     large_passes: Mapping[str, float]
     """p_L by `kind_of` the draft."""
     prices: LargePrices
@@ -82,7 +82,7 @@ class Gain:
         return self.after_at(price, request, draft, "gain_of_large")
 
     def after_at(self, price: float, request: Request, draft: Draft, reason: str) -> Verdict:
-        """The verdict where asking the large model must gain more than `price`; `reason` is told where it does."""
+        """The verdict where asking the large model must gain more than `price`; `reason` is given where it does."""
         verdict = judge_validity(request, draft, self.on_no_call, self.on_ask)
         verdict = verdict or threshold_verdict(self.judge, self.floor, request, draft)
         p_small, p_large = verdict.probability, self.large_passes[kind_of(draft)]
@@ -97,7 +97,7 @@ class Budgeted:
 
     gain: Gain
     price: Callable[[], float]
-    """Of one mean request, in pass rate: read at each verdict, from a `BudgetController`."""
+    """Returns the price of one mean request, in pass rate: read at each verdict, from a `BudgetController`."""
 
     @property
     def name(self) -> str:
@@ -174,8 +174,8 @@ class BudgetController:
         return self._sum
 
     def price(self) -> float:
-        """What a mean request to the large model must gain, in pass rate: in [0, 1], or infinite where the budget is
-        spent."""
+        """Return what a mean request to the large model must gain, in pass rate: in [0, 1], or infinite where the
+        budget is spent."""
         self._advance()
         return float("inf") if self._sum >= self._budget else self._integral
 

@@ -1,4 +1,4 @@
-"""How sure the small model was, as one number: scores of token signals, higher is safer.
+"""Scores of how sure the small model was: one number from token signals, higher is safer.
 
 Only tokens that decide something count: the plan (where the tool is chosen), argument values, and keys, each only where
 the grammar left a choice; a forced token says nothing about doubt, and the frame of the pattern is always sure. Sums

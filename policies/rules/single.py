@@ -13,7 +13,7 @@ OnOther = Literal["escalate", "answer"]
 
 
 def before_draft(request: Request) -> Verdict:
-    """What every drafting policy says first: can the small side be asked at all?"""
+    """Return every drafting policy's first verdict: CONTINUE if the small side can be asked at all, else ESCALATE."""
     if not request.tools:
         return Verdict(Action.ESCALATE, Stage.BEFORE, "no_tools")
     if request.tool_choice == "none":

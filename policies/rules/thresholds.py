@@ -34,7 +34,7 @@ class ThresholdPolicy:
         return replace(before_draft(request), certificate=self.certificate)
 
     def during(self, request: Request, draft: Draft) -> Verdict:
-        """What can no longer reach the threshold is given up: no certificate is touched, the verdict is the same."""
+        """Give up a draft that can no longer reach the threshold: no certificate is touched, the verdict stays."""
         if draft.signals is not None and self.threshold is not None:
             best = self.judge.at_most(draft.signals)
             if best < self.threshold:
@@ -69,7 +69,7 @@ class StageGate:
 
 
 NOT_DRAFTED = Draft(Outcome.UNPARSABLE, complete=False)
-"""What is known of a draft before decoding."""
+"""The draft as it is known before decoding."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class PerToolClass:
         return f"{self.judge.name} by {len(self.classes)} tool classes"
 
     def class_of(self, names: Iterable[str]) -> ToolClass:
-        """See `class_of`."""
+        """Return the class of a draft that calls these tools: of theirs the one with the least α."""
         return class_of(self.classes, names)
 
     def before(self, request: Request) -> Verdict:

@@ -1,6 +1,6 @@
-"""What a threshold does on rows that did not choose it: the claim is about the procedure, not about one threshold.
+"""The effect of a threshold on rows that did not choose it: the claim is about the procedure, not about one threshold.
 
-One part of the rows chooses, another tells. In each bootstrap draw both parts are drawn anew, by whole clusters and
+One part of the rows chooses, another reports. In each bootstrap draw both parts are drawn anew, by whole clusters and
 independently, and the threshold is chosen again, so that the interval holds the luck of the choice too.
 """
 
@@ -24,7 +24,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
-    """What one chosen threshold did on the holdout part."""
+    """The figures of one chosen threshold on the holdout part."""
 
     threshold: float | None
     """None: everything goes to the large model, and nothing is drafted."""
@@ -37,13 +37,13 @@ class OperatingPoint(msgspec.Struct, frozen=True, kw_only=True):
     loss: Estimate
     """Pass rate of the large model minus this one's."""
     certified: str = ""
-    """What the certificate says; empty where the choice has none."""
+    """The certificate as text; empty where the choice has none."""
 
 
 def neutral(
     selection: Part, selection_score: Score, holdout: Part, holdout_score: Score, *, draws: int, seed: int
 ) -> OperatingPoint:
-    """The cheapest threshold that reaches the large model's pass rate on the selection part, told on the other."""
+    """The cheapest threshold that reaches the large model's pass rate on the selection part, reported on the other."""
     rng = np.random.default_rng(seed)
     chosen = _cheapest(sweep_of(selection.arms, selection_score, np.ones((1, len(selection)))))
     point = _operate(holdout, holdout_score, np.ones((1, len(holdout))), chosen)

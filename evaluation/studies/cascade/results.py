@@ -35,7 +35,7 @@ class CascadeStudy(msgspec.Struct, frozen=True, kw_only=True):
     delta: float
     small_usd_per_hour: float
     median_busy_s: float | None
-    """Of the small model on a request."""
+    """Median seconds that the small model works on a request."""
     assumptions: list[str]
     missing: list[str]
     tables: list[Table]

@@ -2,7 +2,7 @@
 
 Two protocols. **split**: the set's own rows, parted by tool and conversation (`in_domain` by conversation alone, for
 there the tools are known); judges are fitted on one part, thresholds chosen and certified on a second, and everything
-is told on a third. **cold**: fitted and certified on rows of the training sources, told on all rows of the set: what a
+is reported on a third. **cold**: fitted and certified on the training sources' rows, reported on the whole set: what a
 user meets who has no traffic of his own yet.
 
 All figures of a table share their bootstrap draws. Curves are found anew in each draw; judges are not fitted anew.
@@ -38,7 +38,7 @@ LEAST_REPORTED = 30
 
 @dataclass(frozen=True, slots=True)
 class StudyOptions:
-    """How the study is made."""
+    """Settings of the study."""
 
     draws: int = 500
     seed: int = 0
@@ -67,7 +67,7 @@ class JudgeFigures(msgspec.Struct, frozen=True, kw_only=True):
     label: str
     ours: bool
     figures: dict[str, Estimate]
-    """Of its curve, by the names of `evaluation.replay.figures.CURVE_FIGURES`."""
+    """Figures of its curve, by the names of `evaluation.replay.figures.CURVE_FIGURES`."""
     ece: float | None
     brier: float | None
     neutral: OperatingPoint | None

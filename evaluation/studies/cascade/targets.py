@@ -1,4 +1,4 @@
-"""What the cascade study is made of: small traces in; sets, large models and training sources out.
+"""The inputs of the cascade study: small traces in; sets, large models and training sources out.
 
 A trace need not say which set it is of: cases are found by their ids. BFCL's cases with recorded answers stand before
 the recorded models; its live cases, the in-domain test and the held-out tools have no recorded large model, and stand

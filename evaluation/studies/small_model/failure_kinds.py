@@ -1,7 +1,7 @@
-"""What kind of mistake a failed draft is: finer than the scorer's word, by rules over request, gold and draft.
+"""The kind of mistake that a failed draft makes: finer than the scorer's word, by rules over request, gold and draft.
 
 A kind names what stands in the draft, not why the model wrote it. Rules are tried in a fixed order and the first that
-holds names the failure; of several wrong calls the one that comes nearest to the gold is looked at, as the scorer does,
+holds names the failure; of several wrong calls the one that comes nearest to the gold is judged, as the scorer does,
 and of it the first argument at fault.
 """
 
@@ -78,7 +78,7 @@ _NO_SERVICE = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What went wrong, and in which argument where that can be said."""
+    """The kind of a failure, and the argument at fault where that can be said."""
 
     kind: Kind
     parameter: str | None = None
@@ -118,7 +118,7 @@ def _invalid(row: TraceRow) -> Kind:
 
 
 def _unwanted(case: Case) -> Kind:
-    """By the category's words: sources tell requests without a call apart there."""
+    """By the category's words: sources distinguish requests without a call there."""
     words = set(case.category.split("_"))
     if "ask" in words:
         return Kind.CALLS_FOR_ASKING
@@ -138,7 +138,7 @@ def _same_calls(calls: Sequence[tuple[str, str]]) -> bool:
 
 
 def _holds_several(call: Call, gold: Sequence[GoldCall]) -> bool:
-    """Whether one argument holds what two calls of the gold have there, each something else."""
+    """Return True if one argument holds what two calls of the gold have there, each something else."""
     own = [one for one in gold if one.name == call.name]
     for name, value in (call.arguments or {}).items():
         text = Text(str(value))

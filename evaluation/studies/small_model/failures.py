@@ -68,7 +68,7 @@ def drawn(failed: Sequence[FailedCase], count: int) -> list[FailedCase]:
 
 
 def render_failures(sets: Sequence[SetFailures], count: int, facts: Mapping[str, str]) -> str:
-    """The page: kinds by set, then `count` failures of each set; 0 tells the kinds only."""
+    """The page: kinds by set, then `count` failures of each set; 0 shows the kinds only."""
     parts = [
         "# Failures of the small model, by kind",
         "\n".join(f"{name}: `{value}`  " for name, value in facts.items()),

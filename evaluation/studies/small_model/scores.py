@@ -1,4 +1,4 @@
-"""How good the small model is alone: pass rates by set and group, how many drafts were valid, and how it failed.
+"""Quality of the small model alone: pass rates by set and group, how many drafts were valid, and how it failed.
 
 An arm is one way to run the small model; recorded large models stand beside it on the same BFCL cases. Intervals are
 Wilson's, rows taken as independent.
@@ -32,7 +32,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     passed: int
     low: float
-    """Of the pass rate: 95 % interval, in [0, 1]."""
+    """Lower end of the pass rate's 95 % interval, which ends at `high`; in [0, 1]."""
     high: float
     valid: int | None
     """Drafts that follow the pattern and fit the schemas, or make no call; None where that is not known."""
@@ -56,7 +56,7 @@ def set_scores(
     traces: Mapping[str, Trace],
     recordings: Mapping[str, Sequence[RecordedAnswer]] | None = None,
 ) -> SetScores:
-    """The figures of one set. `traces` by arm must answer all cases; `recordings` by model are told where they do.
+    """The figures of one set. `traces` by arm must answer all cases; `recordings` by model are shown where they do.
 
     Raises LookupError where an arm's trace lacks a case.
     """

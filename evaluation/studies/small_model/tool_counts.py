@@ -33,7 +33,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Recall(msgspec.Struct, frozen=True, kw_only=True):
-    """How often the tools of the right answer are all among the first k of a ranking."""
+    """Counts of the cases whose right tools are all among the first k of a ranking."""
 
     ranking: str
     tools: int

@@ -1,4 +1,4 @@
-"""How a wrong value differs from the acceptable ones."""
+"""Classifies how a wrong value differs from the acceptable ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SCALES = (-1.0, 60.0, 100.0, 1000.0)
 
 
 class ValueFault(Enum):
-    """What is wrong with a value of the right type."""
+    """The ways in which a value of the right type can be wrong."""
 
     REPEATS = auto()
     TOO_LONG = auto()
@@ -40,24 +40,24 @@ class ValueFault(Enum):
 
 
 def repeats(text: str) -> bool:
-    """Whether a piece of four to eighty characters stands there three times in a row."""
+    """Return True if a piece of four to eighty characters stands in `text` three times in a row."""
     return _REPEATED.search(text[-_LOOKED_AT:]) is not None
 
 
 def is_said(value: Any, schema: Mapping[str, Any], conversation: Conversation) -> bool:
-    """Whether every part of the value stands in the conversation, half of its words at least, or is a truth value."""
+    """Return True if each part of `value` is a truth value or stands in `conversation`, half of its words at least."""
     return all(ground(leaf, about, conversation).score >= _SAID for leaf, about in leaves(value, schema))
 
 
 def same_apart_from_type(value: Any, acceptable: Sequence[Any]) -> bool:
-    """Whether the value reads like an acceptable one: `"5"` for 5, `["a"]` for `"a"`."""
+    """Return True if the value reads like an acceptable one: `"5"` for 5, `["a"]` for `"a"`."""
     return any(normal_string(_bare(value)) == normal_string(_bare(option)) for option in acceptable if option != "")
 
 
 def value_fault(
     value: Any, acceptable: Sequence[Any], schema: Mapping[str, Any], conversation: Conversation
 ) -> ValueFault:
-    """What is wrong with a value that is none of the acceptable ones."""
+    """Return the fault of a value that is none of the acceptable ones."""
     if isinstance(value, str) and repeats(value):
         return ValueFault.REPEATS
     if isinstance(value, bool) or "enum" in schema:
@@ -111,5 +111,5 @@ def _texts(value: str, option: str) -> ValueFault | None:
 
 
 def _only_numbers(value: str, option: str) -> bool:
-    """Whether one of the texts is a number and little else."""
+    """Return True if one of the texts is a number and little else."""
     return min(len(_WORD.findall(normalised(text))) for text in (value, option)) == 1
