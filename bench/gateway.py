@@ -79,8 +79,13 @@ def main() -> int:
         parser.error(f"--only takes {', '.join(peer.name for peer in PEERS)}")
     if options.setup:
         return _set_up(peers, options.cache.expanduser())
-    result = measure(peers, options)
     out = options.out or (None if wanted else RESULTS)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)  # before minutes of measuring, not after
+        except OSError as error:
+            parser.error(f"--out {out}: {error.strerror}")
+    result = measure(peers, options)
     if out is not None:
         (out / "gateway.json").write_text(json.dumps(result, indent=1) + "\n")
         (out / "gateway.md").write_text(markdown(result))

@@ -53,6 +53,10 @@ def is_loopback(host: str) -> bool:
     return host in _LOOPBACK
 
 
+SMALL_USD_PER_HOUR = 0.10
+"""A cloud machine of two virtual CPUs; the default of gateway, reports and tuning alike."""
+
+
 class SettingsError(ValueError):
     """A configuration that cannot be used; the message names each key and what is wrong with it, never its value."""
 
@@ -160,7 +164,7 @@ class Small(_Section):
     """Of a draft. A client's own limit is meant for the large model and does not touch it."""
     deadline_s: float = Field(default=30.0, gt=0, le=600)
     """For a draft, waiting included; then the large model is asked."""
-    usd_per_hour: float = Field(default=0.0, ge=0, le=10_000)
+    usd_per_hour: float = Field(default=SMALL_USD_PER_HOUR, ge=0, le=10_000)
     """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
     shortlist: Shortlist = Shortlist()
 

@@ -123,6 +123,17 @@ def staged_manifest(staged: StagedTuning, origin: Origin, request_judge: JudgeSp
     return _manifest(origin, spec, [shown], staged.certifying, expected, None)
 
 
+def serves_small(policy: PolicySpec) -> bool:
+    """Whether any draft can be served by it: where nothing could be chosen or certified, none can."""
+    match policy:
+        case Classes():
+            return any(one.threshold is not None for one in policy.classes)
+        case Budget() | GainRule():
+            return policy.floor is not None
+        case _:
+            return policy.threshold is not None
+
+
 def _manifest(
     origin: Origin,
     policy: PolicySpec,

@@ -19,6 +19,7 @@ from router.settings import Experiment, Settings, SettingsError, load_settings
 if TYPE_CHECKING:
     from evaluation.experiments.comparison import Difference
     from evaluation.experiments.verdict import Guardrail, State
+    from router.selection.experiment_store import StoredExperiment
 
 ab_app = typer.Typer(no_args_is_help=True)
 console = Console()
@@ -63,15 +64,15 @@ def status(
     except SettingsError as error:
         raise _fail(f"configuration: {error}", 2) from None
     try:
-        experiment, found = asyncio.run(_state(settings, name, labels))
+        experiment, found, course = asyncio.run(_state(settings, name, labels))
     except (LabelsError, LedgerUnavailableError, MetricError) as error:
         raise _fail(str(error), 1) from None
-    data = _plain({**dataclasses.asdict(found), "stopped": found.stopped})
+    data = _plain({**dataclasses.asdict(found), "stopped": found.stopped or course.stopped, "course": course.told})
     if not told(form, as_json, data, data["arms"]):
-        _show(name, experiment, found)
+        _show(name, experiment, found, course)
 
 
-async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Experiment, State]:
+async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Experiment, State, _Course]:
     from router.constants import Constants
     from router.ledger.store import Ledger
     from router.selection.experiment_store import ExperimentStore
@@ -84,7 +85,23 @@ async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Ex
         if name not in made:
             raise _fail(f"{name}: no such experiment; there are: {', '.join(made) or 'none'}", 1)
         window_s = Constants().experiment_window_s
-        return made[name], await experiment_state(ledger, name, made[name], known, time.time(), window_s)
+        found = await experiment_state(ledger, name, made[name], known, time.time(), window_s)
+        return made[name], found, _course(made[name], held.get(name))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Course:
+    """Whether it runs, in words."""
+
+    told: str
+    stopped: bool = False
+
+
+def _course(experiment: Experiment, held: StoredExperiment | None) -> _Course:
+    if held is not None and held.stopped_at is not None:
+        by = {"admin": "by hand", "guardrail": "by a guardrail", None: "by nobody knows whom"}[held.stopped_by]
+        return _Course(f"stopped on {held.stopped_at:%Y-%m-%d %H:%M} UTC {by}; it does not begin again", stopped=True)
+    return _Course("enabled" if experiment.enabled else "not enabled: no request is taken in")
 
 
 def _plain(value: Any) -> Any:
@@ -96,7 +113,7 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _show(name: str, experiment: Experiment, found: State) -> None:
+def _show(name: str, experiment: Experiment, found: State, course: _Course) -> None:
     rows = [
         (
             arm.name,
@@ -109,6 +126,7 @@ def _show(name: str, experiment: Experiment, found: State) -> None:
         for arm in found.arms
     ]
     show(Sheet(_COLUMNS, rows, f"{name}: arms", folds=("arm",)), console)
+    console.print(course.told, highlight=False)
     ratio = found.ratio
     factor = math.exp(min(ratio.log_bayes_factor, 700.0))
     verdict = "MISMATCH" if ratio.mismatch else "sound"
@@ -125,10 +143,11 @@ def _show(name: str, experiment: Experiment, found: State) -> None:
             ("$ a request", one.cost_usd, "+.6f"),
             ("latency, s", one.latency_s, "+.3f"),
         ):
-            console.print(f"  {label}: {_told(difference, spec, experiment.alpha)}", soft_wrap=True, highlight=False)
+            said = _told(difference, spec, experiment.alpha) if difference else _missing(label, found, one.name)
+            console.print(f"  {label}: {said}", soft_wrap=True, highlight=False)
         for rail in one.guardrails:
             console.print(f"  guardrail {rail.name} (limit {rail.limit:g}): {_stands(rail)}", highlight=False)
-        console.print(f"  {_ADVICE[one.advice]}", highlight=False)
+        console.print(f"  {_advice(one.advice, course)}", soft_wrap=True, highlight=False)
 
 
 def _stands(rail: Guardrail) -> str:
@@ -141,9 +160,28 @@ def _figure(value: float | None, spec: str) -> str:
     return "–" if value is None else format(value, spec)
 
 
-def _told(difference: Difference | None, spec: str, alpha: float) -> str:
-    if difference is None:
-        return "not known (no labels: see --labels)" if spec == "+.4f" else "not known"
+def _advice(advice: str, course: _Course) -> str:
+    """To go on is no advice for what was stopped."""
+    if not course.stopped:
+        return _ADVICE[advice]
+    return "stopped before anything was sure" if advice == "continue" else f"stopped; {_ADVICE[advice]}"
+
+
+def _missing(label: str, found: State, treatment: str) -> str:
+    """Why there is no difference."""
+    if not all(arm.units for arm in (found.arms[0], *(arm for arm in found.arms if arm.name == treatment))):
+        open_units = f"; {found.open_units} are still open" if found.open_units else ""
+        return f"not known: an arm has no unit that is closed{open_units}"
+    if label != "pass rate":
+        return "not known"
+    judged = {arm.name: arm.judged for arm in found.arms if arm.name in (found.arms[0].name, treatment)}
+    if not any(judged.values()):
+        return "not known: no request of a closed unit was judged (POST /v1/feedback, or --labels)"
+    counts = ", ".join(f"{name} {count}" for name, count in judged.items())
+    return f"not known: too few requests were judged so far ({counts})"
+
+
+def _told(difference: Difference, spec: str, alpha: float) -> str:
     if not math.isfinite(difference.lower):
         return f"{difference.difference:{spec}}, too few units for an interval"
     kept = f"; covariates left {difference.variance_kept:.0%} of the variance"

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from router.cli.provenance import commit
+from router.settings import SMALL_USD_PER_HOUR
 
 if TYPE_CHECKING:
     from evaluation.traces.table import Trace
@@ -26,7 +27,9 @@ def cascade(
         list[float] | None,
         typer.Option(help="pass rate of a simulated large model, where none is recorded; 0.95 if none is given"),
     ] = None,
-    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs", min=0)] = 0.10,
+    small_usd_per_hour: Annotated[
+        float, typer.Option(help="what the small model's machine costs", min=0)
+    ] = SMALL_USD_PER_HOUR,
     max_harm: Annotated[float, typer.Option(help="certified: share of requests made worse", min=0.001, max=0.5)] = 0.02,
     confidence: Annotated[float, typer.Option(help="of the certificates", min=0.5, max=0.9999)] = 0.9,
     draws: Annotated[int, typer.Option(help="bootstrap draws", min=20)] = 500,

@@ -16,6 +16,7 @@ from router.cli.offline.ledger_source import KnownBy, LedgerDays, check_source, 
 from router.cli.options import with_groups, words
 from router.cli.output.tables import show
 from router.cli.provenance import commit
+from router.settings import SMALL_USD_PER_HOUR
 
 if TYPE_CHECKING:
     from evaluation.cases.case import Case
@@ -65,7 +66,9 @@ def report(
     classifier: Annotated[bool, typer.Option(help="fit our classifier on folds of the rows, and show it")] = True,
     input_price: Annotated[float | None, typer.Option(help="of the large model, USD per million tokens")] = None,
     output_price: Annotated[float | None, typer.Option(help="of the large model, USD per million tokens")] = None,
-    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10,
+    small_usd_per_hour: Annotated[
+        float, typer.Option(help="what the small model's machine costs")
+    ] = SMALL_USD_PER_HOUR,
 ) -> None:
     """Cost against pass rate of a small arm's trace and a large one, or of a ledger's decisions: a table, report.html
     and report.json. `smallcall report costs` is another report: what was spent (`smallcall costs`).

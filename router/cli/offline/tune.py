@@ -17,6 +17,7 @@ from router.cli.offline.tune_ledger import tune_ledger
 from router.cli.options import with_groups, words
 from router.cli.output.tables import show
 from router.cli.provenance import provenance
+from router.settings import SMALL_USD_PER_HOUR
 
 if TYPE_CHECKING:
     from evaluation.cases.case import Case
@@ -139,7 +140,7 @@ class Subject:
     """What is tuned on, beside the trace."""
 
     cases: Annotated[str, typer.Option(help="the set that the trace is of, or a file of cases")] = "bfcl"
-    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = 0.10
+    small_usd_per_hour: Annotated[float, typer.Option(help="what the small model's machine costs")] = SMALL_USD_PER_HOUR
     tool_class: Annotated[
         list[str] | None, typer.Option(help="PATTERN=RATE, such as 'delete_*=0.01'; the rest has --max-harm")
     ] = None
@@ -163,6 +164,7 @@ def tune(
     """Choose thresholds on one part of a trace, or of a ledger's decisions, and tell on another what they do."""
     from evaluation.replay.replay import ReplayError
     from evaluation.traces.table import TraceError
+    from evaluation.tuning.bundle import serves_small
     from policies.bundle.bundle import BundleError
 
     goal, target = goals.one()
@@ -195,6 +197,8 @@ def tune(
         else:
             manifest = _threshold(work, origin, goal, target, prices.money())
         if out is not None:
+            if not serves_small(manifest.policy):
+                raise ValueError(f"{out}: no bundle, since there is nothing to serve by (see above)")
             _write(out, manifest, given.values())
     except (TraceError, ReplayError, BundleError, LookupError, ValueError, OSError) as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
@@ -211,10 +215,24 @@ def _work(
     trace = read_trace(small)
     known = cases_asked(trace, subject.cases)
     other = large.trace(trace, known)
+    _tell_dropped(trace, known, other)
     named = large.large_model or (other.info.arm if large.right_at_usd is None else None)
     usd, made_by = subject.small_usd_per_hour, f"{facts['command']} (commit {facts['commit']})"
     origin = Origin(main.spec, trace.info.serving, named, usd, made_by)
     return _Work(known, trace, other, main.judge, usd, 1 - confidence), origin
+
+
+def _tell_dropped(small: Trace, cases: Sequence[Case], large: Trace) -> None:
+    """Say how many rows of the small arm are in no figure."""
+    known, answered = {case.id for case in cases}, {row.case_id for row in large.rows}
+    ids = {row.case_id for row in small.rows}
+    for dropped, why in (
+        (len(ids - known), "no case of --cases is theirs"),
+        (len((ids & known) - answered), f"{large.info.arm} has no recorded answer to them"),
+    ):
+        if dropped:
+            said = f"left out: {dropped} of the {len(ids)} rows of the small arm, since {why}"
+            console.print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check_shape(goal: Goal, tool_class: bool, staged: bool, money: Money) -> None:

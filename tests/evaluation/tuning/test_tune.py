@@ -153,6 +153,33 @@ def test_the_command_takes_a_file_of_cases_and_the_large_models_own_trace(tmp_pa
     assert "s (2.00)" in outcome.output
 
 
+def test_rows_that_nobody_answers_are_counted_and_said(tmp_path: Path) -> None:
+    """Large answers to all but seven, and cases to all but ten."""
+    small, large, own = tmp_path / "small.parquet", tmp_path / "large.parquet", tmp_path / "own.jsonl"
+    answered = always_right(SMALL, usd_a_request=0.001)
+    write_trace(small, SMALL)
+    write_trace(large, Trace(answered.info, answered.rows[:-7]))
+    own.write_bytes(b"\n".join(msgspec.json.encode(case) for case in CASES[10:]) + b"\n")
+    arguments = ["--cases", str(own), "--large", str(large), "--max-harm", "0.05"]
+    outcome = CliRunner().invoke(app, ["tune", str(small), *arguments], env={"COLUMNS": "200"})
+    assert outcome.exit_code == 0, outcome.output
+    every = len(SMALL.rows)
+    assert f"left out: 10 of the {every} rows of the small arm, since no case of --cases is theirs" in outcome.output
+    assert f"left out: 7 of the {every} rows of the small arm, since {answered.info.arm} has no" in outcome.output
+
+
+@pytest.mark.parametrize("shape", [[], ["--tool-class", "get_*=0.0005"], ["--staged", "--large-latency-s", "2"]])
+def test_no_bundle_is_written_where_nothing_can_be_chosen(tmp_path: Path, shape: list[str]) -> None:
+    """Of whatever shape; the last line says so, and the folder is not made."""
+    path, out = tmp_path / "small.parquet", tmp_path / "bundle"
+    write_trace(path, SMALL)
+    command = ["tune", str(path), "--right-at-usd", "0.001", "--max-harm", "0.0005", *shape, "--out", str(out)]
+    outcome = CliRunner().invoke(app, command, env={"COLUMNS": "200"})
+    assert outcome.exit_code == 1, outcome.output
+    assert outcome.output.splitlines()[-1] == f"error: {out}: no bundle, since there is nothing to serve by (see above)"
+    assert not out.exists()
+
+
 def test_a_latency_is_told_only_where_the_large_models_is_known() -> None:
     """The mean of the requests that are answered small would be no latency of the policy."""
     tuning = made("max_harm", 0.05)

@@ -28,10 +28,11 @@ from router.constants import Constants
 from router.dialects.request import ChatRequest, LargeOnlyRequest
 from router.ledger import store
 from router.ledger.audits import Audit, record_audit
-from router.ledger.outcomes import record
+from router.ledger.outcomes import Outcome, record
 from router.ledger.row import DecisionRow
 from router.ledger.store import Ledger
 from router.selection.assignment import Assignment
+from router.selection.experiment_store import ExperimentStore
 from router.selection.experiment_watch import Watch, experiment_state
 from router.settings import Experiment, Settings, SettingsError, load_settings
 from tests.evaluation.experiments.simulation import simulate
@@ -437,7 +438,7 @@ def test_without_labels_the_status_says_so_and_does_not_ship(tmp_path: Path) -> 
     rows = exposed_rows(2000, invalid={"control": 0.02, "bold": 0.4})
     config = _config(tmp_path, asyncio.run(written(tmp_path, rows)))
     shown = _status("trial", "--config", str(config))
-    assert "pass rate: not known (no labels" in shown.output
+    assert "pass rate: not known: no request of a closed unit was judged" in shown.output
     assert "guardrail invalid_calls (limit 0.05): GONE after" in shown.output
     assert "guardrail tool_errors (limit 0.02): too few units" in shown.output
     assert "stop: a guardrail has gone" in shown.output
@@ -472,6 +473,44 @@ def test_a_request_costs_its_draft_its_answer_and_its_audit_and_unknown_costs_ar
     control, bold = json.loads(_status("trial", "--config", str(_config(tmp_path, url)), "--json").stdout)["arms"]
     assert bold["cost_usd"] == pytest.approx(0.001 + 0.01 / 2)
     assert control["cost_usd"] == pytest.approx(0.001 + 0.02 * 2 / 3)
+
+
+def test_a_status_tells_what_was_judged_and_that_it_was_stopped(tmp_path: Path) -> None:
+    """Feedback on closed units of one arm only, then on none that is closed; then the experiment is stopped."""
+    rows = exposed_rows(400, invalid={"control": 0.0, "bold": 0.0})
+    url = asyncio.run(written(tmp_path, rows))
+    config = _config(tmp_path, url)
+    judged = [row for row in rows if row.arm == "bold"][:3]
+
+    async def say() -> None:
+        async with Ledger.open(url) as ledger:
+            said = (
+                Outcome(
+                    decision_id=row.decision_id, source="feedback", call_index=-1, at=row.created_at, label=1,
+                    strength="strong", reason="thumbs", fault="none",
+                )
+                for row in judged
+            )  # fmt: skip
+            await record(ledger.engine, list(said))
+
+    asyncio.run(say())
+    shown = _status("trial", "--config", str(config)).output
+    assert "pass rate: not known: too few requests were judged so far (control 0, bold 3)" in shown
+    assert "\nenabled\n" in shown
+    assert "continue: nothing is sure yet" in shown
+
+    async def stop() -> None:
+        async with Ledger.open(url) as ledger:
+            await ExperimentStore(ledger.engine).stop(
+                "trial", load_settings(config).experiments, datetime(2026, 5, 6, tzinfo=UTC)
+            )
+
+    asyncio.run(stop())
+    shown = _status("trial", "--config", str(config)).output
+    assert "stopped on 2026-05-06 00:00 UTC by hand; it does not begin again" in shown
+    assert "stopped before anything was sure" in shown
+    assert "continue" not in shown
+    assert json.loads(_status("trial", "--config", str(config), "--json").stdout)["stopped"] is True
 
 
 def test_an_empty_experiment_has_a_status(tmp_path: Path) -> None:
