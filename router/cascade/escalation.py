@@ -46,6 +46,7 @@ async def forwarded_answer(decision: Decision, forwarder: Forwarder) -> Mapping[
     body, usage = await forwarder.whole(decision.exchange, decision.large.tries)
     record_usage(decision, forwarder, usage)
     decision.large.summary.whole(body)
+    decision.exchange.dialect.amend(body)
     body["model"] = decision.chat.client_model
     extras = asked_extras(decision)
     if extras is not None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from policies.types import Request, Tool
-from router.dialects.chat_completions_answers import ChunkWriter
+from router.dialects.chat_completions_answers import ChunkWriter, amend_completion
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import (
     MAX_CHOICES,
@@ -55,8 +55,13 @@ class ChatCompletions:
         self, chat: ChatRequest, decision_id: str, completion: Mapping[str, Any], extras: Mapping[str, Any] | None
     ) -> Mapping[str, Any]:
         """See `Dialect.whole`."""
+        amend_completion(completion)
         told = {**completion, "model": chat.client_model}
         return told if extras is None else {**told, "smallcall": extras}
+
+    def amend(self, answer: dict[str, Any]) -> None:
+        """See `Dialect.amend`."""
+        amend_completion(answer)
 
     def writer(self, chat: ChatRequest, decision_id: str) -> Writer:
         """See `Dialect.writer`."""

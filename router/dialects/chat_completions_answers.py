@@ -8,7 +8,9 @@ from typing import Any
 import orjson
 
 from policies.types import DraftCall
+from router.dialects.call_deltas import NO_ARGUMENTS, StreamedCalls, is_empty, objects
 from router.dialects.errors import ClientError
+from router.dialects.finish_reasons import finish_reason
 from router.dialects.request import ChatRequest
 
 DONE = b"data: [DONE]\n\n"
@@ -22,14 +24,16 @@ def sse(event: Mapping[str, Any]) -> bytes:
 
 
 class ChunkWriter:
-    """Chunks as they are, under the client's own model name. See `Writer`."""
+    """Chunks as they are, under the client's own model name, but for what they say wrongly of their calls: clients tell
+    calls apart by index only, and read arguments as JSON. See `Writer`."""
 
     def __init__(self, chat: ChatRequest) -> None:
         self._chat = chat
+        self._choices: dict[int, _Choice] = {}
 
     def events(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
         """See `Writer.events`."""
-        yield sse({**chunk, "model": self._chat.client_model})
+        yield self.forwarded({**chunk, "model": self._chat.client_model})
 
     def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Writer.ending`. The usage chunk is left out where it was not asked for."""
@@ -41,7 +45,23 @@ class ChunkWriter:
 
     def forwarded(self, event: Mapping[str, Any]) -> bytes:
         """See `Writer.forwarded`."""
-        return sse(event)
+        before = b""
+        for choice in event.get("choices") or ():
+            delta, finish = choice.get("delta"), choice.get("finish_reason")
+            if not finish and not (delta and delta.get("tool_calls")):
+                continue  # once for every few characters of a stream
+            index = choice.get("index")
+            seen = self._choices.setdefault(index if isinstance(index, int) else 0, _Choice())
+            if isinstance(delta, dict):
+                seen.take(delta)
+            if isinstance(finish, str):
+                choice["finish_reason"] = seen.finish(finish)
+                added = seen.arguments()
+                if added:
+                    filled = {**choice, "delta": {"tool_calls": added}, "finish_reason": None}
+                    shown = {key: value for key, value in event.items() if key not in ("usage", "smallcall")}
+                    before += sse({**shown, "choices": [filled]})
+        return before + sse(event)
 
     def forwarded_ending(
         self, events: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None
@@ -56,6 +76,44 @@ class ChunkWriter:
     def keep_alive(self) -> bytes:
         """See `Writer.keep_alive`."""
         return COMMENT
+
+
+class _Choice:
+    """One of the answers that a stream tells."""
+
+    def __init__(self) -> None:
+        self._calls = StreamedCalls()
+
+    def take(self, delta: Mapping[str, Any]) -> None:
+        """A piece; where the index of a call was another's, it gets one of its own."""
+        for piece in objects(delta.get("tool_calls")):
+            call, _ = self._calls.take(piece)
+            piece["index"] = call.index
+
+    def finish(self, told: str) -> str:
+        """Why it ended. `function_call` is a word from before tools, whose calls are not seen here."""
+        return told if told == "function_call" else finish_reason(told, called=bool(self._calls.calls))
+
+    def arguments(self) -> list[dict[str, Any]]:
+        """Pieces that give arguments to the calls that have none."""
+        missing = [call for call in self._calls.calls if call.empty]
+        return [{"index": call.index, "function": {"arguments": NO_ARGUMENTS}} for call in missing]
+
+
+def amend_completion(answer: Mapping[str, Any]) -> None:
+    """Put right in place what a provider says wrongly of the calls of a whole answer."""
+    for choice in objects(answer.get("choices")):
+        message = choice.get("message")
+        if not isinstance(message, dict):
+            continue
+        calls = objects(message.get("tool_calls"))
+        for call in calls:
+            function = call.get("function")
+            if isinstance(function, dict) and is_empty(function.get("arguments", "")):
+                function["arguments"] = NO_ARGUMENTS
+        told = choice.get("finish_reason")
+        if isinstance(told, str) and told != "function_call":
+            choice["finish_reason"] = finish_reason(told, called=bool(calls))
 
 
 def small_completion(

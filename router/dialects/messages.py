@@ -16,7 +16,7 @@ import orjson
 
 from policies.types import Request, Tool
 from router.dialects.errors import ClientError, wrong
-from router.dialects.messages_answers import MessageWriter, error_body, message
+from router.dialects.messages_answers import MessageWriter, amend_message, error_body, message
 from router.dialects.parsing import (
     decoded,
     flag,
@@ -60,6 +60,10 @@ class Messages:
         """See `Dialect.whole`."""
         told = message(chat, decision_id, completion)
         return told if extras is None else {**told, "smallcall": extras}
+
+    def amend(self, answer: dict[str, Any]) -> None:
+        """See `Dialect.amend`."""
+        amend_message(answer)
 
     def writer(self, chat: ChatRequest, decision_id: str) -> Writer:
         """See `Dialect.writer`."""

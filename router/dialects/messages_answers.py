@@ -8,13 +8,14 @@ with `message_delta`, as cumulative counts do.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from router.dialects.call_deltas import CallPieces
+from router.dialects.call_deltas import AnswerParts, Part
 from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
+from router.dialects.finish_reasons import finish_reason, stop_reason
 from router.dialects.request import ChatRequest
 
 _STOPS = {
@@ -81,9 +82,21 @@ def message(chat: ChatRequest, decision_id: str, completion: Mapping[str, Any]) 
         )
     return _frame(chat, decision_id) | {
         "content": content,
-        "stop_reason": _STOPS.get(choice.get("finish_reason") or "", "end_turn"),
+        "stop_reason": _stop(choice.get("finish_reason"), called=bool(given.get("tool_calls"))),
         "usage": _usage(completion.get("usage")),
     }
+
+
+def amend_message(answer: dict[str, Any]) -> None:
+    """Put right in place what a provider's own message says against what it holds."""
+    content, told = answer.get("content"), answer.get("stop_reason")
+    if isinstance(content, list) and isinstance(told, str):
+        called = any(isinstance(block, dict) and block.get("type") == "tool_use" for block in content)
+        answer["stop_reason"] = stop_reason(told, called=called)
+
+
+def _stop(finish: str | None, *, called: bool) -> str:
+    return _STOPS.get(finish_reason(finish or "stop", called=called), "end_turn")
 
 
 def _frame(chat: ChatRequest, decision_id: str) -> dict[str, Any]:
@@ -133,15 +146,16 @@ class MessageWriter:
     def __init__(self, chat: ChatRequest, decision_id: str) -> None:
         self._chat, self._decision_id = chat, decision_id
         self._started = False
-        self._open: Literal["text", "call"] | None = None
-        """What the open block is."""
+        self._open: Part | None = None
+        """What the open block tells."""
         self._blocks = 0
-        self._calls = CallPieces()
-        self._stop = "end_turn"
+        self._calls = 0
+        self._parts = AnswerParts()
+        self._finish: str | None = None
         self._usage: Any = None
 
     def events(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
-        """See `Writer.events`. Raises ClientError where a provider mixes the pieces of several calls."""
+        """See `Writer.events`. Raises ClientError where a provider goes on with a call that is over."""
         if not self._started:
             self._started = True
             self._usage = self._usage or chunk.get("usage")
@@ -150,29 +164,32 @@ class MessageWriter:
             yield _event("message_start", message=frame)
         self._usage = chunk.get("usage") or self._usage
         for choice in chunk.get("choices") or ():
-            delta = choice.get("delta") or {}
-            said = delta.get("content") or delta.get("refusal")
-            if said:
-                yield from self._said(said)
-            for call in delta.get("tool_calls") or ():
-                yield from self._called(call)
-            if choice.get("finish_reason"):
-                self._stop = _STOPS.get(choice["finish_reason"], "end_turn")
+            for part, said in self._parts.take(choice.get("delta") or {}):
+                yield from self._told(part, said)
+            self._finish = choice.get("finish_reason") or self._finish
 
     def ending(self, chunks: Sequence[Mapping[str, Any]], extras: Mapping[str, Any] | None) -> Iterator[bytes]:
         """See `Writer.ending`. The `smallcall` object stands in `message_delta`."""
         self._usage = next((chunk["usage"] for chunk in reversed(chunks) if chunk.get("usage")), self._usage)
         for chunk in chunks:
             yield from self.events(chunk)
+        for part, said in self._parts.end():
+            yield from self._told(part, said)
         yield from self._closed()
-        delta = {"stop_reason": self._stop, "stop_sequence": None}
+        delta = {"stop_reason": _stop(self._finish, called=self._parts.called), "stop_sequence": None}
         told = {} if extras is None else {"smallcall": extras}
         yield _event("message_delta", delta=delta, usage=_usage(self._usage), **told)
         yield _event("message_stop")
 
     def forwarded(self, event: Mapping[str, Any]) -> bytes:
-        """See `Writer.forwarded`."""
+        """See `Writer.forwarded`. The reason to end is told by the blocks that went by."""
         self._started = True
+        block, delta = event.get("content_block"), event.get("delta")
+        if isinstance(block, dict):
+            self._calls += block.get("type") == "tool_use"
+        elif isinstance(delta, dict) and isinstance(delta.get("stop_reason"), str):
+            told = stop_reason(delta["stop_reason"], called=self._calls > 0)
+            event = {**event, "delta": {**delta, "stop_reason": told}}
         return b"event: " + str(event.get("type")).encode() + b"\ndata: " + orjson.dumps(event) + b"\n\n"
 
     def forwarded_ending(
@@ -191,26 +208,23 @@ class MessageWriter:
         """See `Writer.keep_alive`. Before its start a message has no events, so it is a comment then."""
         return _PING if self._started else COMMENT
 
-    def _said(self, said: str) -> Iterator[bytes]:
-        if self._open != "text":
-            self._calls.close()
-            yield from self._opened("text", {"type": "text", "text": ""})
-        yield self._delta({"type": "text_delta", "text": said})
+    def _told(self, part: Part, said: str) -> Iterator[bytes]:
+        if part is not self._open:
+            yield from self._closed()
+            self._open = part
+            self._blocks += 1
+            yield _event("content_block_start", index=self._blocks - 1, content_block=self._block(part))
+        if said and part.call is None:
+            yield self._delta({"type": "text_delta", "text": said})
+        elif said:
+            yield self._delta({"type": "input_json_delta", "partial_json": said})
 
-    def _called(self, call: Mapping[str, Any]) -> Iterator[bytes]:
-        function = call.get("function") or {}
-        if self._calls.begins(call):
-            call_id = call.get("id") or _call_id(self._decision_id, self._calls.begun - 1)
-            block: dict[str, Any] = {"type": "tool_use", "id": call_id, "name": function.get("name") or "", "input": {}}
-            yield from self._opened("call", block)
-        if function.get("arguments"):
-            yield self._delta({"type": "input_json_delta", "partial_json": function["arguments"]})
-
-    def _opened(self, what: Literal["text", "call"], block: Mapping[str, Any]) -> Iterator[bytes]:
-        yield from self._closed()
-        self._open = what
-        self._blocks += 1
-        yield _event("content_block_start", index=self._blocks - 1, content_block=block)
+    def _block(self, part: Part) -> dict[str, Any]:
+        if part.call is None:
+            return {"type": "text", "text": ""}
+        self._calls += 1
+        call_id = part.call.call_id or _call_id(self._decision_id, self._calls - 1)
+        return {"type": "tool_use", "id": call_id, "name": part.call.name, "input": {}}
 
     def _closed(self) -> Iterator[bytes]:
         if self._open is not None:

@@ -98,6 +98,9 @@ class Dialect(Protocol):
     ) -> Mapping[str, Any]:
         """A whole answer. Raises ClientError where the completion cannot be told in this dialect."""
 
+    def amend(self, answer: dict[str, Any]) -> None:
+        """Put right, in place, what a provider's whole answer in this dialect says against what it holds."""
+
     def writer(self, chat: ChatRequest, decision_id: str) -> Writer:
         """For one streamed answer."""
 

@@ -28,7 +28,7 @@ from router.dialects.parsing import (
     text,
 )
 from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
-from router.dialects.responses_answers import ResponseWriter, error_body, response
+from router.dialects.responses_answers import ResponseWriter, amend_response, error_body, response
 from router.dialects.small_side_limits import unseen
 
 _STORED = ("previous_response_id", "conversation", "prompt")
@@ -57,6 +57,10 @@ class Responses:
         """See `Dialect.whole`."""
         told = response(chat, decision_id, completion)
         return told if extras is None else {**told, "smallcall": extras}
+
+    def amend(self, answer: dict[str, Any]) -> None:
+        """See `Dialect.amend`."""
+        amend_response(answer)
 
     def writer(self, chat: ChatRequest, decision_id: str) -> Writer:
         """See `Dialect.writer`."""

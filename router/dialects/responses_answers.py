@@ -11,7 +11,7 @@ from typing import Any
 
 import orjson
 
-from router.dialects.call_deltas import CallPieces
+from router.dialects.call_deltas import NO_ARGUMENTS, AnswerParts, Part, is_empty, objects
 from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
 from router.dialects.request import ChatRequest
@@ -56,12 +56,33 @@ def response(chat: ChatRequest, decision_id: str, completion: Mapping[str, Any])
         "refusal": given.get("refusal"),
         "tool_calls": [{**call, "index": index} for index, call in enumerate(given.get("tool_calls") or ())],
     }
-    for _ in items.take(delta):
-        pass
     finish, created = choice.get("finish_reason"), completion.get("created")
-    for _ in items.close(finish):
+    for _ in (*items.take(delta), *items.end(finish)):
         pass
     return _finished(_frame(chat, decision_id, created), items.done, finish, completion.get("usage"))
+
+
+def amend_response(answer: Mapping[str, Any]) -> None:
+    """Put right in place what a provider's own response says wrongly of its calls."""
+    for item in objects(answer.get("output")):
+        _fill(item)
+
+
+def _fill(item: dict[str, Any]) -> None:
+    if item.get("type") == "function_call" and is_empty(item.get("arguments")):
+        item["arguments"] = NO_ARGUMENTS
+
+
+def _amend_event(event: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An event of a provider's own stream, put right: only what tells a whole call has its arguments."""
+    kind = event.get("type")
+    if kind == "response.function_call_arguments.done" and is_empty(event.get("arguments")):
+        return {**event, "arguments": NO_ARGUMENTS}
+    if kind == "response.output_item.done" and isinstance(event.get("item"), dict):
+        _fill(event["item"])
+    elif kind in ("response.completed", "response.incomplete") and isinstance(event.get("response"), dict):
+        amend_response(event["response"])
+    return event
 
 
 def _frame(chat: ChatRequest, decision_id: str, created: Any) -> dict[str, Any]:
@@ -122,18 +143,24 @@ class _Items:
         self._decision_id = decision_id
         self.done: list[dict[str, Any]] = []
         self._item: dict[str, Any] | None = None
-        self._calls = CallPieces()
+        self._open: Part | None = None
+        """What the open item tells."""
+        self._parts = AnswerParts()
+        self._calls = 0
         self._messages = 0
 
     def take(self, delta: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        """A piece of the answer. Raises ClientError where a provider mixes the pieces of several calls."""
-        for field, kind in (("content", "output_text"), ("refusal", "refusal")):
-            if delta.get(field):
-                yield from self._said(delta[field], kind)
-        for call in delta.get("tool_calls") or ():
-            yield from self._called(call)
+        """A piece of the answer. Raises ClientError where a provider goes on with a call that is over."""
+        for part, said in self._parts.take(delta):
+            yield from self._told(part, said)
 
-    def close(self, finish: str | None = None) -> Iterator[dict[str, Any]]:
+    def end(self, finish: str | None = None) -> Iterator[dict[str, Any]]:
+        """The end of the answer, and why it ends."""
+        for part, said in self._parts.end():
+            yield from self._told(part, said)
+        yield from self._closed(finish)
+
+    def _closed(self, finish: str | None = None) -> Iterator[dict[str, Any]]:
         """The end of the item that is open, if one is; `finish`: why the whole answer ends, where it does."""
         item = self._item
         if item is None:
@@ -141,6 +168,8 @@ class _Items:
         self._item = None
         at = {"item_id": item["id"], "output_index": len(self.done)}
         if item["type"] == "function_call":
+            if not item["arguments"].strip():
+                yield self._written(item, NO_ARGUMENTS)
             done = {"arguments": item["arguments"], "name": item["name"]}
             yield {"type": "response.function_call_arguments.done", **at, **done}
         else:
@@ -152,45 +181,56 @@ class _Items:
         self.done.append(item)
         yield {"type": "response.output_item.done", "output_index": len(self.done) - 1, "item": item}
 
-    def _said(self, said: str, kind: str) -> Iterator[dict[str, Any]]:
-        field = "text" if kind == "output_text" else "refusal"
-        if self._item is None or self._item["type"] != "message" or self._item["content"][0]["type"] != kind:
-            yield from self.close()
-            self._calls.close()
-            item_id = f"msg_{self._decision_id}_{self._messages}"
-            self._messages += 1
-            item = {"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
-            yield {"type": "response.output_item.added", "output_index": len(self.done), "item": item}
-            part: dict[str, Any] = {"type": kind, field: ""} | (
-                {"annotations": [], "logprobs": []} if field == "text" else {}
-            )
-            self._item = {**item, "content": [part]}
-            at = {"item_id": item_id, "output_index": len(self.done), "content_index": 0}
-            yield {"type": "response.content_part.added", **at, "part": dict(part)}
-        grown = self._item
-        grown["content"][0][field] += said
-        at = {"item_id": grown["id"], "output_index": len(self.done), "content_index": 0}
-        yield {"type": f"response.{kind}.delta", **at, "delta": said} | ({"logprobs": []} if field == "text" else {})
+    def _told(self, part: Part, said: str) -> Iterator[dict[str, Any]]:
+        if part is not self._open:
+            yield from self._closed()
+            self._open = part
+            yield from self._call(part) if part.call is not None else self._message(part)
+        item = self._item
+        if item is None or not said:
+            return
+        if item["type"] == "function_call":
+            yield self._written(item, said)
+            return
+        (shown,) = item["content"]
+        field = "text" if part.kind == "content" else "refusal"
+        shown[field] += said
+        at = {"item_id": item["id"], "output_index": len(self.done), "content_index": 0}
+        more: dict[str, Any] = {"logprobs": []} if field == "text" else {}
+        yield {"type": f"response.{shown['type']}.delta", **at, "delta": said, **more}
 
-    def _called(self, call: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-        function = call.get("function") or {}
-        if self._calls.begins(call) or self._item is None:
-            yield from self.close()
-            number = self._calls.begun - 1
-            item = {
-                "id": f"fc_{self._decision_id}_{number}",
-                "type": "function_call",
-                "status": "in_progress",
-                "call_id": call.get("id") or f"call_{self._decision_id}_{number}",
-                "name": function.get("name") or "",
-                "arguments": "",
-            }
-            yield {"type": "response.output_item.added", "output_index": len(self.done), "item": dict(item)}
-            self._item = item
-        if function.get("arguments"):
-            self._item["arguments"] += function["arguments"]
-            at = {"item_id": self._item["id"], "output_index": len(self.done)}
-            yield {"type": "response.function_call_arguments.delta", **at, "delta": function["arguments"]}
+    def _message(self, part: Part) -> Iterator[dict[str, Any]]:
+        item_id = f"msg_{self._decision_id}_{self._messages}"
+        self._messages += 1
+        item = {"id": item_id, "type": "message", "status": "in_progress", "role": "assistant", "content": []}
+        yield {"type": "response.output_item.added", "output_index": len(self.done), "item": item}
+        shown: dict[str, Any] = (
+            {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            if part.kind == "content"
+            else {"type": "refusal", "refusal": ""}
+        )
+        self._item = {**item, "content": [shown]}
+        at = {"item_id": item_id, "output_index": len(self.done), "content_index": 0}
+        yield {"type": "response.content_part.added", **at, "part": dict(shown)}
+
+    def _call(self, part: Part) -> Iterator[dict[str, Any]]:
+        number, call = self._calls, part.call
+        self._calls += 1
+        item = {
+            "id": f"fc_{self._decision_id}_{number}",
+            "type": "function_call",
+            "status": "in_progress",
+            "call_id": (call and call.call_id) or f"call_{self._decision_id}_{number}",
+            "name": call.name if call else "",
+            "arguments": "",
+        }
+        yield {"type": "response.output_item.added", "output_index": len(self.done), "item": dict(item)}
+        self._item = item
+
+    def _written(self, item: dict[str, Any], arguments: str) -> dict[str, Any]:
+        item["arguments"] += arguments
+        at = {"item_id": item["id"], "output_index": len(self.done)}
+        return {"type": "response.function_call_arguments.delta", **at, "delta": arguments}
 
 
 class ResponseWriter:
@@ -205,7 +245,7 @@ class ResponseWriter:
         self._usage: Any = None
 
     def events(self, chunk: Mapping[str, Any]) -> Iterator[bytes]:
-        """See `Writer.events`. Raises ClientError where a provider mixes the pieces of several calls."""
+        """See `Writer.events`. Raises ClientError where a provider goes on with a call that is over."""
         if self._frame is None:
             self._frame = _frame(self._chat, self._decision_id, chunk.get("created"))
             for kind in ("response.created", "response.in_progress"):
@@ -220,7 +260,7 @@ class ResponseWriter:
         """See `Writer.ending`. The `smallcall` object stands beside the whole response, in the last event."""
         for chunk in chunks:
             yield from self.events(chunk)
-        for event in self._items.close(self._finish):
+        for event in self._items.end(self._finish):
             yield self._event(event)
         told = _finished(self._frame or {}, self._items.done, self._finish, self._usage)
         ended = {"type": f"response.{told['status']}", "response": told}
@@ -228,6 +268,7 @@ class ResponseWriter:
 
     def forwarded(self, event: Mapping[str, Any]) -> bytes:
         """See `Writer.forwarded`."""
+        event = _amend_event(event)
         if self._frame is None:
             self._frame = event.get("response")
         number = event.get("sequence_number")

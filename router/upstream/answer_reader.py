@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from router.dialects.call_deltas import StreamedCalls, objects
 from router.ledger.row import LargeCall
 
 MAX_CALLS = 128
@@ -43,6 +44,9 @@ class AnswerSummary:
         self.keep = keep
         self._kept = 0
         self._at: dict[Any, AnswerCall] = {}
+        self._streamed = StreamedCalls()
+        """Of chat completions, whose pieces do not all say which call they belong to."""
+        self._of: dict[int, AnswerCall | None] = {}
 
     @property
     def large_calls(self) -> list[LargeCall]:
@@ -61,13 +65,14 @@ class AnswerSummary:
 
     def whole(self, answer: Mapping[str, Any]) -> None:
         """Take a whole answer."""
-        for choice in _objects(answer.get("choices"))[:1]:
+        for choice in objects(answer.get("choices"))[:1]:
             message = choice.get("message")
             if isinstance(message, dict):
-                self._chat(message)
-        for block in _objects(answer.get("content")):
+                calls = [{**call, "index": index} for index, call in enumerate(objects(message.get("tool_calls")))]
+                self._chat({**message, "tool_calls": calls})
+        for block in objects(answer.get("content")):
             self._block(None, block)
-        for item in _objects(answer.get("output")):
+        for item in objects(answer.get("output")):
             self._item(None, item)
 
     def piece(self, piece: Mapping[str, Any]) -> None:
@@ -110,18 +115,19 @@ class AnswerSummary:
         calls = message.get("tool_calls")
         if not isinstance(calls, list):
             return
-        for position, call in enumerate(calls):
-            if not isinstance(call, dict):
-                continue
-            function = call.get("function")
-            if not isinstance(function, dict):
-                function = {}
-            key, call_id, tool = _key(call.get("index", position)), call.get("id"), function.get("name")
-            seen = self._at.get(key)
-            # Some providers give every call of an answer the same index: a new id beside a name begins another.
-            if seen is None or (tool and call_id and call_id != seen.call_id):
-                seen = self._call(key, call_id, tool)
-            self._write(seen, function.get("arguments"))
+        for call in calls:
+            if isinstance(call, dict):
+                self._chat_call(call)
+
+    def _chat_call(self, piece: Mapping[str, Any]) -> None:
+        if len(self._streamed.calls) > MAX_CALLS:  # what comes now may belong to any: the answer is not kept
+            self._kept = MAX_ARGUMENTS_CHARS + 1
+            return
+        call, arguments = self._streamed.take(piece)
+        seen = self._of.get(call.index)
+        if seen is None and call.name:
+            seen = self._of[call.index] = self._call(None, call.call_id, call.name)
+        self._write(seen, arguments)
 
     def _block(self, index: Any, block: Mapping[str, Any]) -> None:
         if block.get("type") == "tool_use":
@@ -135,7 +141,7 @@ class AnswerSummary:
         if item.get("type") == "function_call":
             call = self._call(_key(index), item.get("call_id"), item.get("name"))
             self._write(call, item.get("arguments"))
-        for part in _objects(item.get("content")):
+        for part in objects(item.get("content")):
             self._count(part.get("text"))
 
     def _call(self, key: Any, call_id: Any, tool: Any) -> AnswerCall | None:
@@ -162,10 +168,6 @@ class AnswerSummary:
         for text in texts:
             if isinstance(text, str):
                 self.chars += len(text)
-
-
-def _objects(value: Any) -> list[dict[str, Any]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _key(value: Any) -> Any:

@@ -24,6 +24,7 @@ import orjson
 import structlog
 
 from router.constants import Constants
+from router.dialects.call_deltas import NO_ARGUMENTS, is_empty, objects
 from router.settings import Large, keep_litellm_offline
 from router.upstream import shape
 from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
@@ -184,6 +185,10 @@ class LitellmModel:
     def _arguments(self, body: Mapping[str, Any]) -> dict[str, Any]:
         # A copy: litellm changes messages and tools in place for some providers.
         copied: dict[str, Any] = orjson.loads(orjson.dumps(body))
+        for call in (call for message in copied["messages"] for call in objects(message.get("tool_calls"))):
+            function = call.get("function")
+            if isinstance(function, dict) and is_empty(function.get("arguments", "")):
+                function["arguments"] = NO_ARGUMENTS
         arguments = {key: value for key, value in copied.items() if key in _PARAMETERS}
         others = {key: value for key, value in copied.items() if key not in _PARAMETERS and key != "model"}
         if others:

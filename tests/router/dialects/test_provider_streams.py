@@ -7,11 +7,13 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
 
 from tests.router.cascade import test_gateway
 from tests.router.conftest import Make, served
 from tests.router.dialects import test_messages, test_responses
-from tests.router.upstream.test_passthrough import Provider, large
+from tests.router.upstream.test_passthrough import MESSAGE, MESSAGE_EVENTS, Provider, large, send, sse
 
 # litellm's pydantic models have remarks of pydantic on them, which would break its streams as errors.
 pytestmark = [
@@ -62,6 +64,21 @@ WAYS = {
         call("a2", None, '"Paris"}'),
         call("b", "get_weather", '{"city":"Rome"}', 1),
     ],
+    "pieces of several calls in turn": [
+        call("a", "get_weather", ""),
+        call("b", "get_weather", "", 1),
+        call(None, None, '{"city":', 1),
+        call(None, None, '{"city":'),
+        call(None, None, '"Paris"}'),
+        call(None, None, '"Rome"}', 1),
+    ],
+    "a name that comes after its id": [
+        call("a", None, ""),
+        call("a", "get_weather", '{"city":"Paris"}'),
+        call("b", None, "", 1),
+        call("b", "get_weather", "", 1),
+        call(None, None, '{"city":"Rome"}', 1),
+    ],
 }
 CALLS = [("a", {"city": "Paris"}), ("b", {"city": "Rome"})]
 
@@ -86,6 +103,193 @@ async def test_parallel_calls_stay_apart(gateway: Make, way: str) -> None:
         kept = row.content["answer"]["choices"][0]["message"]["tool_calls"]
         assert [(one["id"], json.loads(one["function"]["arguments"])) for one in kept] == CALLS
     assert len(rows) == 3
+
+
+WITHOUT_IDS = {
+    "whole, all under index 0": [
+        call(None, "get_weather", '{"city":"Paris"}'),
+        call(None, "get_weather", '{"city":"Rome"}'),
+    ],
+    "in pieces, all under index 0": [
+        call(None, "get_weather", ""),
+        call(None, None, '{"city":"Paris"}'),
+        call(None, "get_weather", ""),
+        call(None, None, '{"city":"Rome"}'),
+    ],
+    "the name in every piece": [
+        call(None, "get_weather", '{"city":'),
+        call(None, "get_weather", '"Paris"}'),
+        call(None, "get_weather", ""),
+        call(None, "get_weather", '{"city":"Rome"}', 1),
+    ],
+    "one id for all": [
+        call("a", "get_weather", '{"city":"Paris"}'),
+        call("a", "get_weather", '{"city":"Rome"}', 1),
+    ],
+}
+
+
+def read_by_the_official_client(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The calls of a chat completion's stream, as OpenAI's client adds them up; their reason to end must be calls."""
+    state = ChatCompletionStreamState()
+    for event in events:
+        state.handle_chunk(ChatCompletionChunk.model_validate(event))
+    (choice,) = state.get_final_completion().choices
+    assert choice.finish_reason == "tool_calls"
+    return [json.loads(one.function.arguments) for one in choice.message.tool_calls or ()]
+
+
+async def in_every_dialect(url: str) -> list[list[Any]]:
+    """The arguments of an answer's calls: as Messages, Responses and chat completions tell them."""
+    _, message = await test_messages.stream(url, test_messages.ask())
+    assert message[-2]["delta"]["stop_reason"] == "tool_use"
+    blocks = test_messages.assembled(message)["content"]
+    _, response = await test_responses.stream(url, test_responses.ask())
+    items = response[-1]["response"]["output"]
+    _, chunks = await test_gateway.stream(url, test_gateway.ask(stream=True))
+    for ids in ([block["id"] for block in blocks], [item["call_id"] for item in items]):
+        assert len(set(ids)) == len(ids)
+    calls = read_by_the_official_client(chunks)
+    return [[one["input"] for one in blocks], [json.loads(one["arguments"]) for one in items], calls]
+
+
+@pytest.mark.parametrize("forward", [True, False], ids=["forwarded", "translated"])
+@pytest.mark.parametrize("way", [*WAYS, *WITHOUT_IDS])
+async def test_a_streams_calls_are_told_by_what_came(gateway: Make, way: str, forward: bool) -> None:
+    """Whatever their indexes and ids, and though the provider calls it a plain end: to clients of each dialect."""
+    provider = Provider(streamed(*{**WAYS, **WITHOUT_IDS}[way], chunk({}, "stop")))
+    async with provider.running() as base:
+        app = gateway(large=large(MODEL, base, forward=["chat_completions"] if forward else []))
+        async with served(app) as url:
+            told = await in_every_dialect(url)
+    assert told == [[{"city": "Paris"}, {"city": "Rome"}]] * 3
+
+
+async def test_text_between_the_pieces_of_a_call_keeps_its_place(gateway: Make) -> None:
+    """It waits until the call that began before it is over."""
+    pieces = [call("a", "get_weather", '{"city":'), chunk({"content": "Look"}), call(None, None, '"Paris"}')]
+    provider = Provider(streamed(*pieces, chunk({"content": "ing."}), chunk({}, "tool_calls")))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base))) as url:
+        _, events = await test_messages.stream(url, test_messages.ask())
+        blocks = test_messages.assembled(events)["content"]
+        _, events = await test_responses.stream(url, test_responses.ask())
+        (made, said) = events[-1]["response"]["output"]
+    assert [block.get("input") or block["text"] for block in blocks] == [{"city": "Paris"}, "Looking."]
+    assert (json.loads(made["arguments"]), said["content"][0]["text"]) == ({"city": "Paris"}, "Looking.")
+
+
+async def test_a_call_that_goes_on_when_it_is_over_is_an_error(gateway: Make) -> None:
+    """Its whole arguments were told: what comes behind them cannot be a part of them."""
+    pieces = [*WAYS["OpenAI's"], call(None, None, '{"city":"Oslo"}')]
+    provider = Provider(streamed(*pieces, chunk({}, "tool_calls")))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base))) as url:
+        _, events = await test_messages.stream(url, test_messages.ask())
+        assert (events[-1]["type"], events[-1]["error"]["code"]) == ("error", "upstream_unavailable")
+        _, events = await test_responses.stream(url, test_responses.ask())
+        assert events[-1]["type"] == "response.failed"
+
+
+def whole(message: dict[str, Any], finish: str) -> bytes:
+    """A whole chat completion of a provider."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": None, **message}, "finish_reason": finish}
+    return orjson.dumps({"id": "x", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]})
+
+
+NOTHING = {"id": "a", "type": "function", "function": {"name": "get_weather", "arguments": ""}}
+BOTH_WAYS = pytest.mark.parametrize("forward", [["chat_completions"], []], ids=["forwarded", "translated"])
+
+
+@BOTH_WAYS
+async def test_a_call_without_arguments_has_an_empty_object(gateway: Make, forward: list[str]) -> None:
+    """In each dialect, streamed and whole, in deltas as in whole items; and the reason to end is the call."""
+    provider = Provider(streamed(call("a", "get_weather", ""), chunk({}, "stop")))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base, forward=forward))) as url:
+        assert await in_every_dialect(url) == [[{}]] * 3
+        _, events = await test_responses.stream(url, test_responses.ask())
+        provider.answer = (whole({"tool_calls": [NOTHING]}, "stop"),)
+        _, _, message = await test_messages.post(url, test_messages.ask())
+        _, _, response = await test_responses.post(url, test_responses.ask())
+        _, _, completion = await test_gateway.post(url, test_gateway.ask())
+    told = {event["type"].rpartition("arguments.")[2]: event for event in events}
+    assert (told["delta"]["delta"], told["done"]["arguments"]) == ("{}", "{}")
+    assert (message["stop_reason"], message["content"][0]["input"]) == ("tool_use", {})
+    assert response["output"][0]["arguments"] == "{}"
+    (choice,) = completion["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["tool_calls"][0]["function"] == {"name": "get_weather", "arguments": "{}"}
+
+
+@BOTH_WAYS
+@pytest.mark.parametrize(
+    ("told", "stop", "finish"), [("tool_calls", "end_turn", "stop"), ("length", "max_tokens", "length")]
+)
+async def test_a_label_of_calls_without_any_is_a_plain_end(
+    gateway: Make, forward: list[str], told: str, stop: str, finish: str
+) -> None:
+    """A cut stays a cut."""
+    provider = Provider(streamed(chunk({"content": "Hi"}), chunk({}, told)))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base, forward=forward))) as url:
+        _, message = await test_messages.stream(url, test_messages.ask())
+        _, chunks = await test_gateway.stream(url, test_gateway.ask(stream=True))
+        provider.answer = (whole({"content": "Hi"}, told),)
+        _, _, told_whole = await test_messages.post(url, test_messages.ask())
+        _, _, completion = await test_gateway.post(url, test_gateway.ask())
+    assert (message[-2]["delta"]["stop_reason"], told_whole["stop_reason"]) == (stop, stop)
+    assert chunks[-1]["choices"][0]["finish_reason"] == completion["choices"][0]["finish_reason"] == finish
+
+
+async def test_a_messages_provider_that_calls_a_call_a_plain_end_is_put_right(gateway: Make) -> None:
+    """Forwarded, streamed and whole."""
+    ended = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 20}}
+    provider = Provider(sse(*MESSAGE_EVENTS[:-2], ended, MESSAGE_EVENTS[-1]))
+    async with provider.running() as base, served(gateway(large=large("anthropic/claude-sonnet-4-5", base))) as url:
+        _, events = await test_messages.stream(url, test_messages.ask())
+        provider.answer = (orjson.dumps({**MESSAGE, "stop_reason": "end_turn"}),)
+        _, _, message = await test_messages.post(url, test_messages.ask())
+    assert (events[-2]["delta"]["stop_reason"], message["stop_reason"]) == ("tool_use", "tool_use")
+
+
+async def test_a_responses_provider_that_gives_no_arguments_is_put_right(gateway: Make) -> None:
+    """Forwarded, streamed and whole."""
+    item = {"type": "function_call", "id": "fc", "call_id": "a", "name": "get_weather", "arguments": ""}
+    response = {"id": "resp", "object": "response", "model": "m", "status": "completed", "output": [item]}
+    events: list[dict[str, Any]] = [
+        {"type": "response.created", "response": {**response, "output": [], "status": "in_progress"}},
+        {"type": "response.output_item.added", "output_index": 0, "item": item},
+        {"type": "response.function_call_arguments.done", "output_index": 0, "item_id": "fc", "arguments": ""},
+        {"type": "response.output_item.done", "output_index": 0, "item": item},
+        {"type": "response.completed", "response": response},
+    ]
+    provider = Provider(sse(*({**event, "sequence_number": index} for index, event in enumerate(events))))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base, forward=["responses"]))) as url:
+        _, told = await test_responses.stream(url, test_responses.ask())
+        provider.answer = (orjson.dumps(response),)
+        _, _, given = await test_responses.post(url, test_responses.ask())
+    assert told[2]["arguments"] == told[3]["item"]["arguments"] == "{}"
+    assert told[4]["response"]["output"][0]["arguments"] == given["output"][0]["arguments"] == "{}"
+
+
+@pytest.mark.parametrize("path", ["/chat/completions", "/responses"])
+async def test_a_past_call_without_arguments_reaches_another_provider_as_an_object(gateway: Make, path: str) -> None:
+    """Clients send back what they were given by others."""
+    provider = Provider(whole({"content": "Hi"}, "stop"))
+    said = {"role": "user", "content": "Paris?"}
+    item = {"type": "function_call", "call_id": "a", "name": "get_weather", "arguments": ""}
+    output = {"type": "function_call_output", "call_id": "a", "output": "Sunny."}
+    turns = [
+        said,
+        {"role": "assistant", "tool_calls": [NOTHING]},
+        {"role": "tool", "tool_call_id": "a", "content": "x"},
+    ]
+    bodies = {
+        "/chat/completions": test_gateway.ask(messages=turns),
+        "/responses": test_responses.ask(input=[said, item, output]),
+    }
+    async with provider.running() as base, served(gateway(large=large(MODEL, base, forward=[]))) as url:
+        status, _, _ = await send(url, path, bodies[path])
+    ((_, _, sent),) = provider.asked
+    assert status == 200
+    assert orjson.loads(sent)["messages"][1]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
 async def test_a_messages_client_that_thinks_can_have_another_provider(gateway: Make) -> None:
