@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from router.__main__ import app as cli
 from router.access.keys import new_key
 from router.access.store import KeyStore
-from router.cascade.decision import new_decision_id
 from router.cli.output.decision_text import REASONS
+from router.dialects.exchange import new_decision_id
 from router.ledger.audits import record_audit
-from router.ledger.outcomes import Outcome, record
+from router.ledger.outcomes import OutcomeLabel, record
 from router.ledger.queries.decisions import Wanted, query
 from router.ledger.store import Ledger
 from tests.router.cli.test_costs import DAY, large, small
@@ -58,7 +58,7 @@ class Told:
             for row in rows:
                 await ledger.write(row)
             await record_audit(ledger.engine, _audit(self.ids[0], False))
-            said = Outcome(
+            said = OutcomeLabel(
                 decision_id=self.ids[0], source="feedback", call_index=-1, at=DAY, label=0, strength="strong",
                 reason="thumbs", fault="args", comment="wrong city\x1b[2J",
             )  # fmt: skip
@@ -111,7 +111,7 @@ def test_one_decision_is_explained_in_words(told: Told) -> None:
     assert "Score 0.9100 reaches the threshold of 0.8000; probability of being right 95.0%." in right
     assert "$0.000002 for the draft" in right
     assert "does not agree" in right
-    assert "Outcome of the answer: wrong (somebody said: thumbs, strong, fault args; 'wrong city" in right
+    assert "OutcomeLabel of the answer: wrong (somebody said: thumbs, strong, fault args; 'wrong city" in right
     assert "\x1b" not in right
     assert "because the draft's score does not reach the threshold (low_confidence)" in refused
     assert "Score 0.4200 is below the threshold of 0.8000" in refused

@@ -28,7 +28,7 @@ from router.constants import Constants
 from router.dialects.request import ChatRequest, LargeOnlyRequest
 from router.ledger import store
 from router.ledger.audits import Audit, record_audit
-from router.ledger.outcomes import Outcome, record
+from router.ledger.outcomes import OutcomeLabel, record
 from router.ledger.row import DecisionRow
 from router.ledger.store import Ledger
 from router.selection.assignment import Assignment
@@ -485,7 +485,7 @@ def test_a_status_tells_what_was_judged_and_that_it_was_stopped(tmp_path: Path) 
     async def say() -> None:
         async with Ledger.open(url) as ledger:
             said = (
-                Outcome(
+                OutcomeLabel(
                     decision_id=row.decision_id, source="feedback", call_index=-1, at=row.created_at, label=1,
                     strength="strong", reason="thumbs", fault="none",
                 )
