@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from policies.types import Request, Tool
+from router.dialects.adjacency import adjacent
 from router.dialects.chat_completions_answers import ChunkWriter, amend_completion
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import (
@@ -82,12 +83,13 @@ def read_request(raw: bytes) -> ChatRequest:
     model, pin = model_name(body)
     include = included(body.pop("smallcall", None))
     messages = _messages(body.get("messages"))
+    turns = adjacent(messages)
     tools, unreadable_tool = _tools(body.get("tools"))
     choice, forced, unreadable_choice = _tool_choice(body.get("tool_choice"), tools, unreadable_tool)
     return ChatRequest(
         client_model=model,
-        view=Request(messages, tools, choice, forced, flag(body, "parallel_tool_calls", default=True)),
-        body=body,
+        view=Request(turns, tools, choice, forced, flag(body, "parallel_tool_calls", default=True)),
+        body=body if turns is messages else {**body, "messages": turns},
         size_bytes=len(raw),
         stream=flag(body, "stream", default=False),
         include_usage=_include_usage(body.get("stream_options")),
@@ -99,7 +101,7 @@ def read_request(raw: bytes) -> ChatRequest:
         or unreadable_choice
         or _asks_for_more(body)
         or _unreadable_message(messages)
-        or unseen(messages),
+        or unseen(turns),
         raw=raw,
         native=body,
     )

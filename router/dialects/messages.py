@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from policies.types import Request, Tool
+from router.dialects.adjacency import adjacent
 from router.dialects.errors import ClientError, wrong
 from router.dialects.messages_answers import MessageWriter, amend_message, error_body, message
 from router.dialects.parsing import (
@@ -93,6 +94,7 @@ def read_request(raw: bytes, headers: Mapping[str, str], *, counting: bool = Fal
         raise wrong("messages", "must be a list of at least one message")
     for index, turn in enumerate(given):
         turns.add(obj(turn, f"messages[{index}]"), f"messages[{index}]")
+    turns.messages = adjacent(turns.messages)
     tools, made, foreign = _tools(native.get("tools"))
     choice, forced, parallel, unreadable = _tool_choice(native.get("tool_choice"), tools, foreign)
     native_only = foreign or unreadable or turns.native_only or _native_field(native)

@@ -16,6 +16,7 @@ from router.dialects.call_deltas import AnswerParts, Part
 from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
 from router.dialects.finish_reasons import finish_reason, stop_reason
+from router.dialects.provider_json import read_json
 from router.dialects.request import ChatRequest
 
 _STOPS = {
@@ -118,7 +119,7 @@ def _call_id(decision_id: str, index: int) -> str:
 
 def _arguments(written: Any) -> dict[str, Any]:
     try:
-        arguments = orjson.loads(written or "{}")
+        arguments = read_json(written.encode("utf-8", "replace") if written and written.strip() else b"{}")
     except (orjson.JSONDecodeError, TypeError):
         arguments = None
     if not isinstance(arguments, dict):

@@ -23,7 +23,8 @@ MAX_TOOLS = 4096
 MAX_CHOICES = 128
 """Answers to one request."""
 MAX_NAME_CHARS = 256
-_PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
+PINS: Mapping[str, Pin] = {"smallcall/small": "small", "smallcall/large": "large"}
+"""Names by which a client asks for one side; any other is the client's own."""
 _INCLUDES = frozenset({"decision", "explain", "signals"})
 
 
@@ -57,7 +58,7 @@ def model_name(body: Mapping[str, Any]) -> tuple[str, Pin | None]:
     model = body.get("model")
     if not isinstance(model, str) or not 0 < len(model) <= MAX_NAME_CHARS:
         raise wrong("model", f"must be a name of 1 to {MAX_NAME_CHARS} characters")
-    return model, _PINS.get(model)
+    return model, PINS.get(model)
 
 
 def included(extension: Any) -> frozenset[str]:

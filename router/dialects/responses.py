@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.types import Request, Tool
+from router.dialects.adjacency import adjacent
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import (
     decoded,
@@ -137,6 +138,7 @@ def _read_input(given: Any, turns: _Turns) -> None:
     for index, item in enumerate(given):
         turns.add(obj(item, f"input[{index}]"), f"input[{index}]")
     turns.end_outputs()
+    turns.messages = adjacent(turns.messages)
 
 
 class _Turns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 
 import orjson
 from fastapi import Request, Response
@@ -12,15 +13,16 @@ from starlette.exceptions import HTTPException
 from router.dialects.chat_completions import ChatCompletions
 from router.dialects.errors import ClientError
 from router.dialects.messages import Messages
+from router.dialects.parsing import MAX_NAME_CHARS, PINS
 from router.dialects.request import Dialect
 from router.dialects.responses import Responses
 from router.http.response import error_response
-from router.http.services import services_of
+from router.http.services import Services, services_of
 from router.telemetry import Metrics
 from slm.protocol import Info
 
-CHAT = ChatCompletions()
-DIALECTS: tuple[Dialect, ...] = (CHAT, Messages(), Responses())
+CHAT, MESSAGES = ChatCompletions(), Messages()
+DIALECTS: tuple[Dialect, ...] = (CHAT, MESSAGES, Responses())
 
 
 async def http_error(request: Request, error: Exception) -> Response:
@@ -44,19 +46,53 @@ async def models(request: Request) -> Response:
     try:
         key = services.gate.caller(request.headers)
     except ClientError as error:
-        return error_response(error, CHAT)
-    names = (
+        return error_response(error, _dialect(request))
+    names = services.gate.visible(key, _own_names(services))
+    data = [_shown(name, services.started) for name in names]
+    small = None if info is None else _serving(info)
+    large = services.large.model if services.large else None
+    ours = {"small": small, "large": large, "policy": services.policies.view()}
+    pages = {"has_more": False, "first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+    body = {"object": "list", "data": data, **pages, "smallcall": ours}
+    return Response(orjson.dumps(body), media_type="application/json")
+
+
+async def model(request: Request) -> Response:
+    """`GET /v1/models/{name}`: any name that a request of this caller may have; 404 for all others."""
+    services = services_of(request.scope)
+    name = request.path_params["name"]
+    try:
+        key = services.gate.caller(request.headers)
+        side_is_missing = name in PINS and name not in _own_names(services)
+        if side_is_missing or len(name) > MAX_NAME_CHARS or (key is not None and not key.allows(name)):
+            raise ClientError(404, f"there is no model {name[:MAX_NAME_CHARS]}", "model_not_found", param="model")
+    except ClientError as error:
+        return error_response(error, _dialect(request))
+    return Response(orjson.dumps(_shown(name, services.started)), media_type="application/json")
+
+
+def _dialect(request: Request) -> Dialect:
+    """Models are asked for in the same place by all clients; Anthropic's name their version."""
+    return MESSAGES if "anthropic-version" in request.headers else CHAT
+
+
+def _own_names(services: Services) -> list[str]:
+    return (
         ["smallcall"]
         + (["smallcall/small"] if services.small else [])
         + (["smallcall/large"] if services.large else [])
     )
-    names = services.gate.visible(key, names)
-    data = [{"id": name, "object": "model", "created": services.started, "owned_by": "smallcall"} for name in names]
-    small = None if info is None else _serving(info)
-    large = services.large.model if services.large else None
-    ours = {"small": small, "large": large, "policy": services.policies.view()}
-    body = {"object": "list", "data": data, "smallcall": ours}
-    return Response(orjson.dumps(body), media_type="application/json")
+
+
+def _shown(name: str, started: int) -> dict[str, object]:
+    """A model as OpenAI's clients read it and, beside it, as Anthropic's do."""
+    ours = {"id": name, "object": "model", "created": started, "owned_by": "smallcall"}
+    return {
+        **ours,
+        "type": "model",
+        "display_name": name,
+        "created_at": datetime.fromtimestamp(started, UTC).isoformat(),
+    }
 
 
 def _serving(info: Info) -> dict[str, object]:

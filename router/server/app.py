@@ -31,7 +31,7 @@ from router.http.count_tokens import counting_route
 from router.http.feedback import feedback_route
 from router.http.inflight import InflightLimit, InflightSlot
 from router.http.services import GatewayApp, Services
-from router.http.status import DIALECTS, gone, healthy, http_error, metrics_route, models, ready
+from router.http.status import DIALECTS, gone, healthy, http_error, metrics_route, model, models, ready
 from router.ledger.retention import Retention
 from router.ledger.store import Ledger
 from router.outcomes.watch import OutcomeWatch
@@ -117,6 +117,7 @@ def create_app(
     for path, method, endpoint in (*key_routes(admin_body), *experiment_routes(admin_body)):
         app.add_api_route(path, endpoint, methods=[method])
     app.add_api_route("/v1/models", models, methods=["GET"])
+    app.add_api_route("/v1/models/{name:path}", model, methods=["GET"])
     app.add_api_route("/healthz", healthy, methods=["GET"])
     app.add_api_route("/readyz", ready, methods=["GET"])
     app.add_api_route("/metrics", metrics_route(metrics), methods=["GET"])

@@ -21,6 +21,7 @@ import aiohttp
 import orjson
 
 from router.dialects.exchange import Exchange
+from router.dialects.provider_json import StreamTexts, read_json
 from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
 from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable
@@ -127,7 +128,7 @@ class Passthrough:
         async def attempt() -> dict[str, Any]:
             try:
                 async with asyncio.timeout(self._settings.timeout_s), await self._asked(target, url, chat, body) as got:
-                    answer = orjson.loads(await _bounded(got))
+                    answer = read_json(await _bounded(got))
             except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError) as error:
                 raise _mapped(error, self._settings) from error
             if not isinstance(answer, dict):
@@ -158,7 +159,7 @@ class Passthrough:
         answer: Any = None
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, UpstreamError):
             async with asyncio.timeout(self._settings.timeout_s):
-                answer = orjson.loads(await _bounded(response))
+                answer = read_json(await _bounded(response))
         error = answer.get("error") if isinstance(answer, dict) else None
         wait_s = retry_after_s(response.headers.get("retry-after", ""))
         return refused(response.status, error if isinstance(error, dict) else {}, "", wait_s, self._settings)
@@ -174,6 +175,7 @@ class Forwarded:
         self._writer, self._settings = writer, settings
         self._reading = response.content.iter_chunked(_READ_BYTES)
         self._rest = b""
+        self._texts = StreamTexts()
         self._first: list[dict[str, Any]] | None = None
         self._broken: UpstreamError | None = None
         """What is wrong behind the events that were given last."""
@@ -241,7 +243,7 @@ class Forwarded:
             if not data or data == b"[DONE]":
                 continue
             try:
-                event = orjson.loads(data)
+                event = self._texts.read(data)
             except orjson.JSONDecodeError:
                 self._broken = unreachable() if self._first is None and not events else broken_off()
                 return events

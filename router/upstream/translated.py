@@ -25,6 +25,7 @@ import structlog
 
 from router.constants import Constants
 from router.dialects.call_deltas import NO_ARGUMENTS, is_empty, objects
+from router.dialects.provider_json import StreamTexts, whole
 from router.settings import Large, keep_litellm_offline
 from router.upstream import shape
 from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
@@ -123,7 +124,7 @@ class LitellmModel:
 
         async def attempt() -> dict[str, Any]:
             response = await self._asked({**body, "stream": False})
-            return shape.completion(response.model_dump())
+            return shape.completion(whole(response.model_dump()))
 
         return await self.attempts.run(attempt, tries)
 
@@ -232,6 +233,7 @@ class LitellmStream:
     def __init__(self, response: Any, idle_s: float, mapped: Callable[[Exception], UpstreamError]) -> None:
         self._response, self._idle_s, self._mapped = response, idle_s, mapped
         self._first: dict[str, Any] | None = None
+        self._texts = StreamTexts()
 
     async def open(self) -> None:
         """Wait for the first chunk, so that what fails can still be retried. Raises UpstreamError."""
@@ -265,7 +267,7 @@ class LitellmStream:
             elif self._invented(dumped):
                 raise broken_off()
             else:
-                return shape.chunk(dumped)
+                return self._texts.whole(shape.chunk(dumped))
 
     def _invented(self, dumped: Mapping[str, Any]) -> bool:
         finished = any(choice.get("finish_reason") for choice in dumped.get("choices") or ())

@@ -202,6 +202,13 @@ async def test_only_allowed_models_may_be_named_and_are_listed(gateway: Make) ->
         message = {"model": "opus", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
         anthropics = await call(url, "POST", "/v1/messages", message, headers)
         listed = await call(url, "GET", "/v1/models", None, headers)
+        found = [
+            (await call(url, "GET", f"/v1/models/{name}", None, headers))[0]
+            for name in ("gpt-4o", "smallcall/small", "smallcall%2Fsmall", "house", "smallcall/large", "opus")
+        ]
+        keyless = await call(url, "GET", "/v1/models/gpt-4o")
+    assert found == [200, 200, 200, 200, 404, 404]
+    assert keyless[0] == 401
     assert allowed == [200, 200, 200]
     assert (refused[0], refused[2]["error"]["code"], refused[2]["error"]["param"]) == (
         403,

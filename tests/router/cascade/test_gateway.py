@@ -806,6 +806,25 @@ async def test_the_other_endpoints_tell_the_state(gateway: Make) -> None:
         assert "smallcall_inflight 0.0" in text
 
 
+async def test_a_model_can_be_looked_up_by_its_name(gateway: Make) -> None:
+    """As the official client does; any name may be asked with, but for a side that there is not."""
+    async with served(gateway(small=ScriptedSmall(CALL))) as url, aiohttp.ClientSession() as session:
+        client = openai.AsyncOpenAI(base_url=url, api_key="unused", max_retries=0)
+        for name in ("smallcall", "smallcall/small", "gpt-4o", "accounts/some/models/x"):
+            assert (await client.models.retrieve(name)).id == name
+        with pytest.raises(openai.NotFoundError) as caught:
+            await client.models.retrieve("smallcall/large")
+        await client.close()
+        anthropics = {"anthropic-version": "2023-06-01"}
+        async with session.get(url + "/models/claude-x", headers=anthropics) as response:
+            found = await response.json()
+        async with session.get(url + "/models/smallcall/large", headers=anthropics) as response:
+            missing = await response.json()
+    assert caught.value.code == "model_not_found"
+    assert (found["type"], found["id"], found["display_name"]) == ("model", "claude-x", "claude-x")
+    assert (missing["type"], missing["error"]["type"]) == ("error", "not_found_error")
+
+
 async def test_content_is_stored_only_when_asked_for(gateway: Make) -> None:
     """With `ledger.store_content` the row holds request and answer."""
     app = gateway(small=ScriptedSmall(CALL), ledger={"store_content": True})

@@ -292,6 +292,47 @@ async def test_a_past_call_without_arguments_reaches_another_provider_as_an_obje
     assert orjson.loads(sent)["messages"][1]["tool_calls"][0]["function"]["arguments"] == "{}"
 
 
+HALVES = (rb"Sun \ud83d", rb"\ude00 and \ud83d, ", rb"then rain")
+"""Pieces of which one cuts a character in two, and one leaves half a character behind."""
+
+
+def written(*pieces: bytes) -> bytes:
+    """A stream whose texts stand in it as they are given."""
+    body = streamed(*(chunk({"content": f"<{index}>"}) for index in range(len(pieces))), chunk({}, "stop"))
+    for index, piece in enumerate(pieces):
+        body = body.replace(b"<%d>" % index, piece)
+    return body
+
+
+@BOTH_WAYS
+async def test_half_characters_do_not_break_an_answer(gateway: Make, forward: list[str]) -> None:
+    """Halves that follow each other are put together; others have the sign for an unknown character in their place."""
+    provider = Provider(written(*HALVES))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base, forward=forward))) as url:
+        _, events = await test_messages.stream(url, test_messages.ask())
+        (block,) = test_messages.assembled(events)["content"]
+        _, events = await test_responses.stream(url, test_responses.ask())
+        (item,) = events[-1]["response"]["output"]
+        _, chunks = await test_gateway.stream(url, test_gateway.ask(stream=True))
+        provider.answer = (whole({"content": "<>"}, "stop").replace(b"<>", b"Rain \\ud83d\\ude00, \\ud83d."),)
+        _, _, message = await test_messages.post(url, test_messages.ask())
+        _, _, completion = await test_gateway.post(url, test_gateway.ask())
+    said = "".join(one["choices"][0]["delta"].get("content") or "" for one in chunks)
+    assert block["text"] == item["content"][0]["text"] == said
+    assert said == "Sun \N{GRINNING FACE} and \N{REPLACEMENT CHARACTER}, then rain"
+    told = "Rain \N{GRINNING FACE}, \N{REPLACEMENT CHARACTER}."
+    assert message["content"][0]["text"] == completion["choices"][0]["message"]["content"] == told
+
+
+async def test_bytes_that_are_no_text_do_not_break_a_forwarded_stream(gateway: Make) -> None:
+    """What was cut in the middle of a character's bytes; other events stay as they came."""
+    provider = Provider(written(b"Sun \xf0\x9f and", b" rain"))
+    async with provider.running() as base, served(gateway(large=large(MODEL, base))) as url:
+        _, chunks = await test_gateway.stream(url, test_gateway.ask(stream=True))
+    said = [one["choices"][0]["delta"].get("content") for one in chunks]
+    assert said == ["Sun \N{REPLACEMENT CHARACTER} and", " rain", None]
+
+
 async def test_a_messages_client_that_thinks_can_have_another_provider(gateway: Make) -> None:
     """OpenAI refuses a body with fields that it does not know."""
     provider = Provider(streamed(chunk({"content": "Hi"}), chunk({}, "stop")))
