@@ -123,10 +123,8 @@ def _signals(row: DecisionRow) -> str:
             "The signals that spoke most are not kept: they are where ledger.store_content is set, a bundle judged, "
             'and the client asked for "smallcall": {"include": ["explain"]}.'
         )
-    spoken = (f"{one['signal']} {'for' if one['contribution'] > 0 else 'against'} the draft" for one in told)
-    weights = (f"{one['contribution']:+.2f}" for one in told)
-    pairs = zip(spoken, weights, strict=True)
-    return "Spoke most (log-odds): " + "; ".join(f"{words} ({weight})" for words, weight in pairs) + "."
+    spoken = (f"{one['signal']} {one['contribution']:+.2f}" for one in told)
+    return f"Spoke most, by what each adds to the judge's score: {'; '.join(spoken)}."
 
 
 def _draft(row: DecisionRow) -> str:

@@ -21,8 +21,11 @@ from router.ledger.audits import record_audit
 from router.ledger.outcomes import OutcomeLabel, record
 from router.ledger.queries.decisions import Wanted, query
 from router.ledger.store import Ledger
+from tests.router.cascade.test_gateway import CALL, Scripted, ask, post
 from tests.router.cli.test_costs import DAY, large, small
+from tests.router.conftest import Make, ScriptedSmall, served
 from tests.router.outcomes.test_shadow_audits import _audit
+from tests.router.selection.test_served_bundle import ASKED, bundle
 
 
 def _id(minutes: int) -> str:
@@ -115,7 +118,7 @@ def test_one_decision_is_explained_in_words(told: Told) -> None:
     assert "\x1b" not in right
     assert "because the draft's score does not reach the threshold (low_confidence)" in refused
     assert "Score 0.4200 is below the threshold of 0.8000" in refused
-    assert "min_logprob against the draft (-2.50); n_tools for the draft (+0.50)" in refused
+    assert "adds to the judge's score: min_logprob -2.50; n_tools +0.50." in refused
     assert "$0.001150 for openai/gpt-4o" in refused
     assert "Nobody answered: HTTP 502, upstream_failed" in failed
     assert "Findings: schema at /city: breaks 100%_enum." in failed
@@ -144,3 +147,17 @@ def test_every_reason_of_the_api_has_its_words() -> None:
     table = page.split("## Reasons")[1].split("##")[0]
     rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(REASONS)
+
+
+async def test_the_signals_that_spoke_are_kept_with_the_content(gateway: Make, tmp_path: Path) -> None:
+    """A real gateway with a bundle, asked to explain: the command names the signal."""
+    policy, _ = bundle(tmp_path / "b")
+    app = gateway(small=ScriptedSmall(CALL), upstream=Scripted(), policy=policy, ledger={"store_content": True})
+    async with served(app) as url:
+        _, headers, _ = await post(url, ask(**ASKED))
+    file = tmp_path / "smallcall.yaml"
+    file.write_text(json.dumps({"ledger": {"url": f"sqlite+aiosqlite:///{tmp_path / 'ledger.db'}"}}))
+    asked = ["ledger", "show", headers["x-smallcall-decision-id"], "--config", str(file)]
+    told = await asyncio.to_thread(CliRunner().invoke, cli, asked)
+    assert told.exit_code == 0, told.output
+    assert "adds to the judge's score: weakest_token +0.99." in told.stdout
