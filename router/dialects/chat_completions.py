@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from policies.types import Request, Tool
-from router.dialects.adjacency import adjacent
 from router.dialects.chat_completions_answers import ChunkWriter, amend_completion
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import (
@@ -25,6 +24,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
+from router.dialects.provider.adjacency import adjacent
 from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.small_side_limits import unseen
 

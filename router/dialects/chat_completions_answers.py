@@ -8,9 +8,9 @@ from typing import Any
 import orjson
 
 from policies.types import DraftCall
-from router.dialects.call_deltas import NO_ARGUMENTS, StreamedCalls, is_empty, objects
 from router.dialects.errors import ClientError
-from router.dialects.finish_reasons import finish_reason
+from router.dialects.provider.call_deltas import NO_ARGUMENTS, StreamedCalls, is_empty, objects
+from router.dialects.provider.finish_reasons import finish_reason
 from router.dialects.request import ChatRequest
 
 DONE = b"data: [DONE]\n\n"

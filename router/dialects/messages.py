@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 
 from policies.types import Request, Tool
-from router.dialects.adjacency import adjacent
 from router.dialects.errors import ClientError, wrong
 from router.dialects.messages_answers import MessageWriter, amend_message, error_body, message
 from router.dialects.parsing import (
@@ -30,6 +29,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
+from router.dialects.provider.adjacency import adjacent
 from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.small_side_limits import unseen
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import orjson
 
-from router.dialects.call_deltas import AnswerParts, Part
 from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
-from router.dialects.finish_reasons import finish_reason, stop_reason
-from router.dialects.provider_json import read_json
+from router.dialects.provider.call_deltas import AnswerParts, Part
+from router.dialects.provider.finish_reasons import finish_reason, stop_reason
+from router.dialects.provider.provider_json import read_json
 from router.dialects.request import ChatRequest
 
 _STOPS = {

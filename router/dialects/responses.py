@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from policies.types import Request, Tool
-from router.dialects.adjacency import adjacent
 from router.dialects.errors import ClientError, wrong
 from router.dialects.parsing import (
     decoded,
@@ -28,6 +27,7 @@ from router.dialects.parsing import (
     put_tool,
     text,
 )
+from router.dialects.provider.adjacency import adjacent
 from router.dialects.request import ChatRequest, DialectName, LargeOnlyRequest, Writer
 from router.dialects.responses_answers import ResponseWriter, amend_response, error_body, response
 from router.dialects.small_side_limits import unseen

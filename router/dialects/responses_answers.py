@@ -11,9 +11,9 @@ from typing import Any
 
 import orjson
 
-from router.dialects.call_deltas import NO_ARGUMENTS, AnswerParts, Part, is_empty, objects
 from router.dialects.chat_completions_answers import COMMENT
 from router.dialects.errors import ClientError
+from router.dialects.provider.call_deltas import NO_ARGUMENTS, AnswerParts, Part, is_empty, objects
 from router.dialects.request import ChatRequest
 
 _ECHOED: Mapping[str, Any] = {

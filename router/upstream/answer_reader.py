@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from router.dialects.call_deltas import StreamedCalls, objects
+from router.dialects.provider.call_deltas import StreamedCalls, objects
 from router.ledger.row import LargeCall
 
 MAX_CALLS = 128

@@ -21,7 +21,7 @@ import aiohttp
 import orjson
 
 from router.dialects.exchange import Exchange
-from router.dialects.provider_json import StreamTexts, read_json
+from router.dialects.provider.provider_json import StreamTexts, read_json
 from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
 from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable

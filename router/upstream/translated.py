@@ -24,8 +24,8 @@ import orjson
 import structlog
 
 from router.constants import Constants
-from router.dialects.call_deltas import NO_ARGUMENTS, is_empty, objects
-from router.dialects.provider_json import StreamTexts, whole
+from router.dialects.provider.call_deltas import NO_ARGUMENTS, is_empty, objects
+from router.dialects.provider.provider_json import StreamTexts, whole
 from router.settings import Large, keep_litellm_offline
 from router.upstream import shape
 from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from router.dialects.adjacency import adjacent
+from router.dialects.provider.adjacency import adjacent
 from tests.router.cascade import test_gateway
 from tests.router.conftest import Make, served
 from tests.router.dialects import test_messages, test_responses
