@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Literal
 
-from slm.format.signature import DEFAULT_LIMITS, SignatureLimits, Tool, signatures
+from slm.format.signature import DEFAULT_LIMITS, Room, SignatureLimits, signature
 
-PATTERN_VERSION = "2"
+PATTERN_VERSION = "1"
 
 Kind = Literal["calls", "none", "ask"]
 
@@ -39,8 +39,6 @@ _INSTRUCTION = (
     "Thought: the tools' names in order, or none if no tool fits, or ask if a required value is missing\n"
     "Action: a tool's name\n"
     "Action Input: its arguments as JSON\n"
-    "Make one call for each thing that is asked. Write values in the format that the description asks for. "
-    "Leave out a parameter marked ? unless its value is given.\n"
     "Tools:\n"
 )
 MAX_CALLS = 16
@@ -214,7 +212,8 @@ def render_prompt(
             belongs to the large model.
     """
     own = [message for message in messages if message.get("role") in ("system", "developer")]
-    system = _INSTRUCTION + "".join(text + "\n" for text in signatures([_tool(tool) for tool in tools], limits))
+    room = Room()
+    system = _INSTRUCTION + "".join(_tool_line(tool, limits, room) for tool in tools)
     system += "".join("\n" + _text(message) for message in own)
     segments = _turn("system", system, frame)
     for message in messages:
@@ -239,13 +238,14 @@ def middle_cut(text: str, limit: int) -> str:
     return text[:half] + " … " + text[-half:]
 
 
-def _tool(tool: Mapping[str, Any]) -> Tool:
+def _tool_line(tool: Mapping[str, Any], limits: SignatureLimits, room: Room) -> str:
     function = tool.get("function")
     if tool.get("type", "function") != "function" or not isinstance(function, Mapping):
         raise PatternError(f"cannot read a tool of type {tool.get('type')!r}")
     parameters = function.get("parameters") or {}
     schema = parameters if isinstance(parameters, Mapping) else {}
-    return Tool(written_name(str(function["name"])), str(function.get("description") or ""), schema)
+    name, about = str(function["name"]), str(function.get("description") or "")
+    return signature(written_name(name), about, schema, limits, room) + "\n"
 
 
 def _assistant_text(message: Mapping[str, Any]) -> str:

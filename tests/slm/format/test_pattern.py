@@ -79,18 +79,15 @@ def test_a_prompt_reads_as_documented() -> None:
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ]
-    assert pattern.PATTERN_VERSION == "2"
+    assert pattern.PATTERN_VERSION == "1"
     assert "".join(segment.text for segment in pattern.render_prompt(messages, [WEATHER])) == (
         "<|im_start|>system\n"
         "Decide which tools to call next. Write\n"
         "Thought: the tools' names in order, or none if no tool fits, or ask if a required value is missing\n"
         "Action: a tool's name\n"
         "Action Input: its arguments as JSON\n"
-        "Make one call for each thing that is asked. Write values in the format that the description asks for. "
-        "Leave out a parameter marked ? unless its value is given.\n"
         "Tools:\n"
-        'get_weather(city, unit?: "c"|"f" = "c") Current weather.\n'
-        "- city: City and country, such as Paris, France\n"
+        'get_weather(city, unit?: "c"|"f" = "c") Current weather. [city: City and country, such as Paris, France]\n'
         "\nBe kind.<|im_end|>\n"
         "<|im_start|>user\nParis?<|im_end|>\n"
         "<|im_start|>assistant\n"
