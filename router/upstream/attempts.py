@@ -27,6 +27,7 @@ _log = structlog.get_logger("upstream")
 T = TypeVar("T")
 
 
+QUOTA = "insufficient_quota"
 MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
 _FIRST_PAUSE_S = 0.25
@@ -101,6 +102,8 @@ def refused(
     """What an HTTP status of 400 or more means; `error` is the provider's error object."""
     if status == 408:
         return timed_out(settings)
+    if used_up(error):
+        return UpstreamRateLimited(429, QUOTA, "the gateway's account at the large model's provider is used up")
     if status == 429:
         limited = "the large model is rate limited"
         return UpstreamRateLimited(429, "upstream_rate_limited", limited, retry_after_s=retry_after_s, retryable=True)
@@ -119,6 +122,11 @@ def refused(
         _harmless(str(error.get("message") or message or "the large model refused the request"), settings),
         param=_harmless(param, settings) if isinstance(param, str) else None,
     )
+
+
+def used_up(error: Mapping[str, Any]) -> bool:
+    """Whether a provider's error says that nothing is left of what was paid for: asking again does not help."""
+    return QUOTA in (error.get("code"), error.get("type"))
 
 
 def _harmless(message: str, settings: Large) -> str:

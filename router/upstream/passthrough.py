@@ -24,7 +24,7 @@ from router.dialects.exchange import Exchange
 from router.dialects.provider.provider_json import StreamTexts, read_json
 from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
-from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable, used_up
 from router.upstream.large_model import Tries, UpstreamError, UpstreamUnavailable, Usage
 from router.upstream.translated import LitellmModel
 from router.upstream.wires import WIRES, StreamState, Wire, request_body
@@ -283,6 +283,8 @@ def _mapped(error: Exception, settings: Large) -> UpstreamError:
 def _failed(error: Mapping[str, Any], settings: Large) -> UpstreamError:
     """An error that a provider reports inside a stream of status 200."""
     said = refused(400, error, "the large model failed in mid-stream", None, settings)
+    if used_up(error):
+        return said
     return UpstreamUnavailable(502, "upstream_unavailable", said.message, retryable=True)
 
 
