@@ -16,17 +16,33 @@ from router.dialects.exchange import Exchange
 from router.dialects.request import DialectName, Writer
 from router.telemetry import where
 from router.upstream.estimates import Priced, truncated_cost_usd
-from router.upstream.large_model import LargeModel, LargeStream, Tries, UpstreamError, Usage, usage_of
+from router.upstream.large_model import ErrorKind, LargeModel, LargeStream, Tries, UpstreamError, Usage, usage_of
+from router.upstream.provider_errors import FACES
 
 MAX_HELD_CHARS = 1024 * 1024
 """Of the pieces that wait for the row, as Python writes them. A provider that goes on for longer did not mean the end:
 they are sent, but for the newest."""
+_TOO_LONG = "prompt is too long"
+"""By these words Anthropic's clients know that a conversation must be made shorter."""
 _log = structlog.get_logger("gateway")
 
 
-def to_client_error(error: UpstreamError) -> ClientError:
-    """An upstream error as our client sees it."""
-    return ClientError(error.status, error.message, error.code, param=error.param, retry_after_s=error.retry_after_s)
+def to_client_error(error: UpstreamError, dialect: DialectName) -> ClientError:
+    """An upstream error as our client sees it: with its dialect's status and words."""
+    status, message, face = error.status, error.message, FACES[error.kind] if error.kind else None
+    if dialect == "messages" and face is not None:
+        status = face.messages_status or status
+        if error.kind is ErrorKind.CONTEXT_LENGTH and _TOO_LONG not in message.lower():
+            message = f"{_TOO_LONG}: {message}"
+    return ClientError(
+        status,
+        message,
+        error.code,
+        param=error.param,
+        type_=face.type if face is not None else None,
+        retry_after_s=error.retry_after_s,
+        permanent=face is not None and not face.retryable,
+    )
 
 
 async def whole_answer(decision: Decision, large: LargeModel) -> Mapping[str, Any]:
@@ -202,7 +218,7 @@ class Relay:
         if isinstance(failure, UpstreamError):
             if failure.usage is not None:
                 record_usage(decision, self._prices, failure.usage)
-            failure = to_client_error(failure)
+            failure = to_client_error(failure, decision.exchange.dialect.name)
         decision.fail(failure.status, failure.code)
         estimate_truncated_cost(decision, self._prices)
         try:

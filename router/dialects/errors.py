@@ -18,6 +18,7 @@ class ClientError(Exception):
         type_: OpenAI's class of the error; by default it follows from the status.
         retry_after_s: when to come again; told in whole seconds, never fewer.
         headers: further ones of the response.
+        permanent: coming again does not help; the official clients, which would try again by themselves, are told.
     """
 
     def __init__(
@@ -30,11 +31,12 @@ class ClientError(Exception):
         type_: str | None = None,
         retry_after_s: float | None = None,
         headers: Mapping[str, str] | None = None,
+        permanent: bool = False,
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
         self.type = type_ or _type(status)
-        self.retry_after_s = retry_after_s
+        self.retry_after_s, self.permanent = retry_after_s, permanent
         self.extra_headers: Mapping[str, str] = headers or {}
         """Response headers; the gateway sets those of the decision once there is one."""
         self.extras: Mapping[str, Any] | None = None
@@ -48,7 +50,8 @@ class ClientError(Exception):
     def headers(self) -> dict[str, str]:
         """Headers that go with it."""
         again = {} if self.retry_after_s is None else {"retry-after": str(max(math.ceil(self.retry_after_s), 0))}
-        return {**self.extra_headers, **again}
+        never = {"x-should-retry": "false"} if self.permanent else {}
+        return {**self.extra_headers, **again, **never}
 
 
 def _type(status: int) -> str:

@@ -183,6 +183,6 @@ async def _decide(gateway: Gateway, decision: Decision) -> Reply:
         return await gateway.escalate(decision)
     except UpstreamError as error:
         if isinstance(error, UpstreamRejected) or not gateway.may_stand_in(decision):
-            raise to_client_error(error) from error
+            raise to_client_error(error, decision.exchange.dialect.name) from error
     decision.reason = "upstream_unavailable"
     return gateway.serve_draft(decision)

@@ -58,6 +58,6 @@ async def _counted(counter: TokenCounter | None, chat: ChatRequest) -> Response:
     try:
         tokens, estimated = await counter.count(chat)
     except UpstreamError as error:
-        raise to_client_error(error) from error
+        raise to_client_error(error, "messages") from error
     headers = {"x-smallcall-token-count": "estimate"} if estimated else {}
     return Response(orjson.dumps({"input_tokens": tokens}), media_type="application/json", headers=headers)

@@ -8,32 +8,32 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import parsedate_to_datetime
 from random import Random
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import structlog
 
 from router.settings import Large, environment_secrets
 from router.upstream.breaker import Breaker
 from router.upstream.large_model import (
+    ErrorKind,
     Tries,
     UpstreamError,
-    UpstreamRateLimited,
-    UpstreamRejected,
     UpstreamTimeout,
     UpstreamUnavailable,
 )
+from router.upstream.provider_errors import FACES, ProviderError, kind_of
 
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
 
 
-QUOTA = "insufficient_quota"
 MAX_PAUSE_S = 20.0
 """A provider that wants a longer pause than this gets no retry: its wish is passed on to the client."""
 _FIRST_PAUSE_S = 0.25
 _MESSAGE_CHARS = 500
-_OVERLOADED = frozenset({503, 529})
-"""Told as they are; 529 is Anthropic's."""
+_READ_CHARS = 10_000
+_OURS = frozenset({401, 402, 403, 408, 429})
+"""Statuses that would say something else of the client's request than that it is wrong."""
 
 
 class Attempts:
@@ -96,45 +96,50 @@ def broken_off() -> UpstreamUnavailable:
     return UpstreamUnavailable(502, "upstream_unavailable", "the large model's stream broke off")
 
 
-def refused(
-    status: int, error: Mapping[str, Any], message: str, retry_after_s: float | None, settings: Large
-) -> UpstreamError:
-    """What an HTTP status of 400 or more means; `error` is the provider's error object."""
+def refused(status: int | None, error: ProviderError, headers: Mapping[str, str], settings: Large) -> UpstreamError:
+    """What a provider's error means for the client; `status` is the response's, None where that says success."""
     if status == 408:
         return timed_out(settings)
-    if used_up(error):
-        return UpstreamRateLimited(429, QUOTA, "the gateway's account at the large model's provider is used up")
-    if status == 429:
-        limited = "the large model is rate limited"
-        return UpstreamRateLimited(429, "upstream_rate_limited", limited, retry_after_s=retry_after_s, retryable=True)
-    if status in (401, 402, 403):
-        return UpstreamUnavailable(502, "upstream_auth", "the large model refuses the gateway's credentials")
-    if status in _OVERLOADED:
-        message = "the large model is overloaded"
-        return UpstreamUnavailable(status, "upstream_overloaded", message, retry_after_s=retry_after_s, retryable=True)
-    if not 400 <= status < 500:
-        return unreachable(retry_after_s)
-    code, param = error.get("code"), error.get("param")
-    known = isinstance(code, str) and re.fullmatch(r"\w{1,64}", code) and _harmless(code, settings) == code
-    return UpstreamRejected(
-        status,
-        str(code) if known else "upstream_rejected",
-        _harmless(str(error.get("message") or message or "the large model refused the request"), settings),
-        param=_harmless(param, settings) if isinstance(param, str) else None,
+    kind = kind_of(error, status)
+    face = FACES[kind]
+    told, code, words = face.status, face.code, _harmless(error.message, settings)
+    if kind is ErrorKind.INVALID_REQUEST or kind is ErrorKind.POLICY:
+        known = re.fullmatch(r"[A-Za-z_]\w{0,63}", error.code) and _harmless(error.code, settings) == error.code
+        code = error.code if known else face.code
+    if kind is ErrorKind.INVALID_REQUEST:
+        said = status or error.status or face.status
+        told = said if 400 <= said < 500 and said not in _OURS else face.status
+    if kind is ErrorKind.AUTH and words:
+        words = f"{face.default}: {words}"  # a client must not take it for a word on its own key
+    return face.error(
+        told,
+        code,
+        words[:_MESSAGE_CHARS] or face.default,
+        param=_harmless(error.param, settings) if error.param is not None else None,
+        retry_after_s=_wait_s(headers, error) if face.retryable else retry_after_s(headers.get("retry-after", "")),
+        retryable=face.retryable,
+        kind=kind,
     )
 
 
-def used_up(error: Mapping[str, Any]) -> bool:
-    """Whether a provider's error says that nothing is left of what was paid for: asking again does not help."""
-    return QUOTA in (error.get("code"), error.get("type"))
+def _wait_s(headers: Mapping[str, str], error: ProviderError) -> float | None:
+    """How long the provider wants to be left alone: by its headers, else by its words."""
+    exact = retry_after_s(headers.get("retry-after-ms", ""))
+    if exact is not None:
+        return exact / 1000
+    told = retry_after_s(headers.get("retry-after", ""))
+    return error.retry_after_s if told is None else told
 
 
 def _harmless(message: str, settings: Large) -> str:
-    """Without our keys and any address. Which key was shown the provider knows: it may stand in the environment."""
+    """Without our keys, parts of keys and any address. Which key was shown the provider knows: it may stand in the
+    environment."""
     own = [settings.api_key.get_secret_value()] if settings.api_key else []
     for secret in (*own, *environment_secrets()):
         message = message.replace(secret, "…")
-    return re.sub(r"\w+://\S+", "…", message)[:_MESSAGE_CHARS]
+    message = message[:_READ_CHARS]
+    message = re.sub(r"\w+://\S+", "…", message)
+    return re.sub(r"[\w-]*\*{3,}[\w*-]*", "…", message)[:_MESSAGE_CHARS]
 
 
 def retry_after_s(value: str) -> float | None:

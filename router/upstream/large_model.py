@@ -1,8 +1,8 @@
 """The large model: what the gateway asks of it, what it reports, and the errors it may answer with.
 
 UpstreamError
-├── UpstreamRejected      the request itself was refused (4xx): passed on, never retried
-├── UpstreamRateLimited   429 after all retries
+├── UpstreamRejected      the request itself was refused: passed on, never retried
+├── UpstreamRateLimited   429 after all retries, or a quota that is used up, which is never retried
 ├── UpstreamTimeout       no answer in time, after all retries
 └── UpstreamUnavailable   5xx, no connection, our credentials refused, a broken stream, the circuit open
 """
@@ -11,7 +11,21 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any, Protocol
+
+
+class ErrorKind(StrEnum):
+    """What a provider's error means. Only a rate, an overload and a server's fault pass by themselves."""
+
+    CONTEXT_LENGTH = "context_length"
+    RATE = "rate"
+    QUOTA = "quota"
+    OVERLOAD = "overload"
+    AUTH = "auth"
+    INVALID_REQUEST = "invalid_request"
+    POLICY = "policy"
+    SERVER = "server"
 
 
 class UpstreamError(Exception):
@@ -26,10 +40,13 @@ class UpstreamError(Exception):
         param: str | None = None,
         retry_after_s: float | None = None,
         retryable: bool = False,
+        kind: ErrorKind | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message, self.param = status, code, message, param
         self.retry_after_s, self.retryable = retry_after_s, retryable
+        self.kind = kind
+        """What the provider's error means; None where it answered with none."""
         self.usage: Usage | None = None
         """What was used all the same, where the provider reported it."""
 

@@ -24,8 +24,9 @@ from router.dialects.exchange import Exchange
 from router.dialects.provider.provider_json import StreamTexts, read_json
 from router.dialects.request import ChatRequest, DialectName, Writer
 from router.settings import Large, provider_variable
-from router.upstream.attempts import broken_off, refused, retry_after_s, timed_out, unreachable, used_up
-from router.upstream.large_model import Tries, UpstreamError, UpstreamUnavailable, Usage
+from router.upstream.attempts import broken_off, refused, timed_out, unreachable
+from router.upstream.large_model import Tries, UpstreamError, Usage
+from router.upstream.provider_errors import ProviderError, read_error
 from router.upstream.translated import LitellmModel
 from router.upstream.wires import WIRES, StreamState, Wire, request_body
 
@@ -131,6 +132,10 @@ class Passthrough:
                     answer = read_json(await _bounded(got))
             except (aiohttp.ClientError, TimeoutError, ConnectionError, orjson.JSONDecodeError) as error:
                 raise _mapped(error, self._settings) from error
+            given = isinstance(answer, dict) and target.wire.answer_field in answer
+            said = None if given else read_error(answer)
+            if said is not None:
+                raise refused(None, said, got.headers, self._settings)
             if not isinstance(answer, dict):
                 raise unreachable()
             return answer
@@ -160,9 +165,8 @@ class Passthrough:
         with contextlib.suppress(aiohttp.ClientError, TimeoutError, orjson.JSONDecodeError, UpstreamError):
             async with asyncio.timeout(self._settings.timeout_s):
                 answer = read_json(await _bounded(response))
-        error = answer.get("error") if isinstance(answer, dict) else None
-        wait_s = retry_after_s(response.headers.get("retry-after", ""))
-        return refused(response.status, error if isinstance(error, dict) else {}, "", wait_s, self._settings)
+        error = read_error(answer, refused=True) or ProviderError()
+        return refused(response.status, error, response.headers, self._settings)
 
 
 class Forwarded:
@@ -247,12 +251,12 @@ class Forwarded:
             except orjson.JSONDecodeError:
                 self._broken = unreachable() if self._first is None and not events else broken_off()
                 return events
+            failure = read_error(event)
+            if failure is not None:
+                self._broken = refused(None, failure, self._response.headers, self._settings)
+                self._broken.usage = self._state.see(event) if isinstance(event, dict) else None
+                return events
             if isinstance(event, dict):
-                failure = self._state.failure(event)
-                if failure is not None:
-                    self._broken = _failed(failure, self._settings)
-                    self._broken.usage = self._state.see(event)
-                    return events
                 events.append(event)
         if len(self._rest) > MAX_EVENT_BYTES:
             self._broken = unreachable()
@@ -278,14 +282,6 @@ async def _bounded(response: aiohttp.ClientResponse) -> bytes:
 
 def _mapped(error: Exception, settings: Large) -> UpstreamError:
     return timed_out(settings) if isinstance(error, TimeoutError) else unreachable()
-
-
-def _failed(error: Mapping[str, Any], settings: Large) -> UpstreamError:
-    """An error that a provider reports inside a stream of status 200."""
-    said = refused(400, error, "the large model failed in mid-stream", None, settings)
-    if used_up(error):
-        return said
-    return UpstreamUnavailable(502, "upstream_unavailable", said.message, retryable=True)
 
 
 def _target(wire: Wire, settings: Large) -> _Target:

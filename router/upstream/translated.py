@@ -14,7 +14,7 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from types import ModuleType
@@ -28,9 +28,10 @@ from router.dialects.provider.call_deltas import NO_ARGUMENTS, is_empty, objects
 from router.dialects.provider.provider_json import StreamTexts, whole
 from router.settings import Large, keep_litellm_offline
 from router.upstream import shape
-from router.upstream.attempts import Attempts, broken_off, refused, retry_after_s, timed_out, unreachable
+from router.upstream.attempts import Attempts, broken_off, refused, timed_out, unreachable
 from router.upstream.breaker import Breaker
 from router.upstream.large_model import (
+    ErrorKind,
     LargeStream,
     Tries,
     UpstreamError,
@@ -40,6 +41,7 @@ from router.upstream.large_model import (
     Usage,
 )
 from router.upstream.prices import FixedPrices, MappedPrices, Prices
+from router.upstream.provider_errors import ProviderError, kind_of, read_error, read_text
 
 _log = structlog.get_logger("upstream")
 T = TypeVar("T")
@@ -213,17 +215,22 @@ class LitellmModel:
     def _mapped(self, error: Exception) -> UpstreamError:
         if isinstance(error, UpstreamError):
             return error
-        status = getattr(error, "status_code", None)
         if _timed_out(error):
             return timed_out(self._settings)
-        if not isinstance(status, int):
-            _log.warning("upstream_error_unknown", error=type(error).__name__)
-            return unreachable()
-        body = getattr(error, "body", None)
-        details: Mapping[str, Any] = body if isinstance(body, dict) else {}
-        message = str(details.get("message") or getattr(error, "message", ""))
-        message = re.sub(r"^(litellm\.)?(\w+: )*(\w+Exception - )?", "", message, count=1)
-        return refused(status, {**details, "message": message}, message, _retry_after_s(error), self._settings)
+        status = getattr(error, "status_code", None)
+        said = _provider_error(error)
+        if said is None:
+            if not isinstance(status, int):
+                _log.warning("upstream_error_unknown", error=type(error).__name__)
+                return unreachable()
+            # Words that may be litellm's own say what is meant, and are told only of what is surely a provider's doing.
+            said = ProviderError(message=_words(error))
+            if kind_of(said, status) is ErrorKind.SERVER:
+                said = ProviderError()
+        # litellm gives a status of its own, 500, to what a provider reports inside a stream of status 200.
+        in_stream = type(error).__name__ == "MidStreamFallbackError"
+        own = status if isinstance(status, int) and status >= 400 and not in_stream else None
+        return refused(own, said, _headers(error), self._settings)
 
 
 class LitellmStream:
@@ -287,27 +294,49 @@ def _pictures_elsewhere(body: Mapping[str, Any]) -> bool:
     return False
 
 
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those behind it."""
+    seen: BaseException | None = error
+    for _ in range(_CHAIN):
+        if seen is None:
+            break
+        yield seen
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+
+
 def _timed_out(error: BaseException) -> bool:
     """Whether a time-out is at the root of it.
 
     The socket's own clock starts with the last data, ours with the wait for the next: on a busy machine the socket's
     is first, and litellm wraps what it raises as a lost connection.
     """
-    seen: BaseException | None = error
-    for _ in range(_CHAIN):
-        if seen is None:
-            break
-        if isinstance(seen, TimeoutError):
-            return True
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
-    return False
+    return any(isinstance(one, TimeoutError) for one in _chain(error))
 
 
-def _retry_after_s(error: Exception) -> float | None:
-    """Seconds by a Retry-After header (RFC 9110 §10.2.3: seconds or a date); None without a readable one."""
+def _provider_error(error: Exception) -> ProviderError | None:
+    """What the provider wrote: the body that the SDK behind litellm read, or the JSON that litellm quotes."""
+    for one in _chain(error):
+        body = getattr(one, "body", None)
+        if isinstance(body, str) and not body.lstrip().startswith("<"):
+            body = {"error": body}
+        found = read_error(body, refused=True)
+        if found is not None:
+            return found
+    return read_text(str(getattr(error, "message", "")))
+
+
+def _words(error: Exception) -> str:
+    """An error's message without the names of classes that litellm puts before it."""
+    message = str(getattr(error, "message", ""))
+    message = message.partition(" Original exception: ")[0]
+    return re.sub(r"^(litellm\.)?(\w+(\.\w+)?: )*(\w+(Exception|Error) - )?", "", message, count=1)
+
+
+def _headers(error: Exception) -> Mapping[str, str]:
+    """The provider's headers."""
     # litellm puts an empty response of its own making into most of its errors; the real headers stand beside it.
     headers = getattr(error, "litellm_response_headers", None) or {}
-    return retry_after_s(str(headers.get("retry-after", "")))
+    return {str(name).lower(): str(value) for name, value in headers.items()}
 
 
 def _import() -> ModuleType:

@@ -50,9 +50,6 @@ class StreamState(Protocol):
     def rename(self, event: dict[str, Any], model: str) -> None:
         """Put the client's name for the model where the provider's stands."""
 
-    def failure(self, event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        """The provider's error object, where this event is one."""
-
 
 class Wire(Protocol):
     """One dialect as a provider speaks it. Stateless."""
@@ -114,10 +111,6 @@ class _Chunks:
     def rename(self, event: dict[str, Any], model: str) -> None:
         event["model"] = model
 
-    def failure(self, event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        error = event.get("error")
-        return error if isinstance(error, dict) else None
-
 
 def _finished(choices: Iterable[Mapping[str, Any]]) -> bool:
     for choice in choices:  # noqa: SIM110 - a generator takes twice as long, for every chunk
@@ -167,10 +160,6 @@ class _MessageEvents:
     def rename(self, event: dict[str, Any], model: str) -> None:
         if isinstance(event.get("message"), dict):
             event["message"]["model"] = model
-
-    def failure(self, event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        error = event.get("error")
-        return error if event.get("type") == "error" and isinstance(error, dict) else None
 
 
 def _messages_usage(spent: Any) -> Usage | None:
@@ -225,15 +214,6 @@ class _ResponseEvents:
     def rename(self, event: dict[str, Any], model: str) -> None:
         if isinstance(event.get("response"), dict):
             event["response"]["model"] = model
-
-    def failure(self, event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-        if event.get("type") == "error":
-            return event
-        if event.get("type") != "response.failed":
-            return None
-        response = event.get("response")
-        error = response.get("error") if isinstance(response, dict) else None
-        return error if isinstance(error, dict) else {}
 
 
 def _responses_usage(answer: Any) -> Usage | None:

@@ -440,7 +440,7 @@ async def test_faults_of_the_large_model_are_retried_or_told(gateway: Make) -> N
         assert upstream.totals["requests"] == 3
     for fault, expected, retries, code in (
         (Status(500), 502, 0, "upstream_unavailable"),
-        (Status(429), 429, 0, "upstream_rate_limited"),
+        (Status(429), 429, 0, "rate_limit_exceeded"),
         (Status(422), 422, 2, "injected_fault"),
         (Garbage(), 502, 0, "upstream_unavailable"),
     ):

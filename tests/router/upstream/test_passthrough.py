@@ -146,8 +146,8 @@ async def test_a_streams_usage_is_read_and_told_only_where_asked_for(gateway: Ma
         (Disconnect(), 502, "upstream_unavailable", 2),
         (Garbage(), 502, "upstream_unavailable", 2),
         (Hang(30), 504, "upstream_timeout", 2),
-        (Status(429, retry_after_s=0.1), 429, "upstream_rate_limited", 2),
-        (Status(429, retry_after_s=60), 429, "upstream_rate_limited", 1),
+        (Status(429, retry_after_s=0.1), 429, "rate_limit_exceeded", 2),
+        (Status(429, retry_after_s=60), 429, "rate_limit_exceeded", 1),
         (Status(401), 502, "upstream_auth", 1),
         (Status(422), 422, "injected_fault", 1),
     ],
@@ -171,17 +171,19 @@ async def test_what_a_provider_says_of_coming_again_is_passed_on(gateway: Make, 
     """In whole seconds and never too few; an overloaded provider is told as such, in each dialect's own words."""
 
     async def overloaded(request: web.Request) -> web.Response:
-        error = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
+        kind = "api_error" if status == 500 else "overloaded_error"
+        error = {"type": "error", "error": {"type": kind, "message": "No"}}
         return web.json_response(error, status=status, headers={"retry-after": told})
 
     async with answering(overloaded) as base:
         settings = large("openai/gpt-4o", base, forward=["chat_completions", "messages"], retries=1)
         async with served(gateway(large=settings)) as url:
             got, headers, text = await send(url, "/chat/completions", of(CALLING))
-            _, _, message = await send(url, "/messages", ask_messages(tools=[]))
+            theirs, _, message = await send(url, "/messages", ask_messages(tools=[]))
     overload = status in (503, 529)
-    assert (got, headers["Retry-After"]) == (status if overload else 502, "1" if told == "0.4" else told)
-    assert json.loads(text)["error"]["code"] == ("upstream_overloaded" if overload else "upstream_unavailable")
+    assert (got, headers["Retry-After"]) == (503 if overload else 502, "1" if told == "0.4" else told)
+    assert json.loads(text)["error"]["code"] == ("server_is_overloaded" if overload else "upstream_unavailable")
+    assert theirs == (529 if overload else 502)
     assert json.loads(message)["error"]["type"] == ("overloaded_error" if overload else "api_error")
 
 
@@ -343,7 +345,8 @@ async def test_cache_writes_and_searches_cost_what_the_provider_charges(gateway:
 async def test_an_error_in_mid_stream_is_told_once(gateway: Make) -> None:
     """A provider's own error event becomes ours; a stream without its end does not look whole."""
     overloaded = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded at http://x/y"}}
-    for answer in (sse(*MESSAGE_EVENTS[:3], overloaded), sse(*MESSAGE_EVENTS[:-1])):
+    broken = (sse(*MESSAGE_EVENTS[:3], overloaded), 529, "server_is_overloaded")
+    for answer, status, code in (broken, (sse(*MESSAGE_EVENTS[:-1]), 502, "upstream_unavailable")):
         provider = Provider(answer)
         async with provider.running() as base:
             app = gateway(large=large("anthropic/claude-sonnet-4-5", base))
@@ -351,10 +354,10 @@ async def test_an_error_in_mid_stream_is_told_once(gateway: Make) -> None:
                 _, _, text = await send(url, "/messages", ask_messages(stream=True))
                 row = (await app.services.ledger.page())[-1]
         last = json.loads(text.split("\n\n")[-2].split("\ndata: ")[1])
-        assert (last["type"], last["error"]["code"]) == ("error", "upstream_unavailable")
+        assert (last["type"], last["error"]["code"]) == ("error", code)
         assert text.count("event: error") == 1
         assert "http" not in text
-        assert row.status == 502
+        assert row.status == status
 
 
 RESPONSE = {

@@ -105,13 +105,13 @@ async def test_fields_that_litellm_does_not_know_reach_the_provider_and_never_st
     ("fault", "retries", "kind", "status", "code", "asked"),
     [
         (Status(500), 1, UpstreamUnavailable, 502, "upstream_unavailable", 2),
-        (Status(503), 1, UpstreamUnavailable, 503, "upstream_overloaded", 2),
-        (Status(529), 1, UpstreamUnavailable, 529, "upstream_overloaded", 2),
+        (Status(503), 1, UpstreamUnavailable, 503, "server_is_overloaded", 2),
+        (Status(529), 1, UpstreamUnavailable, 503, "server_is_overloaded", 2),
         (Disconnect(), 1, UpstreamUnavailable, 502, "upstream_unavailable", 2),
         (Garbage(), 0, UpstreamUnavailable, 502, "upstream_unavailable", 1),
         (Cut(), 0, UpstreamUnavailable, 502, "upstream_unavailable", 1),
         (Hang(30), 1, UpstreamTimeout, 504, "upstream_timeout", 2),
-        (Status(429), 1, UpstreamRateLimited, 429, "upstream_rate_limited", 2),
+        (Status(429), 1, UpstreamRateLimited, 429, "rate_limit_exceeded", 2),
         (Status(401), 2, UpstreamUnavailable, 502, "upstream_auth", 1),
         (Status(403), 2, UpstreamUnavailable, 502, "upstream_auth", 1),
         (Status(422), 2, UpstreamRejected, 422, "injected_fault", 1),
@@ -145,7 +145,7 @@ async def test_a_provider_says_how_long_to_wait() -> None:
     assert waits.seconds[0] == 3
     assert 0.25 <= waits.seconds[1] < 0.75
     assert 0.5 <= waits.seconds[2] < 1.5
-    assert retried == ["upstream_rate_limited", "upstream_unavailable", "upstream_unavailable"]
+    assert retried == ["rate_limit_exceeded", "upstream_unavailable", "upstream_unavailable"]
     async with recorded(always(Status(429, 90))) as upstream, model(upstream.url) as (large, waits, _):
         with pytest.raises(UpstreamRateLimited) as caught:
             await large.complete(of(CALLING))
