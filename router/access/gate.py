@@ -1,6 +1,6 @@
-"""What a request meets: its key is recognised, it is let in or refused, and settled when it is over.
+"""The way of a request: its key is recognised, it is let in or refused, and settled when it is over.
 
-No request waits for the database here: keys and spending are kept in memory and looked up anew every
+No request waits for the database here: keys and spending are kept in memory and read again every
 `Constants.refresh_s`, so a key that was made or revoked elsewhere counts after so many seconds at the latest, the
 time of a query added. While the database does not answer the last known keys stay in force; but then no answer goes
 out without its row, either.
@@ -55,7 +55,7 @@ class Grant:
     reserved: Reservation
     status: LimitStatus
     headers: dict[str, str]
-    """Of the response."""
+    """Headers of the response."""
     _settle: Callable[[Grant, Reservation], None]
     begun: bool = False
     """A decision was made of the request, and settles it when it ends."""

@@ -21,7 +21,7 @@ Limit = Literal["budget", "requests", "tokens"]
 
 
 class Reservation(NamedTuple):
-    """What a request is reckoned to take."""
+    """Tokens and money that a request is estimated to take."""
 
     tokens: int
     cost_nusd: int
@@ -64,7 +64,7 @@ class Counters(Protocol):
 
 @dataclass(slots=True)
 class _Bucket:
-    """Holds what may be taken at once; `level` is below zero where more was taken than was reckoned."""
+    """Holds what may be taken at once; `level` is below zero where more was taken than was estimated."""
 
     level: float
     at: float

@@ -49,7 +49,7 @@ async def observed(engine: AsyncEngine, first: date, last: date) -> list[Observe
 
 
 async def given_up(engine: AsyncEngine, first: date, last: date) -> int:
-    """How many drafts of those days a policy gave up in mid-generation."""
+    """Return the number of drafts of those days that a policy gave up in mid-generation."""
     query = select(func.count()).where(*_within(first, last), _D.stage == "during")
     async with engine.connect() as connection:
         return int((await connection.execute(query)).scalar_one())

@@ -82,7 +82,7 @@ class RemoteModel:
                 self.info = self._session = None
 
     def events(self, command: protocol.DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
-        """See `SmallModel.events`."""
+        """Implements `SmallModel.events`: the events of one draft."""
         if self._session is None or self.info is None:
             raise SmallModelError("worker_unavailable", "the completion server was not seen yet")
         return self._events(self._session, command)
@@ -153,7 +153,7 @@ class RemoteModel:
             return False
 
     def _told_info(self) -> protocol.Info:
-        """What can be said of a model that others serve: its weights are known by name only."""
+        """Return what can be said of a model that others serve: its weights are known by name only."""
         return protocol.Info(
             protocol=protocol.PROTOCOL_VERSION,
             model=self._server.model,
