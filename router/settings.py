@@ -239,7 +239,7 @@ class LedgerSettings(_Section):
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
     synchronous: Literal["full", "normal"] = "full"
-    """The way SQLite commits rows: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
+    """SQLite's commits: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
     keep_days: int | None = Field(default=None, ge=1, le=36_500)

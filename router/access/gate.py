@@ -32,7 +32,7 @@ from router.telemetry import Metrics
 
 _log = structlog.get_logger("access")
 _LOCAL = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
-"""What leads to this machine, with or without a port."""
+"""Host names of this machine, with or without a port."""
 _OPEN_IT = "make a key with `smallcall keys create`, or set server.allow_public"
 
 
@@ -302,7 +302,7 @@ class Gate:
             self._counters.settle(grant.key, grant.reserved, true, grant.status)
 
     def visible(self, key: VirtualKey | None, names: list[str]) -> list[str]:
-        """Of the gateway's models, those that the key may use, and the plain names that it was given."""
+        """Return the gateway's models that the key may use, and the plain names that it was given."""
         if key is None:
             return names
         given = [name for name in key.models if not set(name) & set("*?[")]

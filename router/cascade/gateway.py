@@ -41,7 +41,7 @@ _PINNED_SMALL = PlainPolicy(SmallOnly(), "small_only")
 
 @dataclass(slots=True)
 class Reply:
-    """What the client gets, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
+    """The client's answer, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
 
     decision: Decision
     body: Mapping[str, Any] | None = None

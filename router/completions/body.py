@@ -1,4 +1,4 @@
-"""A request to `/v1/completions`: read, bounded, and told what of it is wrong by the field's path."""
+"""A request to `/v1/completions`: read, bounded, and refused by the path of the wrong field."""
 
 from __future__ import annotations
 

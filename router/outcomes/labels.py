@@ -154,7 +154,7 @@ def _observed(call: _Call, seen: _Seen, messages: Sequence[Mapping[str, Any]]) -
 
 
 def _user_says(call: _Call, messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Whether the user's next message corrects the call, or says again what led to it."""
+    """Return the reason if the user's next message corrects the call or repeats its request, else None."""
     after = next((message for message in messages[call.at :] if message.get("role") == "user"), None)
     if after is None:
         return None

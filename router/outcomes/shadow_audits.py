@@ -215,7 +215,7 @@ def probability_of(decision: Decision) -> float:
 def compared(
     tools: list[Mapping[str, Any]] | list[dict[str, Any]], seen: AnswerSummary, draft: Draft | None
 ) -> tuple[bool | None, str]:
-    """Return True if the large model said the same (None: not comparable), and the scorer's word for how it did or did not."""
+    """Return True if the large model said the same (None: not comparable), and the scorer's word for the result."""
     if draft is not None and draft.outcome is Outcome.UNPARSABLE:
         return False, "unparsable"
     large = Answer(tuple(Call.from_text(call.tool, call.arguments or "{}") for call in seen.calls))

@@ -173,7 +173,7 @@ def prompt_text(command: protocol.DraftCommand) -> str:
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> SmallModelError:
-    """What a status says; its text only tells a prompt that is too long from other refusals, and is not passed on."""
+    """Return the error of a status; its text only separates a too long prompt from other refusals, and stays here."""
     text = (await response.content.read(_REFUSAL_BYTES)).decode(errors="replace").lower()
     if response.status in (429, 503):
         return SmallModelError("queue_full", "the completion server is busy")
