@@ -28,7 +28,8 @@ def digests_of(chat: ChatRequest) -> Digests:
 
 def charge_of(decision: Decision) -> Reservation:
     """Return what a request counts for its key: the reported usage and its cost. A large answer whose usage was
-    not reported in full, because its stream was truncated or its provider is silent, counts at least what was held for it."""
+    not reported in full, because its stream was truncated or its provider is silent, counts at least what was held
+    for it."""
     usage, grant = decision.large.usage, decision.admission.grant
     tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
     if decision.side == "small":
