@@ -30,9 +30,9 @@ class Constants:
     forget_s: float = 3600.0
     """A conversation that was silent for so long is forgotten."""
     cache_ttl_s: float = 300.0
-    """How long a provider keeps a prompt in its cache, under `sticky: break_even`."""
+    """Seconds a provider keeps a prompt in its cache, under `sticky: break_even`."""
     draft_usd: float = 0.0
-    """What a draft costs in machine and waiting, under `sticky: break_even`."""
+    """Cost of a draft in machine time and waiting, USD, under `sticky: break_even`."""
     audit_floor: float = 0.005
     """Least probability of an audit; a lower `audits.rate` goes before."""
     audits_per_minute: int = 6
@@ -70,7 +70,7 @@ FORMER_SETTINGS: Mapping[str, str] = {
 
 
 def removal_hint(path: Sequence[int | str]) -> str | None:
-    """What to say of a key that was a setting once, such as `("server", "keep_alive_s")`; None for any other key."""
+    """The message for a key that was a setting once, such as `("server", "keep_alive_s")`; None for any other key."""
     parts = [str(part) for part in path]
     if parts[:1] == ["experiments"] and len(parts) > 1:
         parts[1] = "*"

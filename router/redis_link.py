@@ -23,7 +23,7 @@ _log = structlog.get_logger("redis")
 
 
 class RedisAnswer(Generic[T]):
-    """What Redis answered; the absence of one means that it is down."""
+    """An answer of Redis; the absence of one means that it is down."""
 
     __slots__ = ("value",)
 
@@ -56,7 +56,7 @@ class RedisLink:
         self._behind: set[asyncio.Task[object]] = set()
 
     async def ask(self, work: Callable[[], Awaitable[T]]) -> RedisAnswer[T] | None:
-        """What `work` gets from `client`; None where Redis is down."""
+        """Return what `work` gets from `client`; None where Redis is down."""
         if self._down_until is not None:
             if self._clock() < self._down_until:
                 return None

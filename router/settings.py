@@ -38,10 +38,10 @@ SHIPPED_ADAPTERS = {DEFAULT_MODEL: "smollm2-135m-toolcall"}
 """Known models and the folders of `slm/adapters` that go with them."""
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,63}$"
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
-"""Of an experiment or an arm."""
+"""Name of an experiment or an arm."""
 StickyMode = Literal["none", "after_escalation", "break_even"]
 SECRET_CHARS = 8
-"""What is shorter is not looked for in texts."""
+"""Shortest secret, in characters, that is searched for in texts."""
 _SECRET = re.compile(r"(?:^|_)(?:KEY|TOKEN|SECRET|PASSWORD)(?:_|$)")
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 OFFLOAD_BYTES = 64 * 1024
@@ -49,7 +49,7 @@ OFFLOAD_BYTES = 64 * 1024
 
 
 def is_loopback(host: str) -> bool:
-    """Whether this machine alone can reach the host."""
+    """True if this machine alone can reach the host."""
     return host in _LOOPBACK
 
 
@@ -79,7 +79,7 @@ class Server(_Section):
 
     @property
     def loopback(self) -> bool:
-        """Whether this machine alone can reach the host."""
+        """True if this machine alone can reach the host."""
         return is_loopback(self.host)
 
 
@@ -89,7 +89,7 @@ class Access(_Section):
     admin_key: SecretStr | None = Field(default=None, min_length=16, max_length=512)
     """For the routes below `/admin`, which are shut without it."""
     assumed_output_tokens: int = Field(default=1024, ge=1, le=1_000_000)
-    """Of an answer, until it is known: what budgets and token rates hold for a request under way."""
+    """Tokens of an answer, until it is known: what budgets and token rates hold for a request under way."""
     redis_url: SecretStr | None = None
     """Where replicas count together; None: each counts by itself."""
     on_redis_down: Literal["allow", "refuse"] = "allow"
@@ -119,17 +119,17 @@ class Shortlist(_Section):
 
 
 class Engine(_Section):
-    """What runs the small model."""
+    """The engine that runs the small model."""
 
     kind: Literal["worker", "remote"] = "worker"
     """`worker`: a process of ours; `remote`: a server of OpenAI completions with log-probabilities."""
     api_base: str | None = None
-    """Of the remote server, `/v1` included."""
+    """Base URL of the remote server, `/v1` included."""
     model: str | None = None
     """As the remote server names it."""
     api_key: SecretStr | None = None
     guided: Literal["vllm", "llamacpp", "none"] = "vllm"
-    """How the remote server is told a grammar."""
+    """The form in which the remote server is sent a grammar."""
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -161,11 +161,11 @@ class Small(_Section):
     max_wait_s: float | None = Field(default=10.0, gt=0, le=600)
     """A draft that would probably wait for longer goes to the large model at once; None: it waits."""
     max_tokens: int = Field(default=384, ge=8, le=4096)
-    """Of a draft. A client's own limit is meant for the large model and does not touch it."""
+    """Most tokens of a draft. A client's own limit is meant for the large model and does not touch it."""
     deadline_s: float = Field(default=30.0, gt=0, le=600)
     """For a draft, waiting included; then the large model is asked."""
     usd_per_hour: float = Field(default=SMALL_USD_PER_HOUR, ge=0, le=10_000)
-    """What the machine of the small model costs; drafts are charged by their seconds on it. 0: it is there anyway."""
+    """Hourly cost of the small model's machine; drafts are charged by their seconds on it. 0: it is there anyway."""
     shortlist: Shortlist = Shortlist()
 
     @model_validator(mode="after")
@@ -180,7 +180,7 @@ class Small(_Section):
 
     @property
     def local(self) -> bool:
-        """Whether a worker of ours drafts, and weights are needed here."""
+        """True if a worker of ours drafts, and weights are needed here."""
         return self.enabled and self.engine.kind == "worker"
 
     @property
@@ -195,14 +195,14 @@ class Small(_Section):
 
 
 class Price(_Section):
-    """What the large model costs, USD per million tokens; overrides litellm's price map."""
+    """Prices of the large model, USD per million tokens; overrides litellm's price map."""
 
     input_usd_per_mtok: float = Field(ge=0)
     output_usd_per_mtok: float = Field(ge=0)
     cached_input_usd_per_mtok: float | None = Field(default=None, ge=0)
     """None: as any other input."""
     cache_write_usd_per_mtok: float | None = Field(default=None, ge=0)
-    """Of input that the provider writes to its cache and charges for that, as Anthropic does. None: as any other."""
+    """Price of input that the provider charges for writing to its cache, as Anthropic does. None: as any other."""
 
 
 class Large(_Section):
@@ -243,7 +243,7 @@ class LedgerSettings(_Section):
 
     url: str = "sqlite+aiosqlite:///smallcall.db"
     synchronous: Literal["full", "normal"] = "full"
-    """How SQLite commits rows: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
+    """SQLite's commits: `full` waits for the disk; `normal` does not, and a power cut may lose the last ones."""
     store_content: bool = False
     """Keep requests and answers too; without it no prompt is ever stored."""
     keep_days: int | None = Field(default=None, ge=1, le=36_500)
@@ -279,7 +279,7 @@ class BundlePolicy(_Section):
     """Where the gateway does not run what the bundle was made for: everything goes large, or drafts are served without
     a certificate."""
     usd_per_hour: float | None = Field(default=None, gt=0)
-    """Of the large model, in this process, for a bundle that keeps a budget; None: as the bundle says."""
+    """Budget of the large model, in this process, for a bundle that keeps a budget; None: as the bundle says."""
 
     @property
     def folder(self) -> Path:
@@ -320,7 +320,7 @@ class ExperimentGuardrails(_Section):
     """When an experiment ends by itself; None: not watched."""
 
     p95_latency_s: float | None = Field(default=None, gt=0)
-    """Of an arm."""
+    """Highest 95th percentile of an arm's latency, seconds."""
     invalid_calls: float | None = Field(default=0.05, ge=0, lt=1)
     """Rise of an arm's share of invalid drafts over the control's."""
     tool_errors: float | None = Field(default=0.02, ge=0, lt=1)
@@ -334,9 +334,9 @@ class Experiment(_Section):
     arms: dict[Name, Arm] = Field(min_length=2, max_length=16)
     """The first is the control: it has the gateway's own policy."""
     unit: Literal["conversation", "key"] = "conversation"
-    """What is assigned as a whole; the key where arms share a cache or a quota of the key."""
+    """The unit that is assigned as a whole; the key where arms share a cache or a quota of the key."""
     planned_units: int = Field(default=2000, ge=200)
-    """Of all arms; `smallcall ab plan` reckons it."""
+    """Units of all arms together; `smallcall ab plan` computes it."""
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     margin: float = Field(default=0.01, ge=0, lt=1)
     """Pass rate that an arm may lose and still ship."""
@@ -361,7 +361,7 @@ class Settings(_Section):
     ledger: LedgerSettings = LedgerSettings()
     audits: Audits = Audits()
     policy: dict[str, Any] = {"kind": "bundle", "path": "shipped"}
-    """See `policies.rules.baselines.make_policy` and `BundlePolicy`."""
+    """The policy section; `policies.rules.baselines.make_policy` and `BundlePolicy` have its keys."""
     conversations: Conversations = Conversations()
     experiments: dict[Name, Experiment] = {}
     """By name; one at most is enabled."""
@@ -414,7 +414,7 @@ def provider_variable(name: str) -> str | None:
 
 
 def environment_secrets() -> list[str]:
-    """What stands in variables that are named as keys, tokens and secrets are, the longest first."""
+    """Return the values of variables that are named as keys, tokens and secrets are, the longest first."""
     found = {value for name, value in os.environ.items() if _SECRET.search(name) and len(value) >= SECRET_CHARS}
     return sorted(found, key=len, reverse=True)
 
@@ -430,7 +430,7 @@ def keep_litellm_offline() -> None:
 
 
 def _problem(path: tuple[int | str, ...], kind: str, message: str) -> str:
-    """What is wrong, with its path; our own validators say the path themselves."""
+    """Return what is wrong, with its path; our own validators say the path themselves."""
     if kind == "value_error":
         return message.removeprefix("Value error, ")
     return f"{'.'.join(map(str, path))}: {removal_hint(path) or message}"

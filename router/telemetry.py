@@ -40,7 +40,7 @@ def where(error: BaseException) -> str:
 
 
 class Metrics:
-    """What `/metrics` shows, in a registry of its own. Labels take few values: all of them stand in our code."""
+    """The metrics of `/metrics`, in a registry of its own. Labels take few values: all of them stand in our code."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""What a request is reckoned to take before it is served, and what it is charged afterwards."""
+"""Estimates what a request takes before it is served."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from router.ledger.row import NANO
 from router.upstream.estimates import PER_MTOK, Priced, UnitPrices, unit_prices
 
 BYTES_PER_TOKEN = 4
-"""Of JSON: English prose has about four characters a token, and the syntax around it makes up for denser scripts."""
+"""Bytes of JSON a token: English prose has about four characters, and the syntax makes up for denser scripts."""
 _LIMITS = ("max_completion_tokens", "max_tokens")
 
 
@@ -29,7 +29,7 @@ class LargeRates:
 
     @property
     def costs(self) -> bool:
-        """Whether there is a large model."""
+        """True if there is a large model."""
         return self._large is not None
 
     async def known(self) -> UnitPrices | None:
@@ -44,7 +44,7 @@ class LargeRates:
 def estimate(
     size_bytes: int, body: Mapping[str, Any], assumed_output_tokens: int, rates: UnitPrices | None
 ) -> Reservation:
-    """What a request is reckoned to take if the large model answers it.
+    """Return what a request is estimated to take if the large model answers it.
 
     Prompt: a token for every four bytes of the body. Answer: `assumed_output_tokens`, or the client's own limit where
     that is lower, times the number of choices (`MAX_CHOICES` at most). No prompt is taken for cached. Without `rates`

@@ -1,6 +1,6 @@
-"""What a request meets: its key is recognised, it is let in or refused, and settled when it is over.
+"""The way of a request: its key is recognised, it is let in or refused, and settled when it is over.
 
-No request waits for the database here: keys and spending are kept in memory and looked up anew every
+No request waits for the database here: keys and spending are kept in memory and read again every
 `Constants.refresh_s`, so a key that was made or revoked elsewhere counts after so many seconds at the latest, the
 time of a query added. While the database does not answer the last known keys stay in force; but then no answer goes
 out without its row, either.
@@ -32,7 +32,7 @@ from router.telemetry import Metrics
 
 _log = structlog.get_logger("access")
 _LOCAL = re.compile(r"(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])(?::\d{1,5})?", re.IGNORECASE)
-"""What leads to this machine, with or without a port."""
+"""Host names of this machine, with or without a port."""
 _OPEN_IT = "make a key with `smallcall keys create`, or set server.allow_public"
 
 
@@ -55,7 +55,7 @@ class Grant:
     reserved: Reservation
     status: LimitStatus
     headers: dict[str, str]
-    """Of the response."""
+    """Headers of the response."""
     _settle: Callable[[Grant, Reservation], None]
     begun: bool = False
     """A decision was made of the request, and settles it when it ends."""
@@ -302,7 +302,7 @@ class Gate:
             self._counters.settle(grant.key, grant.reserved, true, grant.status)
 
     def visible(self, key: VirtualKey | None, names: list[str]) -> list[str]:
-        """Of the gateway's models, those that the key may use, and the plain names that it was given."""
+        """Return the gateway's models that the key may use, and the plain names that it was given."""
         if key is None:
             return names
         given = [name for name in key.models if not set(name) & set("*?[")]

@@ -34,15 +34,15 @@ _LENGTH = len(PREFIX) + 43
 """32 bytes in unpadded URL-safe base 64 are 43 characters."""
 _ID_BYTES = 10
 Window = Literal["day", "month", "total"]
-"""What a budget is for: a UTC day, a UTC calendar month, or the key's whole life."""
+"""The window of a budget: a UTC day, a UTC calendar month, or the key's whole life."""
 _Text = StringConstraints(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f]*$")
 _Glob = Annotated[str, StringConstraints(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]*$")]
 MAX_USD = 1_000_000.0
-"""Of a budget: nano-dollars must stay exact where Redis counts them, in doubles."""
+"""Largest budget: nano-dollars must stay exact where Redis counts them, in doubles."""
 
 
 class KeyFieldsError(ValueError):
-    """What was asked of a new key cannot be had; `param` names the field."""
+    """A new key's fields cannot be accepted; `param` names the field."""
 
     def __init__(self, param: str, message: str) -> None:
         super().__init__(f"{param}: {message}" if param else message)
@@ -50,7 +50,7 @@ class KeyFieldsError(ValueError):
 
 
 class NewKey(BaseModel):
-    """What is asked of a new key, over HTTP and on the command line alike."""
+    """The fields of a new key, over HTTP and on the command line alike."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -122,12 +122,12 @@ class VirtualKey:
         return None
 
     def allows(self, model: str) -> bool:
-        """Whether a request may bear this model name."""
+        """Return True if a request may bear this model name."""
         return not self.models or any(fnmatch.fnmatchcase(model, glob) for glob in self.models)
 
     @property
     def limited(self) -> bool:
-        """Whether there is anything to count."""
+        """True if there is anything to count."""
         return not (
             self.hard_nusd is None
             and self.soft_nusd is None
@@ -189,7 +189,7 @@ def _nano(usd: float | None) -> int | None:
 
 
 def digest_of(secret: str) -> bytes:
-    """What is kept of a secret."""
+    """Return the SHA-256 of a secret, which is all that is kept of it."""
     return hashlib.sha256(secret.encode()).digest()
 
 

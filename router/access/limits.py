@@ -1,7 +1,7 @@
 """Rates and budgets, counted in this process.
 
 Rates are token buckets that hold one minute's worth: full at the start, refilled all the time. A request takes what it
-is reckoned to need and gives back, or still owes, the difference once its tokens are known; one that is larger than the
+is thought to need and gives back, or still owes, the difference once its tokens are known; one that is larger than the
 whole bucket passes where the bucket is full.
 
 A budget is open while what was spent and what requests under way hold is below it. So requests at once overspend it by
@@ -21,7 +21,7 @@ Limit = Literal["budget", "requests", "tokens"]
 
 
 class Reservation(NamedTuple):
-    """What a request is reckoned to take."""
+    """Tokens and money that a request is estimated to take."""
 
     tokens: int
     cost_nusd: int
@@ -49,7 +49,7 @@ class LimitStatus:
 
 
 class CountersDownError(RuntimeError):
-    """What was spent cannot be known now, and requests are to be refused then."""
+    """Spending cannot be known now, and requests are to be refused then."""
 
 
 class Counters(Protocol):
@@ -64,7 +64,7 @@ class Counters(Protocol):
 
 @dataclass(slots=True)
 class _Bucket:
-    """Holds what may be taken at once; `level` is below zero where more was taken than was reckoned."""
+    """Holds what may be taken at once; `level` is below zero where more was taken than was estimated."""
 
     level: float
     at: float
@@ -87,7 +87,7 @@ class _Account:
     spent_nusd: int = 0
     reserved_nusd: int = 0
     since_refresh: int = 0
-    """Of `spent_nusd`: settled since the database was last asked."""
+    """The part of `spent_nusd` that was settled since the database was last asked."""
 
 
 @dataclass(slots=True)
@@ -124,7 +124,7 @@ class LocalCounters:
             bucket.level = min(key.requests_per_minute or 0, bucket.level + 1)
 
     async def take(self, key: VirtualKey, asked: Reservation, now: datetime) -> LimitStatus:
-        """See `Counters.take`."""
+        """Implements `Counters.take` in this process."""
         account = self._account(key, now)
         at = self.clock()
         requests, tokens = key.requests_per_minute or 0, key.tokens_per_minute or 0
@@ -148,7 +148,7 @@ class LocalCounters:
         )
 
     def settle(self, key: VirtualKey, reserved: Reservation, true: Reservation, taken: LimitStatus) -> None:
-        """See `Counters.settle`."""
+        """Implements `Counters.settle` in this process."""
         account = self._accounts.get(key.key_id)
         if account is None:
             return
@@ -175,7 +175,7 @@ class LocalCounters:
             account.spent_nusd = known.get(key_id, {}).get(account.period, 0) + account.since_refresh
 
     def known_nusd(self, key: VirtualKey, now: datetime) -> int:
-        """What the database knew the key to have spent in its window."""
+        """Nano-dollars the key has spent in its window, as the database last said."""
         return self._known.get(key.key_id, {}).get(period_of(key.window, now), 0)
 
     def _account(self, key: VirtualKey, now: datetime) -> _Account:

@@ -104,12 +104,12 @@ return 0
 
 @dataclass(slots=True)
 class _Holding:
-    """What this replica holds of a key's budget."""
+    """The part of a key's budget that this replica holds."""
 
     nusd: int = 0
-    """Of requests under way, and of those that ask to be let in."""
+    """Nano-dollars of requests under way, and of those that ask to be let in."""
     turn: int = 0
-    """Of the last write."""
+    """Number of the last write."""
 
 
 class RedisCounters:
@@ -126,7 +126,7 @@ class RedisCounters:
         self._holdings: dict[str, _Holding] = {}
 
     async def take(self, key: VirtualKey, asked: Reservation, now: datetime) -> LimitStatus:
-        """See `Counters.take`. Raises CountersDownError."""
+        """Implements `Counters.take`. Raises CountersDownError."""
         left_s, period = window_left_s(key.window, now), period_of(key.window, now)
         holding = self._holdings.setdefault(key.key_id, _Holding())
         turn = holding.turn = next(self._turns)
@@ -175,7 +175,7 @@ class RedisCounters:
         )
 
     def settle(self, key: VirtualKey, reserved: Reservation, true: Reservation, taken: LimitStatus) -> None:
-        """See `Counters.settle`. What Redis misses of spending it learns from the database at a later `take`."""
+        """Implements `Counters.settle`. What Redis misses of spending it learns from the database at a later `take`."""
         if taken.local:
             self._local.settle(key, reserved, true, taken)
             return
@@ -204,5 +204,5 @@ def _names(key: VirtualKey, period: str) -> list[str]:
 
 
 def _kept_s(left_s: float | None) -> int:
-    """How long a window's spending is kept: beyond its end, for requests under way; the life's is learnt anew."""
+    """Seconds a window's spending is kept: beyond its end, for requests under way; the life's is read again."""
     return 7 * _DAY_S if left_s is None else int(left_s) + _DAY_S

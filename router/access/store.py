@@ -82,7 +82,7 @@ class KeyStore:
                 keys[row.key_id] = _key(row._asdict())
             except (TypeError, ValueError) as error:
                 _log.error("key_unreadable", key=row.key_id, error=type(error).__name__)
-        if found and not keys:  # no keys at all would open the door
+        if found and not keys:  # no keys at all would open the gateway
             raise KeysUnavailableError("none of the keys can be read")
         return KeyRing(keys)
 

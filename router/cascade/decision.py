@@ -43,12 +43,12 @@ NO_ADMISSION = Admission()
 
 @dataclass(slots=True)
 class SmallWork:
-    """What the small side did for one decision; all None where no draft was asked for."""
+    """The small side's work for one decision; all None where no draft was asked for."""
 
     builder: DraftBuilder | None = None
     draft: Draft | None = None
     info: Info | None = None
-    """What was loaded."""
+    """The model that was loaded."""
     seconds: float | None = None
     """From asking for the draft to its end, whatever ended it."""
     explanation: Sequence[Contribution] | None = None
@@ -57,7 +57,7 @@ class SmallWork:
 
 @dataclass(slots=True)
 class LargeWork:
-    """What the large side did for one decision."""
+    """The large side's work for one decision."""
 
     model: str | None = None
     """None where it was not to be asked."""

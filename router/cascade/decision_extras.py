@@ -1,4 +1,4 @@
-"""What a client is shown of the decision on its request: the `smallcall` object of a response, and its headers."""
+"""The parts of a decision that its client is shown: the `smallcall` object of a response, and its headers."""
 
 from __future__ import annotations
 

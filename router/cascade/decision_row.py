@@ -1,4 +1,4 @@
-"""A decision as the ledger keeps it: its row, and what the row reckons of tokens, seconds and money."""
+"""A decision as the ledger keeps it: its row, and the tokens, seconds and money that it counts."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def digests_of(chat: ChatRequest) -> Digests:
 
 
 def charge_of(decision: Decision) -> Reservation:
-    """What a request counts for its key: the reported usage and its cost. A large answer whose usage was not reported
-    in full, because its stream was truncated or its provider is silent, counts at least what was held for it."""
+    """Return what a request counts for its key: the reported usage and its cost. A large answer whose usage was
+    not reported in full, because its stream was truncated or its provider is silent, counts at least what was held
+    for it."""
     usage, grant = decision.large.usage, decision.admission.grant
     tokens = usage.prompt_tokens + usage.completion_tokens if usage else 0
     if decision.side == "small":

@@ -23,7 +23,7 @@ _log = structlog.get_logger("gateway")
 T = TypeVar("T")
 
 GRACE_S = 2.0
-"""What a draft may take beyond its deadline before the worker counts as hung."""
+"""Seconds a draft may take beyond its deadline before the worker counts as hung."""
 
 
 class Drafter:

@@ -1,4 +1,4 @@
-"""What happens when a decision has ended, step by step; `end_hooks` is the order.
+"""The steps that run when a decision has ended; `end_hooks` is the order.
 
 Its row comes first; each of these runs after it, also where the row could not be committed.
 """

@@ -41,7 +41,7 @@ _PINNED_SMALL = PlainPolicy(SmallOnly(), "small_only")
 
 @dataclass(slots=True)
 class Reply:
-    """What the client gets, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
+    """The client's answer, in its dialect: a whole `body`, or a stream's events. Close it, whatever came of it."""
 
     decision: Decision
     body: Mapping[str, Any] | None = None
@@ -50,9 +50,9 @@ class Reply:
     relay: Relay | None = None
     """A stream of the large model, which commits its row itself before its end."""
     auditor: Auditor | None = None
-    """Of the large model's answers: called when one has come to its end."""
+    """Auditor of the large model's answers: called when one has come to its end."""
     audited: bool = False
-    """Whether the large model is to be asked behind this small answer."""
+    """True if the large model is to be asked behind this small answer."""
 
     async def events(self) -> AsyncIterator[bytes]:
         """Server-sent events, one or several at once, where the client asked for a stream."""
@@ -76,7 +76,7 @@ class Auditor(Protocol):
     """Whatever holds drafts against what the large model says; see `router.outcomes.shadow_audits`."""
 
     def draw(self, decision: Decision) -> bool:
-        """Whether to, before the row is written."""
+        """Return True if this answer is to be audited; called before the row is written."""
 
     def ask(self, decision: Decision) -> None:
         """Do so, in the background."""
@@ -193,7 +193,7 @@ class Gateway:
         return Reply(decision, body, relay=relay, auditor=self._auditor)
 
     def may_stand_in(self, decision: Decision) -> bool:
-        """Whether a draft is there that is valid, though the policy was not sure enough of it."""
+        """Return True if a draft is there that is valid, though the policy was not sure enough of it."""
         draft = decision.small.draft
         if not self._draft_if_down or draft is None or draft.outcome is not Outcome.CALLS:
             return False
@@ -223,7 +223,7 @@ class Gateway:
         await self._recorder.record(decision)
 
     def _unit_prices(self) -> UnitPrices | None:
-        """Of the large model. Not asked for again once its price map is there and does not know it."""
+        """Prices of the large model. Not asked for again once its price map is there and does not know it."""
         if self._prices is None and self._large is not None and not self._prices_asked:
             self._prices_asked = self._large.ready
             self._prices = unit_prices(self._large)

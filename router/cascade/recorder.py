@@ -50,7 +50,7 @@ class Recorder:
 
     @property
     def store_content(self) -> bool:
-        """Whether requests and answers are kept."""
+        """True if requests and answers are kept."""
         return self._store_content
 
     async def flush(self) -> None:

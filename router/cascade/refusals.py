@@ -1,4 +1,4 @@
-"""Why a request gets no answer from the side that it is left with, told by the field that makes it so."""
+"""Why a request gets no answer from the side that it is left with, named by the field that makes it so."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class Completing(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What the server is told: its model's name (the worker's own where None), the key that callers must have (none
+    """The server's options: its model's name (the worker's own where None), the key that callers must have (none
     where None), and the time that a completion may take, its place in the queue included."""
 
     model: str | None = None
@@ -117,7 +117,7 @@ class CompletionsApp:
         return Response(orjson.dumps({"object": "list", "data": [model]}), headers=_JSON)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Implements the ASGI call: answers one request."""
         request = Request(scope, receive)
         try:
             self._admit(request)

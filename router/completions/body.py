@@ -1,4 +1,4 @@
-"""A request to `/v1/completions`: read, bounded, and told what of it is wrong by the field's path."""
+"""A request to `/v1/completions`: read, bounded, and refused by the path of the wrong field."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Grammar = Annotated[str, Meta(min_length=1, max_length=MAX_GRAMMAR_CHARS)]
 
 
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a stream tells of its usage: at its end, or in every chunk."""
+    """Where a stream reports its token usage: at its end, or in every chunk."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -62,7 +62,7 @@ class CompletionBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
 
     def command(self, deadline_s: float) -> CompleteCommand:
-        """What the worker is asked for."""
+        """The command for the worker, with `deadline_s` seconds to finish."""
         guided = self.structured_outputs.grammar if self.structured_outputs else self.grammar
         return CompleteCommand(
             prompt=self.prompt,

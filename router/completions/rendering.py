@@ -1,6 +1,6 @@
 """A completion in OpenAI's words: the worker's events in, chunks or one answer out.
 
-Text is held back as long as it may be the beginning of a stop; a stop itself is never told. Log-probabilities are those
+Text is held back as long as it may be the beginning of a stop; a stop itself is never sent. Log-probabilities are those
 of the whole distribution, before any grammar. Beside them, in `smallcall`, stands what else the worker knows of each
 token; clients that do not look for it need not.
 """
@@ -32,14 +32,14 @@ class Telling:
         self._told = 0
         self._tokens = 0
         self._waiting: list[Token] = []
-        """Of a completion that is told whole: all its tokens."""
+        """All tokens of a completion that is sent whole."""
 
     def start(self, event: Started) -> None:
         """The prompt is read."""
         self._started = event
 
     def chunk(self, token: Token) -> Mapping[str, Any] | None:
-        """What a stream says with one token; nothing where there is neither text to tell nor a probability."""
+        """The stream's chunk for one token; None if there is neither text to send nor a probability."""
         self._tokens += 1
         before = len(self._all)
         self._all += token.text
@@ -49,7 +49,7 @@ class Telling:
         return self._chunk(text, self._logprobs([token], [before]), None, self._signals([token]))
 
     def last(self, done: Done) -> list[Mapping[str, Any]]:
-        """What a stream says at its end: the rest of the text with the reason, and the usage where it is wanted."""
+        """The stream's last chunks: the rest of the text with the reason, and the usage where it is wanted."""
         chunks: list[Mapping[str, Any]] = [self._chunk(self._rest(), None, self._reason(done), None)]
         options = self._body.stream_options
         if options is not None and options.include_usage:
@@ -57,7 +57,7 @@ class Telling:
         return chunks
 
     def add(self, token: Token) -> None:
-        """Keep a token of a completion that is told whole."""
+        """Keep a token of a completion that is sent whole."""
         self._tokens += 1
         self._all += token.text
         self._waiting.append(token)
@@ -143,5 +143,5 @@ class Telling:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """How many characters at the end of the text may be the beginning of the stop."""
+    """Return the number of characters at the end of `text` that may begin `stop`."""
     return next((count for count in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:count])), 0)

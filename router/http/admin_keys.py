@@ -70,7 +70,7 @@ async def _refresh(gate: Gate) -> None:
 
 
 def _page(request: Request) -> tuple[int, str]:
-    """How many keys are to be shown, and behind which one. Raises ClientError."""
+    """Return the number of keys to show, and the id they follow. Raises ClientError."""
     limit = request.query_params.get("limit", str(PAGE))
     if not limit.isdecimal() or not 1 <= int(limit[:9]) <= PAGE:
         raise wrong("limit", f"must be a whole number from 1 to {PAGE}")

@@ -47,7 +47,7 @@ class CompletionEndpoint:
         self._body_limit = body_limit(server)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI. Whatever goes wrong before there is a decision becomes an error in the client's dialect here."""
+        """Implements the ASGI call. What fails before there is a decision becomes an error in the client's dialect."""
         tracked = TrackedSend(send)
         try:
             await self._serve(scope, receive, tracked)

@@ -1,4 +1,4 @@
-"""How many requests, and how many bytes of their bodies, are under way at once; more are refused."""
+"""Limits the requests, and the bytes of their bodies, that are under way at once; more are refused."""
 
 from __future__ import annotations
 

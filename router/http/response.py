@@ -15,7 +15,7 @@ from router.dialects.request import Dialect
 FIRST_POLL_S = 0.05
 """When the watch first asks whether a request's client is still there."""
 _POLLS = 4
-"""How often the watch asks within `Constants.write_timeout_s` whether a client takes anything."""
+"""Number of times the watch asks within `Constants.write_timeout_s` whether a client takes anything."""
 _JSON = {"content-type": "application/json"}
 _EVENTS = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-cache"}
 
@@ -44,7 +44,7 @@ class DisconnectWatch:
         self._watching: asyncio.Task[None] | None = None
         self._timer = self._loop.call_later(FIRST_POLL_S, self._begin)
         self.left = False
-        """Whether the client left, and the task was cancelled for it."""
+        """True if the client left, and the task was cancelled for it."""
 
     def stop(self) -> None:
         """The response is over."""
@@ -163,10 +163,10 @@ class TrackedSend:
         self._under_way = self._over = self._seen = 0
         self._since: float | None = None
         self.begun = False
-        """Whether something was sent: nothing can take a response's place after that."""
+        """True if something was sent: nothing can take a response's place after that."""
 
     async def __call__(self, message: Message) -> None:
-        """See ASGI. Returns once the server's buffer has room again."""
+        """Implements the ASGI `send`. Returns once the server's buffer has room again."""
         self.begun = True
         self._under_way += 1
         try:
@@ -176,7 +176,7 @@ class TrackedSend:
             self._over += 1
 
     def stuck_s(self, now: float) -> float:
-        """For how long no message has gone out of those that are to, reckoned from the call that found it so."""
+        """For how long no message has gone out of those that are to, counted from the call that found it so."""
         if not self._under_way or self._over != self._seen:
             self._seen, self._since = self._over, None
             return 0.0

@@ -35,7 +35,7 @@ class Services:
     small: SmallModel | None
     large: LargeModel | None
     counter: TokenCounter | None
-    """Of the large model; None where there is none, or it stands in for litellm."""
+    """Counts the large model's tokens; None where there is none, or it stands in for litellm."""
     started: int
     """Unix seconds."""
 
@@ -66,7 +66,7 @@ class GatewayApp(FastAPI):
         self._services = made
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
+        """Implements the ASGI call: completions directly, all else by FastAPI's routing."""
         if scope["type"] == "http" and scope["method"] == "POST":
             completion = self._completions.get(scope["path"])
             if completion is not None:

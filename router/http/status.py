@@ -1,4 +1,4 @@
-"""What a gateway shows of itself: models, health, readiness, metrics; and the errors of unknown paths."""
+"""The gateway's own pages: models, health, readiness, metrics; and the errors of unknown paths."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def _shown(name: str, started: int) -> dict[str, object]:
 
 
 def _serving(info: Info) -> dict[str, object]:
-    """What drafts are made with: a trace keeps it, and a certificate is bound to it."""
+    """The settings that drafts are made with: a trace keeps it, and a certificate is bound to it."""
     return {
         "model": info.model,
         "weights_sha256": info.weights_sha256,
@@ -113,7 +113,7 @@ async def healthy() -> dict[str, str]:
 
 
 async def ready(request: Request) -> Response:
-    """Whether each part can work; 503 until all that is configured can."""
+    """Report for each part whether it can work; 503 until all that is configured can."""
     services = services_of(request.scope)
     parts = {"ledger": await services.ledger.ping()}
     if services.small is not None:

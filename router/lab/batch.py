@@ -115,7 +115,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Pinned:
-    """See `router.cascade.gateway.Policies`."""
+    """Implements `router.cascade.gateway.Policies`: one fixed policy."""
 
     own: ServingPolicy
 
@@ -157,11 +157,11 @@ class _Seat:
 
     @property
     def info(self) -> Info | None:
-        """See `SmallModel.info`."""
+        """Implements `SmallModel.info`: what is loaded."""
         return self._table.info
 
     def events(self, command: DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """See `SmallModel.events`."""
+        """Implements `SmallModel.events`: the events of one draft."""
         return self._events(command)
 
     @contextlib.asynccontextmanager
@@ -188,7 +188,7 @@ class _Unrecorded(Recorder):
 def drafted_rows(
     engine: DraftEngine, small: Small, cases: Sequence[Case], on_progress: Callable[[int, int], None]
 ) -> list[TraceRow]:
-    """What the small model answers to the cases, by the gateway's own path."""
+    """Return the small model's answers to the cases, by the gateway's own path."""
     rows: list[TraceRow] = []
 
     def keep(row: TraceRow) -> None:

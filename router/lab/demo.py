@@ -31,7 +31,7 @@ from router.lab.gateway_process import gateway_process
 from router.settings import Settings
 
 GPT_4O = ClientPrices(input_usd_per_mtok=2.5, output_usd_per_mtok=10.0)
-"""Of gpt-4o-2024-08-06, as in litellm's price map; a test holds the two together."""
+"""Prices of gpt-4o-2024-08-06, as in litellm's price map; a test holds the two together."""
 CONCURRENCY = 2
 
 OnProgress = Callable[[str, int, int | None], None]
@@ -51,7 +51,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class DemoResult:
-    """What the demo prints."""
+    """The results that the demo prints."""
 
     asked: Sequence[Asked]
     report: ReportPaths

@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What an arm changes."""
+    """The settings that an arm changes."""
 
     small: Mapping[str, str] = field(default_factory=dict)
-    """Of the settings' `small` section."""
+    """Overrides of the settings' `small` section."""
     grammar: bool = True
 
 
@@ -56,7 +56,7 @@ Sets = Mapping[str, int | None]
 
 
 class Conditions(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer depends on, beside the case."""
+    """The conditions that an answer depends on, beside the case."""
 
     weights_sha256: str
     adapter_sha256: str | None
@@ -81,7 +81,7 @@ class StudyArm:
 
     @property
     def conditions(self) -> Conditions:
-        """What its answers depend on."""
+        """The conditions that its answers depend on."""
         folder = self.small.adapter_folder
         return Conditions(
             weights_sha256=self.model.weights_sha256,
@@ -96,7 +96,7 @@ class StudyArm:
 
     @property
     def serving(self) -> Serving:
-        """What a trace says of it."""
+        """Its description in a trace."""
         what = self.conditions
         return Serving(
             weights_sha256=what.weights_sha256,

@@ -1,1 +1,1 @@
-"""What became of an answer: labels, shadow audits, harvested training rows and observed decisions."""
+"""The outcomes of answers: labels, shadow audits, harvested training rows and observed decisions."""

@@ -42,13 +42,13 @@ NOBODY = ""
 
 @dataclass(slots=True)
 class Tally:
-    """What became of one tenant's rows."""
+    """Counts of what became of one tenant's rows."""
 
     folder: str
     escalated: int = 0
     replay: int = 0
     executed: int = 0
-    """Of those, with a result of their tool that was no error."""
+    """Harvested rows with a result of their tool that was no error."""
     held_out: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     """Why others were not taken."""
@@ -163,7 +163,7 @@ def folder_of(tenant: str) -> str:
 
 
 def opening_digest(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Of what was said in a conversation's opening, in hexadecimal digits."""
+    """Digest of what was said in a conversation's opening, in hexadecimal digits."""
     turns = [{key: turn.get(key) for key in ("role", "content")} for turn in opening(messages)]
     return hashlib.sha256(json.dumps(turns, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 

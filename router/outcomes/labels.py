@@ -31,9 +31,9 @@ from router.outcomes.tool_results import OK, Fault, ToolResult, read_result
 
 Strength = Literal["strong", "medium", "weak", "none"]
 MAX_CALLS = 32
-"""Of one request that are looked at: the newest."""
+"""Most calls of one request that are examined: the newest."""
 _TURNS = 4
-"""Answers with calls whose calls are looked at: older ones were when they were new."""
+"""Number of answers whose calls are examined: older ones were when they were new."""
 _WITHIN = 2
 _NEAR = 0.6
 """Share of words in which two messages of the user agree that say the same."""
@@ -47,7 +47,7 @@ _CORRECTION = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """What is known of one call. `label`: 1 right, 0 wrong, None: nothing is known of it."""
+    """The label of one call. `label`: 1 right, 0 wrong, None: nothing is known of it."""
 
     call_id: str
     tool: str
@@ -76,7 +76,7 @@ class _Seen:
 
 
 def brings_results(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether there may be anything to observe: cheap, for the path of a request."""
+    """Return True if there may be anything to observe: cheap, for the path of a request."""
     return any(message.get("role") == "tool" for message in messages[-12:])
 
 
@@ -95,7 +95,7 @@ def error_flags(native: Mapping[str, Any]) -> frozenset[str]:
 def observations(
     messages: Sequence[Mapping[str, Any]], flagged: frozenset[str] = frozenset()
 ) -> tuple[Observation, ...]:
-    """What a conversation, as chat completions, shows of its newest calls.
+    """Return what a conversation, as chat completions, shows of its newest calls.
 
     Args:
         flagged: ids of calls whose result the client marked as an error.
@@ -154,7 +154,7 @@ def _observed(call: _Call, seen: _Seen, messages: Sequence[Mapping[str, Any]]) -
 
 
 def _user_says(call: _Call, messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """Whether the user's next message corrects the call, or says again what led to it."""
+    """Return the reason if the user's next message corrects the call or repeats its request, else None."""
     after = next((message for message in messages[call.at :] if message.get("role") == "user"), None)
     if after is None:
         return None

@@ -49,7 +49,7 @@ async def observed(engine: AsyncEngine, first: date, last: date) -> list[Observe
 
 
 async def given_up(engine: AsyncEngine, first: date, last: date) -> int:
-    """How many drafts of those days a policy gave up in mid-generation."""
+    """Return the number of drafts of those days that a policy gave up in mid-generation."""
     query = select(func.count()).where(*_within(first, last), _D.stage == "during")
     async with engine.connect() as connection:
         return int((await connection.execute(query)).scalar_one())
@@ -148,7 +148,7 @@ def _judge(row: Mapping[str, Any]) -> str:
 
 
 def _feedback_of(found: Known | None) -> bool | None:
-    """What somebody said, else a tool's refusal for what was asked of it; a tool that did something shows nothing."""
+    """Return somebody's feedback, else False for a tool's refusal of its call; a tool that acted shows nothing."""
     if found is None:
         return None
     return found.passed if found.passed is not None else False if found.tool_error else None
@@ -160,7 +160,7 @@ def _paid_usd(row: Mapping[str, Any]) -> float | None:
 
 
 def _alternative_usd(row: Mapping[str, Any], typical: Means) -> float | None:
-    """What the audit cost, else what such a request would have."""
+    """Return the audit's cost, USD, else an estimate for such a request."""
     if row["audit_nusd"] is not None:
         return _usd(row["audit_nusd"])
     price, size, written = row["large_input_usd_per_mtok"], row["request_bytes"], row["large_output_usd_per_mtok"]

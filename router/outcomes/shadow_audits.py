@@ -97,7 +97,7 @@ class ShadowAuditor:
             await asyncio.gather(*self._asking, *self._comparing, return_exceptions=True)
 
     def draw(self, decision: Decision) -> bool:
-        """Whether to audit this answer; its propensity stands in the decision then, drawn or not."""
+        """True if this answer is to be audited; its propensity stands in the decision then, drawn or not."""
         if decision.verdict.action is not Action.ANSWER or decision.chat.pin is not None or not self._possible():
             return False
         p = probability_of(decision)
@@ -215,7 +215,7 @@ def probability_of(decision: Decision) -> float:
 def compared(
     tools: list[Mapping[str, Any]] | list[dict[str, Any]], seen: AnswerSummary, draft: Draft | None
 ) -> tuple[bool | None, str]:
-    """Whether the large model said the same, and the scorer's word for how it did or did not."""
+    """Return True if the large model said the same (None: not comparable), and the scorer's word for the result."""
     if draft is not None and draft.outcome is Outcome.UNPARSABLE:
         return False, "unparsable"
     large = Answer(tuple(Call.from_text(call.tool, call.arguments or "{}") for call in seen.calls))

@@ -1,4 +1,4 @@
-"""What a tool's result says of the call that asked for it: whose fault a failure was.
+"""Reads what a tool's result says of the call that asked for it: whose fault a failure was.
 
 A call is blamed only where the result looks like an error *and* says that what was asked was wrong. What the
 environment did (credentials, limits, outages, time-outs) says nothing of the call. The words and codes
@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 MAX_CHARS = 4_000
-"""Of a result's text that are looked at for words."""
+"""Characters of a result's text that are searched for words."""
 _MAX_JSON_CHARS = 100_000
 _CALLS_FAULT = frozenset({400, 404, 409, 422})
 _ENVIRONMENTS_FAULT = frozenset({401, 403, 408, 410, 429})
@@ -51,7 +51,7 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """How a tool answered; `reason` is a stable word."""
+    """The outcome of a tool call; `reason` is a stable word."""
 
     fault: Fault
     reason: str
@@ -61,7 +61,7 @@ OK = ToolResult(Fault.NONE, "executed")
 
 
 def read_result(text: str, *, flagged: bool = False) -> ToolResult:
-    """What a result says.
+    """Return whose fault a result shows, and why.
 
     Args:
         text: as the model sees it.
@@ -107,7 +107,7 @@ def _object(text: str) -> dict[str, Any] | None:
 
 
 def _failed(body: dict[str, Any]) -> bool:
-    """Whether an object says of itself that it is a failure."""
+    """Return True if an object says of itself that it is a failure."""
     if body.get("error") or body.get("errors") or body.get("exception"):
         return True
     if body.get("success") is False or body.get("ok") is False:
@@ -117,7 +117,7 @@ def _failed(body: dict[str, Any]) -> bool:
 
 
 def _code(body: dict[str, Any]) -> int | None:
-    """The status that an object tells: its own, or that of the error in it."""
+    """The status that an object gives: its own, or that of the error in it."""
     inner = body.get("error")
     for place in (body, inner if isinstance(inner, dict) else {}):
         for key in _STATUS_KEYS:

@@ -86,7 +86,7 @@ class PoliciesInForce:
         return True
 
     def view(self) -> dict[str, Any]:
-        """What the list of models shows of the gateway's own policy."""
+        """The description in the list of models of the gateway's own policy."""
         return self.own.view()
 
     def _bundle(self, config: BundlePolicy, old: BudgetController | None) -> ServedBundle:

@@ -30,7 +30,7 @@ class Exposure:
     arm: str
     unit_sha256: str
     propensity: float
-    """Of the arm: its share of all weights."""
+    """The arm's share of all weights."""
     policy: ServingPolicy | None
     """None: the gateway's own."""
 

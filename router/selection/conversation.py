@@ -21,8 +21,8 @@ def asker_of(headers: Mapping[str, str], key_id: str | None) -> str | None:
 
 
 def conversation_of(chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> bytes:
-    """What is the same in all turns of a conversation and differs between conversations and between keys. Not a
-    digest: it may hold the messages up to the user's first."""
+    """Return bytes that are the same in all turns of a conversation and differ between conversations and between keys.
+    Not a digest: they may hold the messages up to the user's first."""
     owner = hashlib.sha256((asker_of(headers, key_id) or "").encode()).digest()
     named = headers.get(CONVERSATION_HEADER)
     return owner + (b"told:" + named.encode() if named else b"seen:" + _dumped(opening(chat.view.messages)))

@@ -36,7 +36,7 @@ class LabelsError(ValueError):
 
 
 class Label(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is known of one decision afterwards; None: not known. A file's word goes before the ledger's outcomes."""
+    """The later outcome of one decision; None: not known. A file's word goes before the ledger's outcomes."""
 
     decision_id: str
     passed: bool | None = None
@@ -97,7 +97,7 @@ async def experiment_state(
 
 
 async def _known(ledger: Ledger, rows: Sequence[ExposedRequest]) -> dict[str, Known]:
-    """What the ledger knows of these decisions: feedback, and what their tools answered."""
+    """Return what the ledger knows of these decisions: feedback, and what their tools answered."""
     found: dict[str, list[OutcomeLabel]] = {}
     for one in await of_decisions(ledger.engine, rows[0].decision_id, rows[-1].decision_id):
         found.setdefault(one.decision_id, []).append(one)

@@ -40,7 +40,7 @@ class LiveExperiments:
         self._configured, self._policies, self._store = settings.experiments, policies, store
         self._metrics, self._ledger_url, self._constants = metrics, settings.ledger.url, constants
         self.assignment: Assignment | None = None
-        """Of the experiment that runs; one that a guardrail has ended says so itself."""
+        """Assignment of the experiment that runs; one that a guardrail has ended says so itself."""
         self._current: tuple[str, Experiment] | None = None
         self._revision = -1
         self._watching: asyncio.Task[None] | None = None
@@ -48,7 +48,7 @@ class LiveExperiments:
 
     @property
     def running(self) -> bool:
-        """Whether requests are taken in."""
+        """True if requests are taken in."""
         return self.assignment is not None and not self.assignment.stopped
 
     @contextlib.asynccontextmanager

@@ -19,21 +19,21 @@ _log = structlog.get_logger("judge")
 OnVoid = Literal["escalate", "warn"]
 State = Literal["in_force", "void", "uncertified", "waiting"]
 MAX_NAME = 128
-"""Of a policy, in the ledger."""
+"""Longest name of a policy in the ledger, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """What the gateway runs, as far as its configuration says."""
+    """The models that the gateway runs, as far as its configuration says."""
 
     loaded: Callable[[], Info | None]
-    """What the worker said of itself; None while none is ready."""
+    """Returns the worker's description of itself; None while none is ready."""
     large_model: str | None
 
 
 @dataclass(frozen=True, slots=True)
 class CertificateStatus:
-    """Whether a bundle's certificates hold."""
+    """The state of a bundle's certificates."""
 
     state: State
     """`uncertified`: the bundle has none. `waiting`: the worker has not said yet what it is."""
@@ -69,7 +69,7 @@ class ServedBundle:
 
     @property
     def status(self) -> CertificateStatus:
-        """Whether the certificates hold, now; a change is logged."""
+        """The state of the certificates now; a change is logged."""
         info = self._running.loaded()
         if self._known is None or self._known[0] is not info:
             found = self._judged(info)
@@ -120,7 +120,7 @@ class ServedBundle:
         return replace(verdict, certificate=None)
 
     def _tools_known(self, request: Request, draft: Draft) -> bool:
-        """Whether each tool that is called was there, and the same, when the classes were certified."""
+        """Return True if each tool that is called was there, and the same, when the classes were certified."""
         if self._tools is None:
             return True
         by_name = {tool.name: tool for tool in request.tools}

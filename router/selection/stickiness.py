@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 MAX_REMEMBERED = 50_000
 """Conversations in memory; the one that was silent for longest is forgotten first."""
 _ANSWER_TOKENS = 200.0
-"""Of a large answer, until the conversation has seen one."""
+"""Tokens assumed of a large answer, until the conversation has seen one."""
 
 
 class Memory(msgspec.Struct):
-    """Of one conversation. Times are Unix seconds."""
+    """Memory of one conversation. Times are Unix seconds."""
 
     large_turns_left: int = 0
     """So many turns are still to go large."""
     drafted: int = 0
     served: int = 0
-    """Of the drafts."""
+    """Number of the drafts that were served."""
     large_tokens: int = 0
-    """Of the prompt and answer of the last large turn: what the provider may hold in its cache."""
+    """Tokens of the prompt and answer of the last large turn: what the provider may hold in its cache."""
     large_at: float = 0.0
     answer_tokens: int = 0
-    """Of the last large answer."""
+    """Tokens of the last large answer."""
     turns: int = 0
     first_at: float = 0.0
     last_at: float = 0.0
@@ -57,7 +57,7 @@ class Memories(Protocol):
     """Where conversations are remembered, by a digest."""
 
     async def get(self, digest: str) -> Memory | None:
-        """What is remembered; None: nothing."""
+        """Return what is remembered; None: nothing."""
 
     async def put(self, digest: str, memory: Memory) -> None:
         """Remember it."""
@@ -72,12 +72,12 @@ class LocalMemories:
     _kept: OrderedDict[str, Memory] = field(default_factory=OrderedDict)
 
     async def get(self, digest: str) -> Memory | None:
-        """See `Memories.get`."""
+        """Implements `Memories.get`."""
         memory = self._kept.get(digest)
         return memory if memory is not None and self.now() - memory.last_at < self.forget_s else None
 
     async def put(self, digest: str, memory: Memory) -> None:
-        """See `Memories.put`."""
+        """Implements `Memories.put`."""
         self._kept[digest] = memory
         self._kept.move_to_end(digest)
         if len(self._kept) > MAX_REMEMBERED:
@@ -91,7 +91,7 @@ class SharedMemories:
         self._redis, self._local, self._forget_s = redis, local, forget_s
 
     async def get(self, digest: str) -> Memory | None:
-        """See `Memories.get`."""
+        """Implements `Memories.get`."""
         answer = await self._redis.ask(lambda: self._redis.client.get(_name(digest)))
         if answer is None:
             return await self._local.get(digest)
@@ -101,7 +101,7 @@ class SharedMemories:
             return None
 
     async def put(self, digest: str, memory: Memory) -> None:
-        """See `Memories.put`."""
+        """Implements `Memories.put`."""
         await self._local.put(digest, memory)
         kept, forget_s = msgspec.json.encode(memory), max(1, int(self._forget_s))
         await self._redis.ask(lambda: self._redis.client.set(_name(digest), kept, ex=forget_s))
@@ -152,7 +152,7 @@ class Stickiness:
         self._rates, self._now = rates, now
 
     def digest(self, chat: ChatRequest, headers: Mapping[str, str], key_id: str | None) -> str | None:
-        """What a conversation is remembered by; None where nothing is. `key_id`: see
+        """Return the digest a conversation is remembered by; None where nothing is. `key_id`: see
         `router.selection.conversation`."""
         if self._mode == "none":
             return None
@@ -191,7 +191,7 @@ class Stickiness:
         return gain > 0
 
     async def remember(self, turn: Sticky, side: str, drafted: bool, usage: Usage | None, status: int) -> None:
-        """See `Sticky.ended`."""
+        """Implements `Sticky.ended`: update the conversation's memory."""
         memory, now = turn.memory, self._now()
         memory.turns += 1
         memory.last_at = now

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 def redis_link(
     settings: Settings, constants: Constants, metrics: Metrics, stack: contextlib.AsyncExitStack
 ) -> RedisLink | None:
-    """What replicas share; None where `access.redis_url` is not set."""
+    """Return the Redis link that replicas share; None where `access.redis_url` is not set."""
     if settings.access.redis_url is None:
         return None
     from router.redis_link import RedisLink  # brings redis, which few gateways need
@@ -77,7 +77,7 @@ async def gate_of(
 
 
 def stickiness_of(settings: Settings, constants: Constants, rates: LargeRates, link: RedisLink | None) -> Stickiness:
-    """What is remembered of conversations: in this process, or by Redis where there is a link."""
+    """Return the memory of conversations: in this process, or by Redis where there is a link."""
     forget_s = constants.forget_s
     local = LocalMemories(forget_s, time.time)
     memories: Memories = local if link is None else SharedMemories(link, local, forget_s)
@@ -91,7 +91,7 @@ class SmallSide:
     model: SmallModel | None
 
     def info(self) -> Info | None:
-        """What is loaded; None while nothing is ready."""
+        """The loaded model; None while nothing is ready."""
         return self.model.info if self.model is not None else None
 
 

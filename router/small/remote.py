@@ -82,7 +82,7 @@ class RemoteModel:
                 self.info = self._session = None
 
     def events(self, command: protocol.DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
-        """See `SmallModel.events`."""
+        """Implements `SmallModel.events`: the events of one draft."""
         if self._session is None or self.info is None:
             raise SmallModelError("worker_unavailable", "the completion server was not seen yet")
         return self._events(self._session, command)
@@ -153,7 +153,7 @@ class RemoteModel:
             return False
 
     def _told_info(self) -> protocol.Info:
-        """What can be said of a model that others serve: its weights are known by name only."""
+        """Return what can be said of a model that others serve: its weights are known by name only."""
         return protocol.Info(
             protocol=protocol.PROTOCOL_VERSION,
             model=self._server.model,
@@ -173,7 +173,7 @@ def prompt_text(command: protocol.DraftCommand) -> str:
 
 
 async def _refusal(response: aiohttp.ClientResponse) -> SmallModelError:
-    """What a status says; its text only tells a prompt that is too long from other refusals, and is not passed on."""
+    """Return the error of a status; its text only separates a too long prompt from other refusals, and stays here."""
     text = (await response.content.read(_REFUSAL_BYTES)).decode(errors="replace").lower()
     if response.status in (429, 503):
         return SmallModelError("queue_full", "the completion server is busy")

@@ -111,7 +111,7 @@ class _Telling:
         return [event for text in texts for event in self._token(self._waiting.popleft(), text, self._span(text))]
 
     def _span(self, text: str) -> DraftSpan:
-        """Of a token's text. A token inside a character belongs where any other character would."""
+        """Return the span of a token's text. A token inside a character belongs where any other character would."""
         return self._spans.feed(text or "\N{REPLACEMENT CHARACTER}")
 
     def _token(self, piece: _Piece, text: str, span: DraftSpan) -> list[protocol.Event]:
@@ -163,7 +163,7 @@ class _Telling:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """One token; what the server does not tell is NaN."""
+    """One token; what the server does not send is NaN."""
 
     text: str
     logprob: float
@@ -173,13 +173,13 @@ class _Piece:
     forced: bool = False
     layer_agreement: float | None = None
     raw: bytes | None = None
-    """Of the token, where it may end inside a character and the server tells them: its text is not whole then."""
+    """The token's bytes, where it may end inside a character and the server sends them: its text is not whole then."""
     exact: bool = True
-    """Whether the tokens' texts or bytes join to the draft's text."""
+    """True if the tokens' texts or bytes join to the draft's text."""
 
 
 def _pieces(choice: Mapping[str, Any]) -> list[_Piece]:
-    """A chunk's tokens, in either of the two forms in which servers tell log-probabilities of completions."""
+    """A chunk's tokens, in either of the two forms in which servers send log-probabilities of completions."""
     logprobs = choice.get("logprobs") or {}
     if logprobs.get("content"):  # llama.cpp: as chat completions tell them
         return [_chat_piece(one) for one in logprobs["content"]]
@@ -202,7 +202,7 @@ def _plain_pieces(logprobs: Mapping[str, Any]) -> list[_Piece]:
 
 
 def _our_pieces(logprobs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[_Piece]:
-    """What our own endpoint tells beside the log-probabilities."""
+    """Return the tokens with what our own endpoint sends beside the log-probabilities."""
     names = ("margin", "entropy", "feasible_mass", "forced", "layer_agreement")
     rows = zip(logprobs["tokens"], logprobs["token_logprobs"], *(ours[name] for name in names), strict=True)
     return [

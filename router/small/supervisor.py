@@ -29,7 +29,7 @@ _READ_BYTES = 65536
 
 @dataclass(frozen=True, slots=True)
 class WorkerCommand:
-    """What to start."""
+    """The worker process to start."""
 
     socket: Path
     model: Path
@@ -65,7 +65,7 @@ class WorkerCommand:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long to wait for what, in seconds."""
+    """Waiting times, in seconds."""
 
     start: float = 180.0
     """For a worker to load its model."""
@@ -125,7 +125,7 @@ class Supervisor:
     def events(
         self, command: protocol.DraftCommand | protocol.CompleteCommand
     ) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
-        """See `SmallModel.events`."""
+        """Implements `SmallModel.events`: the events of one draft."""
         if self.info is None:
             raise SmallModelError("worker_unavailable", "the worker is starting")
         return self._client.events(command)
@@ -190,7 +190,7 @@ class Supervisor:
                 process.kill()
 
     async def _asked(self) -> protocol.Info:
-        """What the worker says it is, as soon as it says so."""
+        """Return what the worker says it is, as soon as it says so."""
         while True:
             try:
                 return await self._client.ask_info()

@@ -21,7 +21,7 @@ class _Open:
 
     text: str
     torn: bool
-    """Whether the token may end inside a character."""
+    """True if the token may end inside a character."""
 
 
 class TokenTexts:

@@ -51,7 +51,7 @@ class SmallModel(Protocol):
 
     @property
     def info(self) -> protocol.Info | None:
-        """What is loaded; None while nothing is ready."""
+        """The loaded model; None while nothing is ready."""
 
     def events(self, command: protocol.DraftCommand) -> AbstractAsyncContextManager[AsyncIterator[protocol.Event]]:
         """The events of one draft. Raises SmallModelError where it cannot be had."""
@@ -80,7 +80,7 @@ class WorkerClient:
             writer.close()
 
     async def ask_info(self) -> protocol.Info:
-        """What the worker has loaded. Raises SmallModelError."""
+        """Return what the worker has loaded. Raises SmallModelError."""
         async with self.events(protocol.InfoCommand()) as events:
             async for event in events:
                 if isinstance(event, protocol.Info):
@@ -187,6 +187,6 @@ class DraftBuilder:
 
 
 def _agreement(tokens: Sequence[protocol.Token]) -> FloatArray | None:
-    """Of each token, NaN where it has none; None where no token has one."""
+    """Return each token's layer agreement, NaN where it has none; None where no token has one."""
     shares = [np.nan if token.layer_agreement is None else token.layer_agreement for token in tokens]
     return None if np.isnan(shares).all() else np.asarray(shares, np.float32)
