@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from evaluation.report.sheet import Sheet
-from router.cli.output.tables import AsForm, AsJson, Form, show, told
+from router.cli.output.tables import AsForm, AsJson, Form, show, write_data
 from router.settings import Experiment, Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def status(
         experiment, found, course = asyncio.run(_state(settings, name, labels))
     except (LabelsError, LedgerUnavailableError, MetricError) as error:
         raise _fail(str(error), 1) from None
-    data = _plain({**dataclasses.asdict(found), "stopped": found.stopped or course.stopped, "course": course.told})
-    if not told(form, as_json, data, data["arms"]):
+    data = _plain({**dataclasses.asdict(found), "stopped": found.stopped or course.stopped, "course": course.summary})
+    if not write_data(form, as_json, data, data["arms"]):
         _show(name, experiment, found, course)
 
 
@@ -93,7 +93,7 @@ async def _state(settings: Settings, name: str, labels: Path | None) -> tuple[Ex
 class _Course:
     """Whether it runs, in words."""
 
-    told: str
+    summary: str
     stopped: bool = False
 
 
@@ -126,7 +126,7 @@ def _show(name: str, experiment: Experiment, found: State, course: _Course) -> N
         for arm in found.arms
     ]
     show(Sheet(_COLUMNS, rows, f"{name}: arms", folds=("arm",)), console)
-    console.print(course.told, highlight=False)
+    console.print(course.summary, highlight=False)
     ratio = found.ratio
     factor = math.exp(min(ratio.log_bayes_factor, 700.0))
     verdict = "MISMATCH" if ratio.mismatch else "sound"

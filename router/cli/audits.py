@@ -14,7 +14,7 @@ from rich.console import Console
 
 from evaluation.report.sheet import Sheet
 from router.cli.ledger import READ_S, day_option, fail, reading
-from router.cli.output.tables import AsForm, AsJson, Form, show, told
+from router.cli.output.tables import AsForm, AsJson, Form, show, write_data
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def audits(
     spent = sum(row.cost_nusd or 0 for row in rows)
     tools = {tool: _plain(found) for tool, found in by_tool.items()}
     data = {**_plain(whole), "reasons": reasons, "cost_nusd": spent, "tools": tools}
-    if told(form, as_json, data, [_record(tool, found) for tool, found in by_tool.items()]):
+    if write_data(form, as_json, data, [_record(tool, found) for tool, found in by_tool.items()]):
         return
     said = f"{whole.eligible} accepted answers could have been audited; {whole.audited} were; {whole.agreed} agree"
     console.print(f"{said}; audits cost ${spent / 1e9:.4f}", highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ class Grouping(StrEnum):
 
 
 class Form(StrEnum):
-    """How the report is told."""
+    """The form of the report."""
 
     TABLE = "table"
     JSON = "json"

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from evaluation.report.sheet import Sheet
 from router.cli.ledger import READ_S, day_option, fail, reading
-from router.cli.output.tables import AsForm, AsJson, Form, show, told
+from router.cli.output.tables import AsForm, AsJson, Form, show, write_data
 from router.settings import Settings
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def drift(
     assert first is not None
     then = (first - timedelta(days=against), first - timedelta(days=1))
     found = asyncio.run(_drift(settings, then, (first, last)))
-    if told(form, as_json, asdict(found), [asdict(one) for one in found.shifts]):
+    if write_data(form, as_json, asdict(found), [asdict(one) for one in found.shifts]):
         return
     rows = [
         (

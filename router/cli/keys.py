@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from evaluation.report.sheet import Sheet
-from router.cli.output.tables import AsForm, AsJson, Form, show, told
+from router.cli.output.tables import AsForm, AsJson, Form, show, write_data
 from router.settings import SettingsError, load_settings
 
 keys_app = typer.Typer(no_args_is_help=True)
@@ -114,7 +114,7 @@ def list_keys(form: AsForm = Form.TABLE, as_json: AsJson = False, config: Config
         return [{**fields, "state": _state(key.refusal(now))} for key, fields in shown]
 
     keys = _with_store(config, read)
-    if told(form, as_json, keys, keys):
+    if write_data(form, as_json, keys, keys):
         return
     show(
         Sheet(_COLUMNS, [_cells(key) for key in keys], folds=("name", "tenant", "budget", "a minute", "models")),

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from evaluation.report.sheet import Sheet
-from router.cli.output.tables import AsForm, Form, show, told, visible
+from router.cli.output.tables import AsForm, Form, show, visible, write_data
 from router.settings import Settings, SettingsError, load_settings
 
 ledger_app = typer.Typer(no_args_is_help=True)
@@ -85,7 +85,7 @@ def list_decisions(
             },
         )
     )
-    if told(form, False, found, found):
+    if write_data(form, False, found, found):
         return
     show(Sheet(_COLUMNS, [_cells(one) for one in found], folds=("reason", "tool", "key", "arm")), console)
     if len(found) == limit:

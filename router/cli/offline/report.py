@@ -106,8 +106,8 @@ def _of_ledger(days: LedgerDays, labels: KnownBy, small_usd_per_hour: float) -> 
     """Its URL may hold a password, and stands nowhere in the report."""
     from evaluation.report.content import Options, report_of
 
-    told = " ".join(map(str, words(replace(days, ledger="…"))))
-    command = f"smallcall report {told} --labels {labels.value}"
+    given = " ".join(map(str, words(replace(days, ledger="…"))))
+    command = f"smallcall report {given} --labels {labels.value}"
     found = observed_traces(days, labels=labels, command=command)
     options = Options(
         command=command,

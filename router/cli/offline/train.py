@@ -81,8 +81,8 @@ def _tell_refused(run: Path, errors: Console) -> None:
     parts = [*facts["files"].items(), ("training", facts["train"]), ("validation", facts["validation"])]
     for name, part in parts:
         if part["refused"]:
-            told = ", ".join(f"{count:,} {reason}" for reason, count in sorted(part["refused"].items()))
-            errors.print(f"{name}: rows left out: {told}", markup=False, highlight=False, soft_wrap=True)
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(part["refused"].items()))
+            errors.print(f"{name}: rows left out: {reasons}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _score(recipe: Recipe, base: Path, files: list[Path], trained: Path, rows: int, errors: Console) -> None:

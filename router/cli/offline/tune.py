@@ -311,14 +311,14 @@ def _classes(work: _Work, origin: Origin, rest: float, patterns: Sequence[str]) 
     from router.cli.offline.tune_tables import classes_sheet
 
     alphas = {REST: rest}
-    for told in patterns:
-        pattern, _, value = told.rpartition("=")
+    for spec in patterns:
+        pattern, _, value = spec.rpartition("=")
         if not pattern or pattern in alphas:
-            raise ValueError(f"--tool-class {told}: must be PATTERN=RATE, each pattern once")
+            raise ValueError(f"--tool-class {spec}: must be PATTERN=RATE, each pattern once")
         try:
             alphas[pattern] = float(value)
         except ValueError:
-            raise ValueError(f"--tool-class {told}: {value!r} is no rate") from None
+            raise ValueError(f"--tool-class {spec}: {value!r} is no rate") from None
     tuning = work.tuned("max_harm", rest)
     made = tune_classes(tuning.selection, tuning.holdout, alphas, delta=work.delta)
     show(classes_sheet(made), console)

@@ -108,22 +108,22 @@ def _judged(row: DecisionRow) -> Iterator[str]:
     if row.score is None:
         yield "There was no score: the draft was not judged by one."
         return
-    told = f"Score {row.score:.4f}"
+    sentence = f"Score {row.score:.4f}"
     if row.threshold is not None:
-        told += f" {'reaches' if row.score >= row.threshold else 'is below'} the threshold of {row.threshold:.4f}"
+        sentence += f" {'reaches' if row.score >= row.threshold else 'is below'} the threshold of {row.threshold:.4f}"
     if row.probability is not None:
-        told += f"; probability of being right {row.probability:.1%}"
-    yield told + "."
+        sentence += f"; probability of being right {row.probability:.1%}"
+    yield sentence + "."
 
 
 def _signals(row: DecisionRow) -> str:
-    told = (row.content or {}).get("explain")
-    if not told:
+    explained = (row.content or {}).get("explain")
+    if not explained:
         return (
             "The signals that spoke most are not kept: they are where ledger.store_content is set, a bundle judged, "
             'and the client asked for "smallcall": {"include": ["explain"]}.'
         )
-    spoken = (f"{one['signal']} {one['contribution']:+.2f}" for one in told)
+    spoken = (f"{one['signal']} {one['contribution']:+.2f}" for one in explained)
     return f"Spoke most, by what each adds to the judge's score: {'; '.join(spoken)}."
 
 

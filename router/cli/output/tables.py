@@ -31,7 +31,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 class Form(StrEnum):
-    """How rows are told."""
+    """The form in which rows are printed."""
 
     TABLE = "table"
     JSON = "json"
@@ -47,7 +47,7 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else "\ufffd" for character in text)
 
 
-def told(form: Form, as_json: bool, data: Any, records: Sequence[Mapping[str, Any]]) -> bool:
+def write_data(form: Form, as_json: bool, data: Any, records: Sequence[Mapping[str, Any]]) -> bool:
     """Write `data` as JSON or `records` as CSV where one of them is asked for, and say whether that was so."""
     if as_json or form is Form.JSON:
         print(json.dumps(data, indent=1, default=str))
