@@ -156,10 +156,9 @@ class AnswerParts:
     def take(self, delta: Mapping[str, Any]) -> Iterator[tuple[Part, str]]:
         """What can be told now that this piece of a chat completion came. Raises ClientError where it belongs to a call
         that is over, or too much waits."""
-        for kind in ("content", "refusal"):
-            if delta.get(kind):
-                self._said("content" if kind == "content" else "refusal", delta[kind])
-        for piece in delta.get("tool_calls") or ():
+        self._said("content", delta.get("content"))
+        self._said("refusal", delta.get("refusal"))
+        for piece in objects(delta.get("tool_calls")):
             self._called(piece)
         yield from self._told(ended=False)
 
@@ -167,7 +166,9 @@ class AnswerParts:
         """What is left at the answer's end."""
         yield from self._told(ended=True)
 
-    def _said(self, kind: Kind, said: str) -> None:
+    def _said(self, kind: Kind, said: Any) -> None:
+        if not isinstance(said, str) or not said:
+            return
         if not self._parts or self._parts[-1].kind != kind:
             self._parts.append(Part(kind))
         self._wait(self._parts[-1], said)
