@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from router.dialects.provider.call_deltas import AnswerParts, StreamedCalls
 
 from router.dialects import call_deltas
-from router.dialects.call_deltas import AnswerParts, StreamedCalls
 from router.dialects.errors import ClientError
 
 
