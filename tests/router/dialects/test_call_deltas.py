@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from router.dialects.provider.call_deltas import AnswerParts, StreamedCalls
 
-from router.dialects import call_deltas
 from router.dialects.errors import ClientError
+from router.dialects.provider import call_deltas
+from router.dialects.provider.call_deltas import AnswerParts, StreamedCalls
 
 
 def piece(arguments: str, index: int = 0, call_id: str | None = None, name: str | None = None) -> dict[str, Any]:
