@@ -97,16 +97,20 @@ def authored_rows(path: Path) -> Iterator[dict[str, Any]]:
         AuthoredError: a line cannot be read.
         OSError: a file cannot be read.
     """
-    for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
+    for file in _files(path):
         yield from _rows_of(file)
 
 
 def authored_sha256(path: Path) -> str:
     """SHA-256 of the file's bytes, or of those of all files of a folder one after another."""
     whole = hashlib.sha256()
-    for file in sorted(path.glob("*.txt")) if path.is_dir() else [path]:
+    for file in _files(path):
         whole.update(file.read_bytes())
     return whole.hexdigest()
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.txt")) if path.is_dir() else [path]
 
 
 def _rows_of(file: Path) -> Iterator[dict[str, Any]]:

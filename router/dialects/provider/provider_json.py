@@ -20,7 +20,10 @@ HOLE = "\N{REPLACEMENT CHARACTER}"
 
 def read_json(data: bytes) -> Any:
     """A whole answer, or what it holds. Raises orjson.JSONDecodeError."""
-    return whole(_loose(data))
+    try:
+        return orjson.loads(data)  # whole by itself: orjson refuses half characters
+    except orjson.JSONDecodeError as error:
+        return whole(_loose(data, error))
 
 
 def whole(value: Any) -> Any:
@@ -39,8 +42,8 @@ class StreamTexts:
         """One event. Raises orjson.JSONDecodeError."""
         try:
             return orjson.loads(data)
-        except orjson.JSONDecodeError:
-            return self.put_together(_loose(data))
+        except orjson.JSONDecodeError as error:
+            return self.put_together(_loose(data, error))
 
     def whole(self, event: dict[str, Any]) -> dict[str, Any]:
         """One event that was read by others."""
@@ -73,16 +76,12 @@ class StreamTexts:
         return _HALVES.sub(HOLE, joined)
 
 
-def _loose(data: bytes) -> Any:
-    """JSON whose texts may hold half characters. Raises orjson.JSONDecodeError where anything else is wrong with it."""
+def _loose(data: bytes, error: orjson.JSONDecodeError) -> Any:
+    """JSON that orjson refused, read if nothing but half characters is wrong with it. Raises `error` otherwise."""
+    decoded = data.decode("utf-8", "replace")
+    if not _HALF.search(data) and HOLE not in decoded:
+        raise error
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
-        decoded = data.decode("utf-8", "replace")
-        if not _HALF.search(data) and HOLE not in decoded:
-            raise
-        try:
-            return json.loads(decoded)
-        except (json.JSONDecodeError, RecursionError):
-            pass
-        raise
+        return json.loads(decoded)
+    except (json.JSONDecodeError, RecursionError):
+        raise error from None
